@@ -1,0 +1,267 @@
+"""The header of every frame kind, as typed structs; the spec is docs/wire.md.
+
+It does not pack bytes (`frame`) nor act on a message (`client`, `server`). No header has a place
+for a token, a label, a mask, a position array, a text or a loss.
+
+Units: lengths and positions in tokens, `_s` in seconds, squared norms of the summed loss.
+"""
+
+from enum import IntEnum
+
+import msgspec
+
+__all__ = [
+    "HEADERS",
+    "Backward",
+    "BackwardDone",
+    "CloseSession",
+    "Commit",
+    "Committed",
+    "Decode",
+    "Decoded",
+    "Failed",
+    "Forward",
+    "ForwardDone",
+    "Header",
+    "Hello",
+    "Kind",
+    "OpenRun",
+    "OpenSession",
+    "PullAdapter",
+    "RunOpened",
+    "SessionClosed",
+    "SessionOpened",
+    "Step",
+    "TrunkAdapter",
+    "Welcome",
+]
+
+
+class Kind(IntEnum):
+    """Frame kinds; the numbers are part of the wire format."""
+
+    HELLO = 1
+    WELCOME = 2
+    FAILED = 3
+    OPEN_RUN = 10
+    RUN_OPENED = 11
+    FORWARD = 12
+    FORWARD_DONE = 13
+    BACKWARD = 14
+    BACKWARD_DONE = 15
+    COMMIT = 16
+    COMMITTED = 17
+    PULL_ADAPTER = 18
+    TRUNK_ADAPTER = 19
+    OPEN_SESSION = 30
+    SESSION_OPENED = 31
+    DECODE = 32
+    DECODED = 33
+    CLOSE_SESSION = 34
+    CLOSED = 35
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all headers."""
+
+
+class Hello(Header):
+    """Client to server, first frame of a connection: what the client believes."""
+
+    nonce: str
+    """32 random bytes in hex, for evidence (empty evidence in `Welcome` where nothing attests)."""
+    spec: dict[str, str | int]
+    """Flat description that both sides compare: see `wire.spec.Spec`."""
+    leaves: dict[str, str]
+    """Model manifest leaves that the client recomputed: name -> SHA-256 hex."""
+
+
+class Welcome(Header):
+    """Server to client: the specs agree."""
+
+    boot_id: str
+    """Changes whenever the server process starts; memory of an older one is gone."""
+    spec: dict[str, str | int]
+    leaves: dict[str, str]
+    software: str
+    """Name and version of the server's software, for the logs."""
+
+
+class Failed(Header):
+    """The call failed; `code` is an error class of `cutlayer.errors`."""
+
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+class OpenRun(Header):
+    """Open or reopen a training run; the run belongs to the certificate's name."""
+
+    run_id: str
+    adapter: dict[str, str | int | float | bool | list[str]]
+    """Adapter settings of the trunk, as `AdapterSettings.model_dump()`."""
+    optimizer: dict[str, float]
+    """AdamW: beta1, beta2, eps, weight_decay."""
+    clip_norm: float | None
+    train_trunk: bool
+    seed: int
+    saved_steps: list[int]
+    """Steps that the client can go back to."""
+
+
+class RunOpened(Header):
+    """Both sides stand at `step` now: the newest that both had saved (0 = untrained)."""
+
+    step: int
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the server needs to finish one optimizer step: two scalars and a learning rate."""
+
+    step: int
+    """The step that this finishes, from 1."""
+    client_sq_norm: float
+    """Squared L2 norm of head and tail gradients of the summed loss. Visible to the server."""
+    num_tokens: int
+    """Label tokens of the step: gradients of the summed loss are divided by it."""
+    lr: float
+
+
+class Forward(Header):
+    """Released head output of one micro-batch; tensors: `h`."""
+
+    run_id: str
+    step: int
+    """The step being computed, from 1."""
+    micro: int
+    """Micro-batch of the step, from 0."""
+    lengths: list[int]
+    commit: Step | None = None
+    """Finish the step before, then run this one."""
+    is_evaluation: bool = False
+    """No graph is kept and no BACKWARD will come."""
+
+
+class ForwardDone(Header):
+    """Tensors: `y`."""
+
+    step: int
+    micro: int
+
+
+class Backward(Header):
+    """Released gradient of the summed loss at the upper cut; tensors: `grad`."""
+
+    run_id: str
+    step: int
+    micro: int
+    is_last: bool
+    """The last micro-batch of the step: the reply carries the trunk's squared norm."""
+    wants_input_grad: bool
+    """False when the head has nothing to train: no gradient is computed or sent."""
+
+
+class BackwardDone(Header):
+    """Tensors: `grad`, gradient at the lower cut, if it was wanted."""
+
+    step: int
+    micro: int
+    trunk_sq_norm: float | None = None
+
+
+class Commit(Header):
+    """Finish a step without another forward, and save it if asked."""
+
+    run_id: str
+    commit: Step | None
+    """None when the step was finished already and only the save is wanted."""
+    save: bool
+
+
+class Committed(Header):
+    """The server's step now."""
+
+    step: int
+
+
+class PullAdapter(Header):
+    """Ask for the trunk's adapter of one's own run."""
+
+    run_id: str
+
+
+class TrunkAdapter(Header):
+    """Tensors: the adapter's state, standard PEFT names with global block indices."""
+
+    step: int
+
+
+class OpenSession(Header):
+    """Reserve KV cache for a generation."""
+
+    max_lengths: list[int]
+    """Token limit of each row."""
+    run_id: str | None
+    """Whose trunk adapter to use; None is the base model."""
+    step: int | None = None
+    """Which saved step of that run; None is its newest."""
+
+
+class SessionOpened(Header):
+    """The session's name, unguessable."""
+
+    session_id: str
+    ttl_s: float
+
+
+class Decode(Header):
+    """Released vectors of some rows of a session; tensors: `h`."""
+
+    session_id: str
+    rows: list[int]
+    """Which rows of the session, ascending."""
+    lengths: list[int]
+    positions: list[int]
+    """Tokens of each row that are cached; a smaller number than the cache holds truncates it."""
+    last_only: bool = False
+    """Reply with the last vector of each row only (prefill needs no others)."""
+
+
+class Decoded(Header):
+    """Tensors: `y`."""
+
+
+class CloseSession(Header):
+    """Give the cache back."""
+
+    session_id: str
+
+
+class SessionClosed(Header):
+    """The session is closed."""
+
+    bytes_freed: int
+
+
+HEADERS: dict[Kind, type[Header]] = {
+    Kind.HELLO: Hello,
+    Kind.WELCOME: Welcome,
+    Kind.FAILED: Failed,
+    Kind.OPEN_RUN: OpenRun,
+    Kind.RUN_OPENED: RunOpened,
+    Kind.FORWARD: Forward,
+    Kind.FORWARD_DONE: ForwardDone,
+    Kind.BACKWARD: Backward,
+    Kind.BACKWARD_DONE: BackwardDone,
+    Kind.COMMIT: Commit,
+    Kind.COMMITTED: Committed,
+    Kind.PULL_ADAPTER: PullAdapter,
+    Kind.TRUNK_ADAPTER: TrunkAdapter,
+    Kind.OPEN_SESSION: OpenSession,
+    Kind.SESSION_OPENED: SessionOpened,
+    Kind.DECODE: Decode,
+    Kind.DECODED: Decoded,
+    Kind.CLOSE_SESSION: CloseSession,
+    Kind.CLOSED: SessionClosed,
+}
