@@ -1,0 +1,238 @@
+"""The only gate: account, (clip,) noise, encode, in this order. What leaves is a `Released`.
+
+It does not send; `client` sends nothing but `Released`. It knows no text, token or label: rows are
+named by identifiers that the caller makes.
+
+Shapes: N = vectors of all rows together, D = values of one vector.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import InitVar, dataclass, field
+from enum import StrEnum
+from typing import Never
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cutlayer.errors import ConfigError
+from cutlayer.model.rows import Rows
+from cutlayer.privacy.ledger import Ledger, Release
+from cutlayer.privacy.mechanism import Mechanism
+from cutlayer.privacy.noise import NoiseContext, RowNoise, RunSecret, release_key
+from cutlayer.wire.codec import Codec, Packed, get_codec
+
+__all__ = ["Boundary", "BoundaryName", "Released"]
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
+
+
+class BoundaryName(StrEnum):
+    """Where something leaves the data owner."""
+
+    ACTIVATIONS = "activations"
+    """Head output in training and evaluation, at the lower cut."""
+    GRADIENTS = "gradients"
+    """Gradient of the summed loss, at the upper cut: labels leak here."""
+    GENERATION = "generation"
+    """Head output of a generation, at the lower cut."""
+
+
+class _Gate:
+    """Whoever holds the one instance may make a Released."""
+
+
+_GATE = _Gate()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """Vectors that were accounted, noised and encoded. Only this module makes one."""
+
+    packed: Packed = field(repr=False)
+    """Wire form, [N, D]."""
+    rows: Rows
+    """Layout, without tokens."""
+    boundary: BoundaryName
+    """The gate it came through."""
+    is_replay: bool
+    """Whether all of it had left before, byte for byte; then it cost nothing."""
+    gate: InitVar[_Gate]
+
+    def __post_init__(self, gate: _Gate) -> None:
+        if gate is not _GATE:
+            raise TypeError("only Boundary.release makes a Released")
+        assert self.rows.tokens_N is None
+        assert self.packed.shape[0] == self.rows.num_tokens
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError("no subclass of Released: it would go around the gate")
+
+    def __reduce__(self) -> Never:
+        raise TypeError("a Released is not copied or serialised; the ledger counts each once")
+
+    def row(self, index: int) -> "Released":
+        """One row alone, its bytes copied: what later happens to this memory does not reach it."""
+        return self._part(index, 0, self.rows.lengths[index])
+
+    def first(self, num_vectors: int) -> "Released":
+        """The first vectors of a single row."""
+        assert self.rows.num_rows == 1
+        return self._part(0, 0, num_vectors)
+
+    @staticmethod
+    def join(rows: Sequence[Sequence["Released"]]) -> "Released":
+        """Released vectors again, in another grouping: always a replay.
+
+        Args:
+            rows: per row its consecutive pieces, one row each, all of one boundary and codec.
+        """
+        pieces = [piece for row in rows for piece in row]
+        layout = Rows(
+            lengths=tuple(sum(p.rows.num_tokens for p in row) for row in rows),
+            starts=tuple(row[0].rows.starts[0] for row in rows),
+        )
+        return Released(
+            packed=_concatenated([piece.packed for piece in pieces]),
+            rows=layout,
+            boundary=pieces[0].boundary,
+            is_replay=True,
+            gate=_GATE,
+        )
+
+    def _part(self, index: int, begin: int, end: int) -> "Released":
+        offset = self.rows.offsets[index]
+        return Released(
+            packed=_sliced(self.packed, offset + begin, offset + end),
+            rows=Rows(lengths=(end - begin,), starts=(self.rows.starts[index] + begin,)),
+            boundary=self.boundary,
+            is_replay=self.is_replay,
+            gate=_GATE,
+        )
+
+
+class Boundary:
+    """One gate of one run."""
+
+    def __init__(
+        self,
+        name: BoundaryName,
+        mechanism: Mechanism,
+        codec: Codec,
+        ledger: Ledger,
+        secret: RunSecret,
+    ) -> None:
+        """
+        Args:
+            name: which gate; part of every noise key.
+            mechanism: noise rule.
+            codec: wire form, from `wire.codec.get_codec`.
+            ledger: the run's ledger.
+            secret: the run's secret, the same one for as long as the ledger lives.
+        """
+        self.name = name
+        self.mechanism = mechanism
+        self._codec = codec
+        self._ledger = ledger
+        self._secret = secret
+
+    @property
+    def guarantee(self) -> str:
+        """What passing this gate promises, to be printed beside every result."""
+        return self.mechanism.guarantee
+
+    def release(
+        self, x_ND: Tensor, rows: Rows, row_ids: Sequence[str], version: str
+    ) -> tuple[Tensor, Released]:
+        """Account, noise and encode what is about to leave.
+
+        Args:
+            x_ND: vectors of the packed rows, float32 or a 2-byte float type.
+            rows: their layout; the starts are part of the noise keys, tokens are ignored.
+            row_ids: one identifier per row, unique within the run, never text.
+            version: identifier of the weights that made `x_ND`; it changes whenever they do.
+
+        Returns:
+            The noised vectors, still in the graph, and their wire form.
+
+        Raises:
+            ConfigError: values that are not finite, or rows and identifiers that do not fit.
+            StorageError: the ledger cannot be written; nothing may leave.
+        """
+        self._check(x_ND, rows, row_ids, version)
+        keys = list(self._noise_keys(x_ND, rows, row_ids, version))
+        is_replay = self._account(keys, rows, version)
+        noised_ND = self.mechanism.apply(x_ND, RowNoise(keys, rows.lengths))
+        released = Released(
+            packed=self._codec.encode(noised_ND.detach()),
+            rows=rows.without_tokens(),
+            boundary=self.name,
+            is_replay=is_replay,
+            gate=_GATE,
+        )
+        return noised_ND, released
+
+    def _check(self, x_ND: Tensor, rows: Rows, row_ids: Sequence[str], version: str) -> None:
+        if x_ND.ndim != 2 or x_ND.shape[0] != rows.num_tokens or len(row_ids) != rows.num_rows:
+            raise ConfigError(
+                f"{self.name}: a tensor of shape {list(x_ND.shape)} and {len(row_ids)} row names "
+                f"for {rows.num_rows} rows of {rows.num_tokens} tokens"
+            )
+        if not x_ND.is_floating_point() or x_ND.dtype.itemsize > 4:
+            raise ConfigError(f"{self.name}: cannot release {x_ND.dtype}; use float32 or smaller")
+        for name in (version, *row_ids):
+            if not _IDENTIFIER.fullmatch(name):
+                # Not shown: what is no identifier may be somebody's text.
+                raise ConfigError(
+                    f"{self.name}: a row or version name of {len(name)} characters is no "
+                    "identifier (letters, digits and ._:/@+-, at most 128); never name rows by text"
+                )
+        if not bool(torch.isfinite(x_ND.detach()).all()):
+            raise ConfigError(
+                f"{self.name}: values are NaN or infinite, so training diverged or the model does "
+                "not fit its dtype; nothing was sent: lower the learning rate or use float32"
+            )
+
+    def _noise_keys(
+        self, x_ND: Tensor, rows: Rows, row_ids: Sequence[str], version: str
+    ) -> Iterator[bytes]:
+        label = self.mechanism.label
+        context = NoiseContext(boundary=self.name, mechanism=label, version=version)
+        x = np.ascontiguousarray(x_ND.detach().float().cpu().numpy())
+        for row_id, start, begin, end in zip(
+            row_ids, rows.starts, rows.offsets, rows.offsets[1:], strict=False
+        ):
+            yield self._secret.noise_key(context, row_id, start, x[begin:end])
+
+    def _account(self, keys: Sequence[bytes], rows: Rows, version: str) -> bool:
+        releases = [
+            Release(key=release_key(key), num_vectors=length)
+            for key, length in zip(keys, rows.lengths, strict=True)
+        ]
+        event = self.mechanism.event(rows.num_tokens)
+        return self._ledger.account(self.name, event, version, releases)
+
+
+def _vector_bytes(packed: Packed) -> tuple[int, ...]:
+    """Bytes of one vector in each buffer: every codec codes each vector alone."""
+    return get_codec(packed.codec).layout((1, *packed.shape[1:]), packed.dtype)
+
+
+def _sliced(packed: Packed, begin: int, end: int) -> Packed:
+    sizes = _vector_bytes(packed)
+    buffers = tuple(
+        bytes(memoryview(buffer)[begin * size : end * size])
+        for buffer, size in zip(packed.buffers, sizes, strict=True)
+    )
+    shape = (end - begin, *packed.shape[1:])
+    return Packed(codec=packed.codec, dtype=packed.dtype, shape=shape, buffers=buffers)
+
+
+def _concatenated(pieces: Sequence[Packed]) -> Packed:
+    first = pieces[0]
+    kinds = {(p.codec, p.dtype, p.shape[1:]) for p in pieces}
+    assert len(kinds) == 1, f"pieces of different form: {kinds}"
+    buffers = tuple(b"".join(column) for column in zip(*(p.buffers for p in pieces), strict=True))
+    shape = (sum(p.shape[0] for p in pieces), *first.shape[1:])
+    return Packed(codec=first.codec, dtype=first.dtype, shape=shape, buffers=buffers)
