@@ -1,0 +1,1 @@
+"""What must survive a crash or stay private on disk: files, logs, keys, purge."""
