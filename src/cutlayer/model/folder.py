@@ -31,7 +31,7 @@ from cutlayer.errors import ModelError
 from cutlayer.model.gguf_import import import_gguf
 from cutlayer.model.tensor_file import TensorFile
 
-__all__ = ["HubFolder", "ModelFolder", "default_cache_folder", "resolve_model"]
+__all__ = ["TOKENIZER_FILES", "HubFolder", "ModelFolder", "default_cache_folder", "resolve_model"]
 
 T = TypeVar("T")
 
@@ -75,13 +75,27 @@ class ModelFolder:
             self._config = _read_locally(AutoConfig.from_pretrained, self.path, "config.json")
         return self._config
 
+    def fetch_tokenizer(self) -> None:
+        """Make sure that the tokenizer's files are in `path`."""
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The folder's tokenizer."""
+        """The model's tokenizer."""
+        self.fetch_tokenizer()
         return _read_locally(AutoTokenizer.from_pretrained, self.path, "tokenizer")
 
     def names(self) -> frozenset[str]:
         """The names of all tensors of the checkpoint, as its files spell them."""
         return frozenset(self._shard_of)
+
+    def layout(self) -> dict[str, Tensor]:
+        """Dtype and shape of every tensor, as meta tensors; every shard's header is read."""
+        shards = sorted(set(self._shard_of.values()))
+        found = {
+            name: meta for shard in shards for name, meta in self._file(shard).layout().items()
+        }
+        if missing := sorted(self._shard_of.keys() - found.keys()):
+            raise ModelError(f"the shards of {self.path} lack {missing}; download them again")
+        return {name: found[name] for name in self._shard_of}
 
     def get(self, name: str) -> Tensor:
         """Read one tensor in the file's dtype, and nothing else.
@@ -147,11 +161,10 @@ class HubFolder(ModelFolder):
             )
         super().__init__(config_path.parent)
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer; its files are downloaded now."""
+    def fetch_tokenizer(self) -> None:
+        """Download the tokenizer's files, where the model has them."""
         for name in TOKENIZER_FILES:
             self._download_if_there(name)
-        return super().tokenizer()
 
     def _locate(self, shard: str) -> Path:
         return self._download(shard)

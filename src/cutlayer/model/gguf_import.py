@@ -113,7 +113,7 @@ def _convert(reader: GGUFReader, path: Path, folder: Path) -> None:
             "convert others to safetensors with their own tools"
         )
     _refuse_rope_scaling(reader, path, architecture)
-    config = _read_config(reader, path)
+    config = _read_config(reader, path, architecture)
     layout = _expected_layout(config)
     config.architectures = [_model_class_name(config)]
     names = _names(reader, path, architecture, config, layout)
@@ -126,7 +126,7 @@ def _convert(reader: GGUFReader, path: Path, folder: Path) -> None:
     _read_tokenizer(reader, path).save_pretrained(folder)
 
 
-def _read_config(reader: GGUFReader, path: Path) -> PreTrainedConfig:
+def _read_config(reader: GGUFReader, path: Path, architecture: str) -> PreTrainedConfig:
     config = _through_transformers(AutoConfig.from_pretrained, path, "config")
     # The file's name for the model would otherwise travel as a config field.
     vars(config).pop("_model_name_or_path", None)
@@ -134,6 +134,9 @@ def _read_config(reader: GGUFReader, path: Path) -> PreTrainedConfig:
     if embedding is None:
         raise ModelError(f"{path} has no token_embd.weight; it is no language model")
     config.vocab_size = int(embedding.shape[1])
+    head_size = _text(reader, f"{architecture}.attention.key_length")
+    if head_size and hasattr(config, "head_dim"):
+        config.head_dim = int(head_size)
     config.dtype = torch.float32
     return config
 
