@@ -61,11 +61,13 @@ class Kind(IntEnum):
     CLOSED = 35
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all headers."""
+class Header(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True
+):
+    """Base of all headers. They travel as arrays: the order of fields is part of the format."""
 
 
-class Hello(Header):
+class Hello(Header, frozen=True, kw_only=True):
     """Client to server, first frame of a connection: what the client believes."""
 
     nonce: str
@@ -76,7 +78,7 @@ class Hello(Header):
     """Model manifest leaves that the client recomputed: name -> SHA-256 hex."""
 
 
-class Welcome(Header):
+class Welcome(Header, frozen=True, kw_only=True):
     """Server to client: the specs agree."""
 
     boot_id: str
@@ -87,7 +89,7 @@ class Welcome(Header):
     """Name and version of the server's software, for the logs."""
 
 
-class Failed(Header):
+class Failed(Header, frozen=True, kw_only=True):
     """The call failed; `code` is an error class of `cutlayer.errors`."""
 
     code: str
@@ -95,7 +97,7 @@ class Failed(Header):
     retry_after_s: float | None = None
 
 
-class OpenRun(Header):
+class OpenRun(Header, frozen=True, kw_only=True):
     """Open or reopen a training run; the run belongs to the certificate's name."""
 
     run_id: str
@@ -104,19 +106,20 @@ class OpenRun(Header):
     optimizer: dict[str, float]
     """AdamW: beta1, beta2, eps, weight_decay."""
     clip_norm: float | None
-    train_trunk: bool
+    wants_input_grad: bool
+    """False when the head has nothing to train: no gradient is computed or sent."""
     seed: int
     saved_steps: list[int]
     """Steps that the client can go back to."""
 
 
-class RunOpened(Header):
+class RunOpened(Header, frozen=True, kw_only=True):
     """Both sides stand at `step` now: the newest that both had saved (0 = untrained)."""
 
     step: int
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True):
     """What the server needs to finish one optimizer step: two scalars and a learning rate."""
 
     step: int
@@ -128,7 +131,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     lr: float
 
 
-class Forward(Header):
+class Forward(Header, frozen=True, kw_only=True):
     """Released head output of one micro-batch; tensors: `h`."""
 
     run_id: str
@@ -143,14 +146,14 @@ class Forward(Header):
     """No graph is kept and no BACKWARD will come."""
 
 
-class ForwardDone(Header):
+class ForwardDone(Header, frozen=True, kw_only=True):
     """Tensors: `y`."""
 
     step: int
     micro: int
 
 
-class Backward(Header):
+class Backward(Header, frozen=True, kw_only=True):
     """Released gradient of the summed loss at the upper cut; tensors: `grad`."""
 
     run_id: str
@@ -158,11 +161,9 @@ class Backward(Header):
     micro: int
     is_last: bool
     """The last micro-batch of the step: the reply carries the trunk's squared norm."""
-    wants_input_grad: bool
-    """False when the head has nothing to train: no gradient is computed or sent."""
 
 
-class BackwardDone(Header):
+class BackwardDone(Header, frozen=True, kw_only=True):
     """Tensors: `grad`, gradient at the lower cut, if it was wanted."""
 
     step: int
@@ -170,34 +171,38 @@ class BackwardDone(Header):
     trunk_sq_norm: float | None = None
 
 
-class Commit(Header):
+class Commit(Header, frozen=True, kw_only=True):
     """Finish a step without another forward, and save it if asked."""
 
     run_id: str
     commit: Step | None
     """None when the step was finished already and only the save is wanted."""
     save: bool
+    pin: bool = False
+    """Keep this step beside the newest ones: the best so far on validation rows."""
 
 
-class Committed(Header):
+class Committed(Header, frozen=True, kw_only=True):
     """The server's step now."""
 
     step: int
 
 
-class PullAdapter(Header):
+class PullAdapter(Header, frozen=True, kw_only=True):
     """Ask for the trunk's adapter of one's own run."""
 
     run_id: str
+    step: int
+    """A step that the server has saved."""
 
 
-class TrunkAdapter(Header):
+class TrunkAdapter(Header, frozen=True, kw_only=True):
     """Tensors: the adapter's state, standard PEFT names with global block indices."""
 
     step: int
 
 
-class OpenSession(Header):
+class OpenSession(Header, frozen=True, kw_only=True):
     """Reserve KV cache for a generation."""
 
     max_lengths: list[int]
@@ -208,14 +213,14 @@ class OpenSession(Header):
     """Which saved step of that run; None is its newest."""
 
 
-class SessionOpened(Header):
+class SessionOpened(Header, frozen=True, kw_only=True):
     """The session's name, unguessable."""
 
     session_id: str
     ttl_s: float
 
 
-class Decode(Header):
+class Decode(Header, frozen=True, kw_only=True):
     """Released vectors of some rows of a session; tensors: `h`."""
 
     session_id: str
@@ -224,21 +229,19 @@ class Decode(Header):
     lengths: list[int]
     positions: list[int]
     """Tokens of each row that are cached; a smaller number than the cache holds truncates it."""
-    last_only: bool = False
-    """Reply with the last vector of each row only (prefill needs no others)."""
 
 
-class Decoded(Header):
+class Decoded(Header, frozen=True, kw_only=True):
     """Tensors: `y`."""
 
 
-class CloseSession(Header):
+class CloseSession(Header, frozen=True, kw_only=True):
     """Give the cache back."""
 
     session_id: str
 
 
-class SessionClosed(Header):
+class SessionClosed(Header, frozen=True, kw_only=True):
     """The session is closed."""
 
     bytes_freed: int

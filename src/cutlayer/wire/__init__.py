@@ -1,0 +1,1 @@
+"""Bytes: frames, codecs, channels. It knows shapes and dtypes, never meanings."""
