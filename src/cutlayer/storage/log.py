@@ -14,18 +14,20 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from cutlayer.errors import StorageError
-from cutlayer.storage.files import explain_os_errors, sync_folder, write_all
+from cutlayer.storage.files import explain_os_errors, sync_folder, write_all, write_atomic
 from cutlayer.storage.vault import NoVault, Vault
 
-__all__ = ["Anchor", "DurableLog", "check_unlocked", "read_log"]
+__all__ = ["Anchor", "DurableLog", "locked_log", "read_log", "reseal_log"]
 
 _START = "0" * 64
+_Seal = Callable[[bytes, int], bytes]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class DurableLog:
         """
         self.path = path
         self._vault = NoVault() if vault is None else vault
+        self._seal = _sealer(path, self._vault)
         self._is_broken = False
+        self._num_lines, self._num_bytes, self._last_hash = 0, 0, _START
         with explain_os_errors(f"open log {path}"):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -88,7 +92,7 @@ class DurableLog:
             StorageError: full disk or file error; the line is not in the log.
         """
         self._check_usable()
-        line, new_hash = self._line(record)
+        line, new_hash = _make_line(self._num_lines, self._last_hash, record, self._seal)
         try:
             with explain_os_errors(f"append to {self.path}"):
                 write_all(self._descriptor, line)
@@ -142,7 +146,6 @@ class DurableLog:
             os.lseek(self._descriptor, self._num_bytes, os.SEEK_SET)
             os.fsync(self._descriptor)
             sync_folder(self.path.parent)
-        self._num_lines, self._last_hash = 0, _START
         is_key_checked = False
         for entry in _entries(self.path):
             if "sealed" in entry and not is_key_checked:
@@ -151,16 +154,6 @@ class DurableLog:
                 is_key_checked = True
             self._num_lines += 1
             self._last_hash = str(entry["hash"])
-
-    def _line(self, record: Mapping[str, object]) -> tuple[bytes, str]:
-        entry: dict[str, object] = {"n": self._num_lines, "prev": self._last_hash}
-        if isinstance(self._vault, NoVault):
-            entry["record"] = dict(record)
-        else:
-            sealed = self._vault.seal(_dump(record), _context(self.path, self._num_lines))
-            entry["sealed"] = base64.b64encode(sealed).decode()
-        new_hash = _entry_hash(entry)
-        return _dump(entry | {"hash": new_hash}) + b"\n", new_hash
 
     def _check_usable(self) -> None:
         if self._descriptor < 0 or self._is_broken:
@@ -200,14 +193,36 @@ def read_log(path: Path, vault: Vault | None = None) -> Iterator[dict[str, objec
             yield _unseal(entry, path, vault)
 
 
-def check_unlocked(path: Path) -> None:
-    """Refuse a log that some process is writing, whatever the log's content.
+def reseal_log(path: Path, old: Vault, new: Vault) -> None:
+    """Write a log again under another key, durable when this returns; for its one writer.
 
     Raises:
-        StorageError: locked, or the file cannot be opened.
+        StorageError: as for `read_log`, or the disk is full; the old file stays then.
     """
-    with explain_os_errors(f"open log {path}"), path.open("rb") as file:
-        _lock(file.fileno(), path)
+
+    def lines() -> Iterator[bytes]:
+        last_hash = _START
+        for number, record in enumerate(read_log(path, old)):
+            line, last_hash = _make_line(number, last_hash, record, _sealer(path, new))
+            yield line
+
+    write_atomic(path, lines())
+
+
+@contextmanager
+def locked_log(path: Path) -> Iterator[None]:
+    """Keep every writer out of a log, whatever its content, without opening it as one.
+
+    Raises:
+        StorageError: some process writes it, or the file cannot be opened.
+    """
+    with explain_os_errors(f"open log {path}"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _lock(descriptor, path)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, path: Path) -> None:
@@ -215,6 +230,24 @@ def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StorageError(f"{path} is used by another process; stop it first") from error
+
+
+def _sealer(path: Path, vault: Vault) -> _Seal | None:
+    if isinstance(vault, NoVault):
+        return None
+    return lambda data, number: vault.seal(data, _context(path, number))
+
+
+def _make_line(
+    number: int, previous: str, record: Mapping[str, object], seal: _Seal | None
+) -> tuple[bytes, str]:
+    entry: dict[str, object] = {"n": number, "prev": previous}
+    if seal is None:
+        entry["record"] = dict(record)
+    else:
+        entry["sealed"] = base64.b64encode(seal(_dump(record), number)).decode()
+    new_hash = _entry_hash(entry)
+    return _dump(entry | {"hash": new_hash}) + b"\n", new_hash
 
 
 def _entries(path: Path) -> Iterator[dict[str, object]]:

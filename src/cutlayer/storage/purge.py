@@ -4,18 +4,21 @@ It does not promise that the bytes are gone: file systems and solid-state disks 
 that no program can reach and overwrite. What makes a purge final is encryption: the run's own key
 (`vault.key`) is overwritten and deleted first, and without it the rest is unreadable wherever
 copies lie, as long as the owner's key that sealed it stays secret or is destroyed too.
-The privacy ledger stays unless told otherwise: budgets that were spent stay spent.
+The privacy ledger stays unless told otherwise: budgets that were spent stay spent. An encrypted one
+is sealed again with the owner's key first, because the run's key goes.
 """
 
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from cutlayer.errors import StorageError
 from cutlayer.storage.files import explain_os_errors, sync_folder, write_all
-from cutlayer.storage.log import check_unlocked
+from cutlayer.storage.log import locked_log, read_log, reseal_log
+from cutlayer.storage.vault import Vault, open_run_vault
 
 __all__ = ["Purged", "purge_run"]
 
@@ -41,6 +44,7 @@ def purge_run(
     ledgers: Sequence[str] = ("ledger.jsonl",),
     keep_ledgers: bool = True,
     markers: Sequence[str] = ("ledger.jsonl", "run.json"),
+    owner: Vault | None = None,
 ) -> Purged:
     """Remove the state of one run.
 
@@ -49,22 +53,34 @@ def purge_run(
         ledgers: paths within it that record spent budget.
         keep_ledgers: False removes these too, and then the folder itself.
         markers: a folder without any of these is not a run and is refused.
+        owner: the owner's vault (`open_vault`); needed to keep the ledger of an encrypted run.
 
     Raises:
-        StorageError: not a run, still in use, or a ledger that only the run's key can read.
+        StorageError: not a run, still in use, or an encrypted ledger without the owner's key.
     """
     _check_is_run(folder, markers)
-    kept = tuple(folder / name for name in ledgers if keep_ledgers and (folder / name).exists())
-    for ledger in (folder / name for name in ledgers):
-        _check_ledger(ledger, keep_ledgers)
+    present = [folder / name for name in ledgers if (folder / name).exists()]
+    with ExitStack() as locks:
+        # Whoever writes the run holds its ledger's lock: a client may be running on this folder.
+        for ledger in present:
+            locks.enter_context(locked_log(ledger))
+        kept = tuple(present) if keep_ledgers else ()
+        for ledger in kept:
+            _free_from_run_key(ledger, folder, owner)
+        return _remove(folder, kept)
+
+
+def _remove(folder: Path, kept: tuple[Path, ...]) -> Purged:
     with explain_os_errors(f"purge {folder}"):
-        has_key = _destroy_key(folder / _RUN_KEY)
-        files = [p for p in _files(folder) if p not in kept]
-        num_bytes = sum(p.lstat().st_size for p in files)
+        is_key_destroyed = _destroy_key(folder / _RUN_KEY)
+        files = [path for path in _files(folder) if path not in kept]
+        num_bytes = sum(path.lstat().st_size for path in files)
         for path in files:
             path.unlink()
         _remove_empty_folders(folder)
-    return Purged(num_files=len(files), num_bytes=num_bytes, kept=kept, is_key_destroyed=has_key)
+    return Purged(
+        num_files=len(files), num_bytes=num_bytes, kept=kept, is_key_destroyed=is_key_destroyed
+    )
 
 
 def _check_is_run(folder: Path, markers: Sequence[str]) -> None:
@@ -76,16 +92,19 @@ def _check_is_run(folder: Path, markers: Sequence[str]) -> None:
         )
 
 
-def _check_ledger(ledger: Path, is_kept: bool) -> None:
-    if not ledger.exists():
+def _free_from_run_key(ledger: Path, folder: Path, owner: Vault | None) -> None:
+    if not (folder / _RUN_KEY).exists() or b'"sealed":' not in ledger.read_bytes():
         return
-    # Whoever writes the run holds its ledger's lock: a client may be running on this folder.
-    check_unlocked(ledger)
-    if is_kept and (ledger.parent / _RUN_KEY).exists() and b'"sealed":' in ledger.read_bytes():
+    if owner is None:
         raise StorageError(
-            f"{ledger} is encrypted and may need the key that a purge destroys; copy it out in "
-            "plain form first, or purge the ledger too"
+            f"{ledger} is encrypted with the key that a purge destroys; give the storage key so "
+            "that the ledger can be kept, or purge the ledger too"
         )
+    try:
+        reseal_log(ledger, open_run_vault(folder, owner), owner)
+    except StorageError:
+        # A purge that was interrupted after this step has done it already.
+        next(read_log(ledger, owner), None)
 
 
 def _destroy_key(path: Path) -> bool:

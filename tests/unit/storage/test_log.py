@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutlayer.errors import StorageError
-from cutlayer.storage.log import DurableLog, check_unlocked, read_log
+from cutlayer.storage.log import DurableLog, locked_log, read_log
 from cutlayer.storage.vault import AesVault, Vault
 
 
@@ -64,13 +64,14 @@ def test_second_writer_is_refused_until_the_first_closes(tmp_path: Path) -> None
     with DurableLog(path):
         with pytest.raises(StorageError, match="another process"):
             DurableLog(path)
-        with pytest.raises(StorageError, match="another process"):
-            check_unlocked(path)
+        with pytest.raises(StorageError, match="another process"), locked_log(path):
+            pass
         other = subprocess.run(
             [sys.executable, "-c", code, str(path)], capture_output=True, text=True
         )
         assert "another process" in other.stderr
-    check_unlocked(path)
+    with locked_log(path), pytest.raises(StorageError, match="another process"):
+        DurableLog(path)
     DurableLog(path).close()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cutlayer.errors import StorageError
-from cutlayer.storage.log import DurableLog, read_log
+from cutlayer.storage.log import DurableLog, read_log, reseal_log
 from cutlayer.storage.purge import purge_run
 from cutlayer.storage.vault import AesVault, open_run_vault
 
@@ -74,14 +74,36 @@ def test_destroyed_key_makes_copies_unreadable(tmp_path: Path) -> None:
         open_run_vault(folder, owner).open(copy, "c")
 
 
-def test_ledger_that_only_the_run_key_opens_stops_a_purge(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+def _encrypted_run(folder: Path, owner: AesVault) -> Path:
     folder.mkdir()
-    vault = open_run_vault(folder, AesVault(b"k" * 32))
-    with DurableLog(folder / "ledger.jsonl", vault) as log:
-        log.append({"epsilon": 1.0})
-    with pytest.raises(StorageError, match="copy it out"):
+    with DurableLog(folder / "ledger.jsonl", open_run_vault(folder, owner)) as log:
+        for number in range(3):
+            log.append({"epsilon": number})
+    return folder
+
+
+def test_ledger_of_an_encrypted_run_stays_readable_with_the_owners_key(tmp_path: Path) -> None:
+    owner = AesVault(b"k" * 32)
+    folder = _encrypted_run(tmp_path / "run", owner)
+    with pytest.raises(StorageError, match="give the storage key"):
         purge_run(folder)
+    with pytest.raises(StorageError, match="key that sealed it"):
+        purge_run(folder, owner=AesVault(b"w" * 32))
     assert (folder / "vault.key").exists()
+    assert purge_run(folder, owner=owner).is_key_destroyed
+    assert [line["epsilon"] for line in read_log(folder / "ledger.jsonl", owner)] == [0, 1, 2]
+    DurableLog(folder / "ledger.jsonl", owner).close()
+
+
+def test_purge_that_was_interrupted_after_resealing_can_be_repeated(tmp_path: Path) -> None:
+    owner = AesVault(b"k" * 32)
+    folder = _encrypted_run(tmp_path / "run", owner)
+    reseal_log(folder / "ledger.jsonl", open_run_vault(folder, owner), owner)
+    assert purge_run(folder, owner=owner).is_key_destroyed
+    assert len(list(read_log(folder / "ledger.jsonl", owner))) == 3
+
+
+def test_encrypted_run_without_its_key_can_still_be_purged_with_the_ledger(tmp_path: Path) -> None:
+    folder = _encrypted_run(tmp_path / "run", AesVault(b"k" * 32))
     purge_run(folder, keep_ledgers=False)
     assert not folder.exists()
