@@ -18,6 +18,7 @@ __all__ = ["Reader", "Record", "read_records", "source", "source_kinds"]
 Reader = Callable[[Path, str], Iterator["Record"]]
 """Reads the records of one file or folder; the second argument names the wanted split."""
 
+_SPLITS = ("train", "validation", "test")
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -159,12 +160,17 @@ def _read_folder(path: Path, split: str) -> Iterator[Record]:
     if not files:
         suffixes = ", ".join(sorted(_KIND_BY_SUFFIX))
         raise DataError(f"{path} holds no saved dataset and no data file ({suffixes})")
-    wanted = [p for p in files if p.name.startswith(split) or split in p.relative_to(path).parts]
-    if not wanted and len(files) > 1:
+    wanted = [file for file in files if _names(file.relative_to(path), split)]
+    names_any = any(_names(file.relative_to(path), known) for file in files for known in _SPLITS)
+    if not wanted and (names_any or len(files) > 1):
         names = ", ".join(str(p.relative_to(path)) for p in files[:5])
         raise DataError(f"{path}: no file name begins with {split!r}; found {names}")
     for file in wanted or files:
         yield from _READERS[_KIND_BY_SUFFIX[file.suffix]](file, split)
+
+
+def _names(path: Path, split: str) -> bool:
+    return path.name.startswith(split) or split in path.parts
 
 
 def _known_split(path: Path, split: str, known: list[str]) -> str:
