@@ -161,11 +161,11 @@ def test_a_close_travels_after_the_last_byte(sink: socket.socket) -> None:
 
 
 def test_a_dead_server_breaks_the_clients_connection(sink: socket.socket) -> None:
-    with DelayingProxy(sink.getsockname()[1], LINK_PROFILES["lan"]) as proxy:
-        with _connect(proxy) as end:
-            far, _ = sink.accept()
-            far.close()
-            assert end.recv(1) == b""
+    lan = LINK_PROFILES["lan"]
+    with DelayingProxy(sink.getsockname()[1], lan) as proxy, _connect(proxy) as end:
+        far, _ = sink.accept()
+        far.close()
+        assert end.recv(1) == b""
 
 
 def test_an_absent_server_closes_the_connection_and_a_later_one_works(sink: socket.socket) -> None:
