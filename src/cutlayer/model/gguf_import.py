@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from cutlayer.errors import ModelError
 from cutlayer.model.tensor_file import write_tensor_file
@@ -33,6 +34,8 @@ __all__ = ["ARCHITECTURES", "import_gguf"]
 
 _LAYOUT_VERSION = 1
 """Part of the cache key; raise it when a conversion's result changes."""
+
+_ROPE_FACTORS = "rope_freqs.weight"
 
 T = TypeVar("T")
 Undo = Callable[[str, Tensor, PreTrainedConfig], Tensor]
@@ -114,6 +117,7 @@ def _convert(reader: GGUFReader, path: Path, folder: Path) -> None:
         )
     _refuse_rope_scaling(reader, path, architecture)
     config = _read_config(reader, path, architecture)
+    _restore_rope_factors(reader, path, config)
     layout = _expected_layout(config)
     config.architectures = [_model_class_name(config)]
     names = _names(reader, path, architecture, config, layout)
@@ -181,7 +185,7 @@ def _names(
     kind = next(key for key, value in MODEL_ARCH_NAMES.items() if value == architecture)
     name_map = get_tensor_name_map(kind, config.num_hidden_layers)
     wanted = {name_map.get_name(name, try_suffixes=(".weight", ".bias")): name for name in layout}
-    found = {tensor.name: tensor for tensor in reader.tensors}
+    found = {tensor.name: tensor for tensor in reader.tensors if tensor.name != _ROPE_FACTORS}
     if missing := sorted(str(name) for name in wanted.keys() - found.keys()):
         raise ModelError(f"{path} lacks the tensors {missing}; download it again")
     if extra := sorted(found.keys() - wanted.keys()):
@@ -211,6 +215,33 @@ def _refuse_rope_scaling(reader: GGUFReader, path: Path, architecture: str) -> N
     if scaling not in ("", "none"):
         raise ModelError(
             f"{path} scales RoPE by {scaling!r}, which GGUF import does not carry over; "
+            "use the model's safetensors folder"
+        )
+
+
+def _restore_rope_factors(reader: GGUFReader, path: Path, config: PreTrainedConfig) -> None:
+    """Llama 3 stretches RoPE; GGUF keeps the factors per frequency instead of the rule.
+
+    The published rule is put back with the largest factor, and must give the file's factors.
+    """
+    source = next((t for t in reader.tensors if t.name == _ROPE_FACTORS), None)
+    if source is None:
+        return
+    factors = torch.tensor(dequantize(source.data, source.tensor_type)).float()
+    rule = {
+        "rope_type": "llama3",
+        "factor": float(factors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config.rope_parameters = {**config.rope_parameters, **rule}
+    stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))
+    exponents = torch.arange(len(stretched)) / len(stretched)
+    expected = config.rope_parameters["rope_theta"] ** -exponents / stretched
+    if expected.shape != factors.shape or not torch.allclose(expected, factors, rtol=1e-4):
+        raise ModelError(
+            f"{path} has {_ROPE_FACTORS} that do not follow Llama 3's rule; "
             "use the model's safetensors folder"
         )
 

@@ -72,6 +72,7 @@ def write_gguf(
     model: PreTrainedModel,
     matrix_type: TYPES = TYPES.F32,
     written_architecture: str | None = None,
+    rope_factors: np.ndarray | None = None,
     **extra: str,
 ) -> None:
     config = model.config
@@ -92,6 +93,8 @@ def write_gguf(
         writer.add_string(key.replace("__", "."), value)
     add_tokenizer(writer)
     add_tensors(writer, architecture, model, matrix_type)
+    if rope_factors is not None:
+        writer.add_tensor("rope_freqs.weight", rope_factors)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -228,6 +231,42 @@ def test_rope_scaling_that_would_be_lost_is_refused(tmp_path: Path) -> None:
     scaling = {"llama__rope__scaling__type": "yarn"}
     write_gguf(tmp_path / "m.gguf", "llama", make_model("llama"), **scaling)
     with pytest.raises(ModelError, match="scales RoPE by 'yarn'"):
+        import_gguf(tmp_path / "m.gguf", tmp_path / "cache")
+
+
+def llama3_factors(factor: float, theta: float, size: int) -> np.ndarray:
+    """How llama.cpp's converter computes the factors from Llama 3's rule."""
+    factors = []
+    for index in range(0, size, 2):
+        wavelength = 2 * np.pi * theta ** (index / size)
+        smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
+        if wavelength < 8192 / 4.0:
+            factors.append(1.0)
+        elif wavelength > 8192 / 1.0:
+            factors.append(factor)
+        else:
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(factors, dtype=np.float32)
+
+
+def test_the_rope_rule_of_llama_3_is_put_back(tmp_path: Path) -> None:
+    model = make_model("llama")
+    factors = llama3_factors(32.0, 50000.0, 16)
+    assert len(set(factors)) > 2
+    write_gguf(tmp_path / "m.gguf", "llama", model, rope_factors=factors)
+    folder = import_gguf(tmp_path / "m.gguf", tmp_path / "cache")
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.config.rope_parameters["factor"] == 32.0
+    plain = 50000.0 ** (-torch.arange(8) / 8)
+    expected = plain / torch.from_numpy(factors)
+    torch.testing.assert_close(loaded.model.rotary_emb.inv_freq, expected)
+
+
+def test_rope_factors_of_another_rule_are_refused(tmp_path: Path) -> None:
+    factors = llama3_factors(32.0, 50000.0, 16)
+    factors[-2] *= 1.01
+    write_gguf(tmp_path / "m.gguf", "llama", make_model("llama"), rope_factors=factors)
+    with pytest.raises(ModelError, match="do not follow Llama 3's rule"):
         import_gguf(tmp_path / "m.gguf", tmp_path / "cache")
 
 
