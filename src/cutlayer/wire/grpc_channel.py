@@ -19,6 +19,7 @@ from cutlayer.wire.endpoints import ConnectionSettings, check_security, is_loopb
 from cutlayer.wire.frame import Frame, decode, encode
 from cutlayer.wire.grpc_map import METHOD, OPENED, SERVICE, from_grpc, options
 from cutlayer.wire.stream import Assembler, chunks
+from cutlayer.wire.tls_probe import tls_refusal
 
 __all__ = ["GrpcChannel"]
 
@@ -90,8 +91,9 @@ class GrpcChannel:
 
     def close(self) -> None:
         """End the connection; calls in flight fail with TransportError."""
+        is_idle = not self._pending
         self._break(TransportError("the channel was closed"))
-        if threading.current_thread() is not self._reader:
+        if is_idle and threading.current_thread() is not self._reader:
             self._reader.join(_CLOSE_S)
         self._stream.cancel()
         self._grpc.close()
@@ -99,6 +101,7 @@ class GrpcChannel:
     def _connect(self) -> tuple[SimpleQueue[int | None], grpc.Call]:
         give_up_s = time.monotonic() + self._settings.connect_timeout_s
         start = self._grpc.stream_stream(f"/{SERVICE}/{METHOD}")
+        last: CutlayerError | None = None
         while True:
             outgoing: SimpleQueue[int | None] = SimpleQueue()
             stream = start(self._send(outgoing))
@@ -106,9 +109,12 @@ class GrpcChannel:
             if error is None:
                 return outgoing, stream
             outgoing.put(None)
-            if not isinstance(error, TransportError) or time.monotonic() > give_up_s:
+            is_late = time.monotonic() >= give_up_s
+            # the first reason says more than that time ran out
+            last = last if is_late and last is not None else error
+            if is_late or not isinstance(error, TransportError):
                 self._grpc.close()
-                raise error
+                raise last
             time.sleep(_PAUSE_S)
 
     def _refusal(self, stream: grpc.Call, give_up_s: float) -> CutlayerError | None:
@@ -122,9 +128,12 @@ class GrpcChannel:
             if stream.code() is grpc.StatusCode.CANCELLED:
                 timeout_s = self._settings.connect_timeout_s
                 return TransportError(f"{self._settings.address} did not answer in {timeout_s:g} s")
-            return from_grpc(stream, self._settings.address)
+            error = from_grpc(stream, self._settings.address)
         finally:
             alarm.cancel()
+        if self._settings.tls is None or not isinstance(error, TransportError):
+            return error
+        return tls_refusal(self._settings, max(give_up_s - time.monotonic(), _PAUSE_S)) or error
 
     def _start(self, target: Callable[[], None], name: str) -> threading.Thread:
         name = f"cutlayer-{name}-{self._settings.address}"

@@ -5,6 +5,8 @@ It does not send or receive; it is plain logic over bytes. A chunk boundary may 
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from cutlayer.errors import ProtocolError
 from cutlayer.wire.frame import PRELUDE_BYTES, FrameLimits, read_prelude
 from cutlayer.wire.packed import Buffer
@@ -36,7 +38,7 @@ class Assembler:
 
     def __init__(self, limits: FrameLimits) -> None:
         self._limits = limits
-        self._data = bytearray(PRELUDE_BYTES)
+        self._data = memoryview(bytearray(PRELUDE_BYTES))
         self._filled = 0
         self._has_prelude = False
 
@@ -45,7 +47,7 @@ class Assembler:
         """Some bytes of a frame have come, others have not."""
         return self._filled > 0
 
-    def feed(self, chunk: Buffer) -> Iterator[bytearray]:
+    def feed(self, chunk: Buffer) -> Iterator[memoryview]:
         """Take a chunk; gives every frame that it completes, in order.
 
         Raises:
@@ -78,13 +80,14 @@ class Assembler:
 
     def _begin(self) -> None:
         prelude = read_prelude(self._data, self._limits)
-        whole = bytearray(prelude.total_bytes)
+        # unlike bytearray(n) this touches no page until bytes arrive: a claimed length is free
+        whole = np.empty(prelude.total_bytes, np.uint8).data
         whole[:PRELUDE_BYTES] = self._data
         self._data = whole
         self._has_prelude = True
 
-    def _take(self) -> bytearray:
+    def _take(self) -> memoryview:
         data = self._data
-        self._data = bytearray(PRELUDE_BYTES)
+        self._data = memoryview(bytearray(PRELUDE_BYTES))
         self._filled, self._has_prelude = 0, False
         return data
