@@ -1,0 +1,346 @@
+"""The data owner's facade: blocking, from settings to trained adapters and text.
+
+It wires the rooms together and decides nothing: one step is in `train`, one token in `generate`,
+what leaves in `privacy.boundary`.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from cutlayer.client.chat import Chat, TextPiece, text_pieces
+from cutlayer.client.generate import GenerationSession, SplitModel, generate_tokens
+from cutlayer.client.parts import TrainedParts
+from cutlayer.client.remote_trunk import OwnModel, RemoteTrunk
+from cutlayer.client.run_state import Progress, RunState
+from cutlayer.client.settings import ClientSettings, SamplingSettings, TrainSettings
+from cutlayer.client.train import Boundaries, Report, Trainer, TrainingData
+from cutlayer.data.batches import BatchPlan
+from cutlayer.data.load import Dataset, load_dataset
+from cutlayer.data.template import RowLimits
+from cutlayer.errors import ConfigError, DataError
+from cutlayer.model.adapters import AdapterState
+from cutlayer.model.agreement import known_manifest
+from cutlayer.model.checkpoint import load_client_parts
+from cutlayer.model.export import export_adapter, merge_adapter
+from cutlayer.model.folder import resolve_model
+from cutlayer.model.partition import Cut
+from cutlayer.privacy.boundary import Boundary, BoundaryName
+from cutlayer.privacy.ledger import LedgerSummary
+from cutlayer.privacy.mechanism import Mechanism
+from cutlayer.settings import load_settings, settings_digest
+from cutlayer.storage.audit_log import AuditEntry, AuditEvent
+from cutlayer.wire.channel import Channel
+from cutlayer.wire.codec import get_codec
+from cutlayer.wire.grpc_channel import GrpcChannel
+from cutlayer.wire.messages import OpenRun
+from cutlayer.wire.recording import RecordingChannel
+from cutlayer.wire.spec import Spec
+
+__all__ = ["Client"]
+
+
+class Client:
+    """One data owner. Open it with `with`; the run folder is its own while it is open."""
+
+    def __init__(
+        self, settings: ClientSettings, connect: Callable[[], Channel] | None = None
+    ) -> None:
+        """Load head, tail and tokenizer, open the run folder; the network is not touched yet.
+
+        Args:
+            settings: everything about this owner.
+            connect: opens a channel; None connects by gRPC as `settings.connection` says.
+
+        Raises:
+            ConfigError: wrong settings or model.
+            StorageError: the run folder is in use, open to others or damaged.
+        """
+        self.settings = settings
+        model = settings.model
+        if model.threads is not None:
+            torch.set_num_threads(model.threads)
+        cut = Cut(model.lower, model.upper)
+        self._folder = resolve_model(model.path, model.revision)
+        self.head, self.tail = load_client_parts(self._folder, cut, model.dtype, model.device)
+        self.tokenizer = self._folder.tokenizer()
+        self._state = RunState(settings.run)
+        self._parts = TrainedParts(
+            self.head,
+            self.tail,
+            settings.adapter,
+            (settings.train or TrainSettings(steps=1)).optimizer,
+            seed=0 if settings.train is None else settings.train.seed,
+        )
+        self.trunk = RemoteTrunk(connect or self._connect, self._own_model(cut))
+
+    @classmethod
+    def from_file(cls, path: Path, overrides: Iterable[str] = ()) -> "Client":
+        """A client from a TOML file plus `section.key=value` overrides."""
+        return cls(load_settings(ClientSettings, path, overrides))
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection and release the run folder."""
+        self.trunk.close()
+        self._state.close()
+
+    @property
+    def run_id(self) -> str:
+        """The run's name, as the server knows it."""
+        return self._state.run_id
+
+    @property
+    def ledger(self) -> LedgerSummary:
+        """Totals of what has left under this run, all processes and restarts together."""
+        return self._state.privacy.ledger.summary()
+
+    @property
+    def guarantee(self) -> str:
+        """What the noise promises, to be printed beside every result."""
+        return self.settings.privacy.activation_rule().guarantee
+
+    def rows(self) -> Dataset:
+        """Training and validation rows as the settings say.
+
+        Raises:
+            DataError: a file, line or column is wrong; the message names it.
+        """
+        if self.settings.data is None:
+            raise ConfigError("the settings have no [data] section; training needs one")
+        config = self._folder.config
+        limits = RowLimits(
+            context_length=config.max_position_embeddings, vocab_size=config.vocab_size
+        )
+        return load_dataset(self.settings.data, self.tokenizer, limits)
+
+    def train(self, on_step: Callable[[Report], None] = lambda report: None) -> Progress:
+        """Fine-tune, from the newest step that both sides have, to the end.
+
+        Raises:
+            TransportError: the server stayed away; call again later, nothing saved is lost.
+        """
+        settings = self.settings.train
+        if settings is None:
+            raise ConfigError("the settings have no [train] section")
+        rows = self.rows()
+        if not rows.train:
+            raise DataError("there is no training row left; check data.train and max_length")
+        self._state.claim(self._identity(rows))
+        data = TrainingData(
+            train=rows.train, validation=rows.validation, plan=_plan(rows, settings)
+        )
+        trainer = Trainer(
+            self._parts,
+            self.trunk,
+            self._boundaries(),
+            data,
+            settings,
+            self._state,
+            self._open_run(settings),
+        )
+        progress = trainer.run(on_step)
+        self._note(AuditEvent.RUN_FINISHED, progress.step)
+        return progress
+
+    def session(self, max_lengths: Sequence[int]) -> GenerationSession:
+        """Rows with KV caches on all parts, for whoever wants the logits themselves."""
+        return GenerationSession(self._split_model(), max_lengths)
+
+    def score(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Logits [B, V] after the last token of each prompt, all rows in one call."""
+        session = self.session([len(prompt) for prompt in prompts])
+        try:
+            return session.step(prompts, range(len(prompts)))
+        finally:
+            session.close()
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        sampling: SamplingSettings | None = None,
+        on_piece: Callable[[TextPiece], None] = lambda piece: None,
+    ) -> list[str]:
+        """Continue texts, all together; pieces of text are handed over as they come."""
+        sampling = sampling or self.settings.sampling
+        rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        if not all(rows):
+            raise ConfigError("a prompt is empty; give it at least one character")
+        session = self.session([len(row) + sampling.max_new_tokens for row in rows])
+        replies = [""] * len(rows)
+        try:
+            for piece in text_pieces(session, rows, sampling, self.tokenizer):
+                replies[piece.row] += piece.text
+                on_piece(piece)
+        finally:
+            session.close()
+        return replies
+
+    def generate_ids(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings
+    ) -> list[list[int]]:
+        """Continue rows of token ids; never stops at an end-of-text token."""
+        session = self.session([len(row) + sampling.max_new_tokens for row in prompts])
+        replies: list[list[int]] = [[] for _ in prompts]
+        try:
+            for new in generate_tokens(session, prompts, sampling, frozenset()):
+                replies[new.row].append(new.token)
+        finally:
+            session.close()
+        return replies
+
+    def chat(self, max_length: int | None = None) -> Chat:
+        """A conversation that keeps its session, so that each turn sends its new tokens alone."""
+        config = self._folder.config
+        limit = min(max_length or 4096, config.max_position_embeddings)
+        return Chat(self.session([limit]), self.tokenizer, self.settings.sampling, limit)
+
+    def export(self, folder: Path, step: int | None = None, merged: Path | None = None) -> int:
+        """Join head, trunk and tail adapters into one PEFT folder; the exported step.
+
+        Args:
+            folder: the PEFT adapter goes here.
+            step: a saved step; None is the best by validation, else the newest.
+            merged: also write a plain model folder with the adapter merged in.
+
+        Raises:
+            ConfigError: nothing has been trained yet.
+        """
+        step = self._best_step() if step is None else step
+        saved = self._state.load(step)
+        states: list[AdapterState] = [saved.tensors["head"], saved.tensors["tail"]]
+        if self._parts.trunk_trains:
+            states.append(self.trunk.pull_adapter(self.run_id, step))
+        export_adapter(
+            folder,
+            [state for state in states if state],
+            self.settings.adapter,
+            self.settings.model.path,
+        )
+        if merged is not None:
+            merge_adapter(self._folder, folder, merged)
+        self._note(AuditEvent.ADAPTER_EXPORTED, step)
+        return step
+
+    def _best_step(self) -> int:
+        steps = self._state.saved_steps()
+        if not steps or steps[-1] == 0:
+            raise ConfigError(f"{self._state.folder} has no trained step; run `cutlayer train`")
+        best = self._state.load(steps[-1]).progress.best_step
+        return best if best in steps else steps[-1]
+
+    def _split_model(self) -> SplitModel:
+        """Parts at the run's best step; the base model where nothing was trained yet."""
+        steps = self._state.saved_steps()
+        is_trained = bool(steps) and steps[-1] > 0
+        step = self._best_step() if is_trained else None
+        if step is not None:
+            self._parts.load(self._state.load(step).tensors)
+        self._parts.set_training(False)
+        return SplitModel(
+            head=self.head,
+            tail=self.tail,
+            trunk=self.trunk,
+            boundary=self._boundary(
+                BoundaryName.GENERATION, self.settings.privacy.activation_rule()
+            ),
+            run_id=self.run_id if is_trained and self._parts.trunk_trains else None,
+            step=step,
+        )
+
+    def _boundaries(self) -> Boundaries:
+        privacy = self.settings.privacy
+        return Boundaries(
+            activations=self._boundary(BoundaryName.ACTIVATIONS, privacy.activation_rule()),
+            gradients=self._boundary(BoundaryName.GRADIENTS, privacy.gradient_rule()),
+        )
+
+    def _boundary(self, name: BoundaryName, mechanism: Mechanism) -> Boundary:
+        privacy = self._state.privacy
+        codec = get_codec(self.settings.connection.codec)
+        return Boundary(name, mechanism, codec, privacy.ledger, privacy.secret)
+
+    def _open_run(self, settings: TrainSettings) -> OpenRun:
+        return OpenRun(
+            run_id=self.run_id,
+            adapter=self.settings.adapter.model_dump(mode="json"),
+            optimizer=settings.optimizer.model_dump(),
+            clip_norm=settings.clip_norm,
+            wants_input_grad=self._parts.head_trains,
+            seed=settings.seed,
+            saved_steps=[],
+        )
+
+    def _own_model(self, cut: Cut) -> OwnModel:
+        settings, config = self.settings, self._folder.config
+        spec = Spec(
+            model_type=config.model_type,
+            n_block=config.num_hidden_layers,
+            lower=cut.lower,
+            upper=cut.upper,
+            hidden_size=self.head.hidden_size,
+            dtype=settings.model.dtype,
+            codec_up=settings.connection.codec,
+            codec_down=settings.connection.codec,
+        )
+        leaves = {**self.head.leaves, **self.tail.leaves}
+        manifest = known_manifest(self._folder, leaves)
+        return OwnModel(spec=spec, manifest=manifest, digest=settings.model.digest)
+
+    def _identity(self, rows: Dataset) -> dict[str, str]:
+        """What must stay the same for a run to be continued."""
+        model = self.settings.model
+        return {
+            "data": rows.digest,
+            "adapter": settings_digest(self.settings.adapter),
+            "cut": f"{model.lower}:{model.upper}",
+            "privacy": settings_digest(self.settings.privacy),
+        }
+
+    def _connect(self) -> Channel:
+        settings = self.settings
+        channel: Channel = GrpcChannel(settings.connection)
+        if settings.run.record_folder is not None:
+            # One folder a connection: a lost one leaves its recording as it is.
+            folder = settings.run.record_folder / f"connection-{time.time_ns()}"
+            channel = RecordingChannel(channel, folder)
+        return channel
+
+    def _note(self, event: AuditEvent, step: int) -> None:
+        self._state.audit.record(
+            AuditEntry(
+                event=event,
+                who="local",
+                run=self.run_id,
+                step=step,
+                bytes_up=self.trunk.bytes_sent,
+                bytes_down=self.trunk.bytes_received,
+            )
+        )
+
+
+def _plan(rows: Dataset, settings: TrainSettings) -> BatchPlan:
+    return BatchPlan(
+        num_rows=len(rows.train),
+        rows_per_step=min(settings.rows_per_step, len(rows.train)),
+        seed=settings.seed,
+        epochs=settings.epochs,
+        steps=settings.steps,
+        micro_batch_rows=settings.micro_batch_rows,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        lengths=tuple(len(example.tokens) for example in rows.train),
+    )

@@ -1,0 +1,110 @@
+"""Head and tail with their adapters and optimizers: the client's share of one optimizer step.
+
+It does not send or save; it knows nothing of the trunk but the global scale of a step.
+
+Shapes: N = tokens of all rows of a micro-batch, D = hidden size.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from cutlayer.errors import StorageError
+from cutlayer.model.adapters import Adapter, AdapterSettings, attach
+from cutlayer.model.optimizer import AdamWSettings, PartOptimizer
+from cutlayer.model.partition import Head, Part, Tail
+from cutlayer.model.rows import Rows
+
+__all__ = ["TrainedParts", "head_output"]
+
+
+class TrainedParts:
+    """Both parts of the client, ready to train."""
+
+    def __init__(
+        self,
+        head: Head,
+        tail: Tail,
+        adapter: AdapterSettings,
+        optimizer: AdamWSettings,
+        seed: int,
+    ) -> None:
+        self.head = head
+        self.tail = tail
+        self._seed = seed
+        self.trunk_trains = Part.TRUNK in adapter.parts
+        self._adapters: dict[str, Adapter] = {
+            str(Part.HEAD): attach(head, adapter),
+            str(Part.TAIL): attach(tail, adapter),
+        }
+        self._optimizers = {
+            name: PartOptimizer(attached, optimizer) for name, attached in self._adapters.items()
+        }
+
+    @property
+    def head_trains(self) -> bool:
+        """Whether a gradient at the lower cut is of any use."""
+        return any(p.requires_grad for p in self.head.parameters())
+
+    def head_forward(self, rows: Rows) -> Tensor:
+        """Head output [N, D]; see `head_output` for a frozen head."""
+        return self.head(rows) if self.head_trains else head_output(self.head, rows)
+
+    def seed_dropout(self, step: int, micro: int) -> None:
+        """The same places drop when a step is repeated."""
+        torch.manual_seed(((self._seed * 1_000_003 + step) * 1_009 + micro) % 2**63)
+
+    def set_training(self, is_training: bool) -> None:
+        """Dropout on or off."""
+        self.head.train(is_training)
+        self.tail.train(is_training)
+
+    def sq_norm(self) -> float:
+        """Squared norm of head and tail gradients of the summed loss."""
+        return sum(optimizer.sq_norm() for optimizer in self._optimizers.values())
+
+    def step(self, scale: float, lr: float) -> None:
+        """Take the optimizer step that the trunk takes too."""
+        for optimizer in self._optimizers.values():
+            optimizer.step(scale, lr)
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Adapters and optimizers, by file name."""
+        adapters = {name: dict(adapter.state()) for name, adapter in self._adapters.items()}
+        moments = {f"{name}_optimizer": o.state() for name, o in self._optimizers.items()}
+        return {**adapters, **moments}
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back what `state` gave, and forget gradients of an unfinished step.
+
+        Raises:
+            StorageError: the saved step is of a run that trained other parts.
+        """
+        if tensors.keys() != self.state().keys():
+            raise StorageError(
+                f"the saved step has {sorted(tensors)}, this run {sorted(self.state())}; "
+                "were adapter.parts changed?"
+            )
+        for name, adapter in self._adapters.items():
+            adapter.load(dict(tensors[name]))
+            self._optimizers[name].load(tensors[f"{name}_optimizer"])
+
+
+def head_output(head: Head, rows: Rows) -> Tensor:
+    """Output [N, D] of a head that does not change, each row computed alone.
+
+    A row's bits then do not depend on its neighbours, so the same row gives the same release in
+    every epoch: noise is drawn once and cannot be averaged away.
+    """
+    if rows.num_rows == 1:
+        return head(rows)
+    assert rows.tokens_N is not None
+    pieces = rows.tokens_N.split(rows.lengths)
+    with torch.no_grad():
+        return torch.cat(
+            [
+                head(Rows(lengths=(len(piece),), starts=(start,), tokens_N=piece))
+                for piece, start in zip(pieces, rows.starts, strict=True)
+            ]
+        )

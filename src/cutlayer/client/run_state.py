@@ -1,0 +1,158 @@
+"""The owner's private folder of one run: id, saved steps, secret and ledger, audit log.
+
+It does not train. What is saved: head and tail adapters, their optimizers, and `Progress`; the
+ledger is apart and is never taken back.
+"""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+import msgspec
+from safetensors.torch import load, save
+from torch import Tensor
+
+from cutlayer.client.settings import RunSettings
+from cutlayer.errors import ConfigError, StorageError
+from cutlayer.privacy.run_privacy import RunPrivacy, open_run_privacy
+from cutlayer.storage.audit_log import AuditLog
+from cutlayer.storage.files import private_folder, read_private, write_atomic
+from cutlayer.storage.steps import StepStore
+from cutlayer.storage.vault import open_run_vault, open_vault
+
+__all__ = ["Progress", "RunState", "StepRecord"]
+
+
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished step as the owner sees it; it never leaves."""
+
+    step: int
+    loss: float
+    """Mean over the step's scored tokens."""
+    num_tokens: int
+    """Tokens of the step's rows."""
+    num_scored: int
+    """Tokens in the loss."""
+    grad_norm: float
+    """Global norm of the mean gradient, before the clip."""
+    lr: float
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """Where a run stands; saved with every step."""
+
+    step: int = 0
+    history: list[StepRecord] = msgspec.field(default_factory=list)
+    evaluations: dict[str, float] = msgspec.field(default_factory=dict)
+    """Mean validation loss by step."""
+    best_step: int | None = None
+    num_worse: int = 0
+    """Evaluations since the best one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedStep:
+    """What one saved step holds."""
+
+    progress: Progress
+    tensors: Mapping[str, dict[str, Tensor]]
+    """By file: head, tail, head_optimizer, tail_optimizer."""
+
+
+class RunState:
+    """Open for one process at a time: the ledger's lock keeps a second one out."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        """Open or create the folder.
+
+        Raises:
+            StorageError: the folder is open to others, in use, or its key is missing.
+        """
+        self.folder = private_folder(settings.folder)
+        self.vault = open_run_vault(self.folder, open_vault(settings.key_file))
+        self._run_file = self.folder / "run.json"
+        self._known = self._read_known()
+        self.run_id = self._known["run_id"]
+        self.privacy: RunPrivacy = open_run_privacy(self.folder, self.run_id, self.vault)
+        self.audit = AuditLog(self.folder / "audit.jsonl")
+        self._steps = StepStore(self.folder / "steps", self.vault)
+
+    def __enter__(self) -> "RunState":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the files."""
+        self.privacy.ledger.close()
+        self.audit.close()
+
+    def saved_steps(self) -> list[int]:
+        """Steps that can be gone back to, ascending."""
+        return self._steps.steps()
+
+    def save(
+        self, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]], is_pinned: bool
+    ) -> None:
+        """Make a step durable."""
+        files = {f"{name}.safetensors": save(dict(state)) for name, state in tensors.items()}
+        files["progress.json"] = msgspec.json.encode(progress)
+        self._steps.save(progress.step, files, is_pinned)
+
+    def load(self, step: int) -> SavedStep:
+        """A saved step.
+
+        Raises:
+            StorageError: it is not saved, or a file was changed.
+        """
+        files = self._steps.load(step)
+        try:
+            progress = msgspec.json.decode(files.pop("progress.json"), type=Progress)
+        except (KeyError, msgspec.DecodeError) as error:
+            raise StorageError(f"{self.folder}: step {step} has no readable progress") from error
+        tensors = {name.removesuffix(".safetensors"): load(data) for name, data in files.items()}
+        return SavedStep(progress=progress, tensors=tensors)
+
+    def go_back_to(self, step: int) -> SavedStep:
+        """Load a step and forget the later ones; the ledger keeps their lines."""
+        saved = self.load(step)
+        self._steps.drop_after(step)
+        return saved
+
+    def claim(self, identity: Mapping[str, str]) -> None:
+        """Fix what must not change within a run (adapter settings, data, cut), by name.
+
+        Raises:
+            ConfigError: the folder holds a run that was started with other values.
+        """
+        for name, value in identity.items():
+            if self._known.get(name, value) != value:
+                raise ConfigError(
+                    f"{self.folder} holds a run that was started with other {name}; choose "
+                    f"another run.folder or put the old {name} settings back"
+                )
+        if not identity.keys() <= self._known.keys():
+            self._known = {**self._known, **identity}
+            self._write_known()
+
+    def _read_known(self) -> dict[str, str]:
+        if not self._run_file.exists():
+            self._known = {"run_id": secrets.token_hex(12)}
+            self._write_known()
+            return self._known
+        data = self.vault.open(read_private(self._run_file), "run.json")
+        try:
+            return msgspec.json.decode(data, type=dict[str, str])
+        except msgspec.DecodeError as error:
+            raise StorageError(f"{self._run_file} is damaged; restore it from a copy") from error
+
+    def _write_known(self) -> None:
+        data = msgspec.json.encode(self._known)
+        write_atomic(self._run_file, self.vault.seal(data, "run.json"))

@@ -1,0 +1,146 @@
+"""Settings of a client: its parts, its link, how it trains and generates. It does nothing."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from cutlayer.data.settings import DataSettings
+from cutlayer.model.adapters import AdapterSettings
+from cutlayer.model.optimizer import AdamWSettings
+from cutlayer.privacy.mechanism import PrivacySettings
+from cutlayer.settings import Settings
+from cutlayer.wire.endpoints import ConnectionSettings
+
+__all__ = [
+    "ClientSettings",
+    "ModelSettings",
+    "RunSettings",
+    "SamplingSettings",
+    "Schedule",
+    "TrainSettings",
+]
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes down after the warm-up."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class ModelSettings(Settings):
+    """The model and where it is cut."""
+
+    path: str
+    """Model folder, GGUF file or hub id."""
+    lower: int
+    """Blocks in the head; 0 leaves the embedding alone."""
+    upper: int
+    """First block of the tail."""
+    revision: str | None = None
+    """Hub revision; a commit hash pins the files."""
+    digest: str | None = None
+    """Expected model digest (hex); None accepts what both sides' files say."""
+    dtype: str = "float32"
+    """Compute type; the trunk must use the same one."""
+    device: str = "cpu"
+    """torch device of head and tail."""
+    threads: int | None = None
+    """Compute threads; None leaves torch's own choice."""
+
+
+class RunSettings(Settings):
+    """The owner's private folder."""
+
+    folder: Path = Path("runs/default")
+    """Adapters, optimizer, ledger, secret, audit log; mode 0700."""
+    key_file: Path | None = None
+    """Key that encrypts all of it at rest; None stores it plain."""
+    record_folder: Path | None = None
+    """Write every frame as the server sees it, for audits; None records nothing."""
+
+
+class TrainSettings(Settings):
+    """One fine-tuning run."""
+
+    epochs: int | None = None
+    """Times over the rows; or set `steps`."""
+    steps: int | None = None
+    """Optimizer steps."""
+    rows_per_step: int = Field(default=8, ge=1)
+    """Rows of one optimizer step."""
+    micro_batch_rows: int | None = None
+    """Rows of one call of the trunk; None is all rows of the step."""
+    micro_batch_tokens: int | None = None
+    """Tokens of one call of the trunk at most."""
+    in_flight: int = Field(default=2, ge=1)
+    """Micro-batches under way at once, so that client, link and server work together."""
+    lr: float = Field(default=5e-4, gt=0)
+    """Highest learning rate."""
+    schedule: Schedule = Schedule.LINEAR
+    """What follows the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises linearly to `lr`."""
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the mean gradient over all three parts; None does not clip."""
+    optimizer: AdamWSettings = AdamWSettings()
+    """AdamW, the same at every part."""
+    save_every: int = Field(default=20, ge=1)
+    """Steps between two saved states on both sides."""
+    eval_every: int | None = Field(default=None, ge=1)
+    """Steps between two evaluations of the validation rows; None evaluates at the end."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations without a lower loss; None never stops early."""
+    seed: int = Field(default=0, ge=0)
+    """Order of the rows, and dropout."""
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("set train.epochs or train.steps, one of the two")
+        return self
+
+
+class SamplingSettings(Settings):
+    """How the next token is chosen, at the client."""
+
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Tokens of a reply at most."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Keep the k most likely tokens."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Keep the fewest tokens whose probabilities reach p."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Keep tokens of at least p times the highest probability."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Divide (positive) or multiply (negative) logits of tokens seen before; 1 does nothing."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a reply; they are not part of it."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draws; rows of a batch draw apart."""
+
+
+class ClientSettings(Settings):
+    """One data owner."""
+
+    model: ModelSettings
+    """Which model and which cut."""
+    connection: ConnectionSettings
+    """Where the trunk is and with which certificate."""
+    privacy: PrivacySettings
+    """What noise protects what leaves; required, so that a run without noise says so."""
+    run: RunSettings = RunSettings()
+    """Where the owner's state lies."""
+    adapter: AdapterSettings = AdapterSettings()
+    """What is trained."""
+    data: DataSettings | None = None
+    """Rows to train on; generation needs none."""
+    train: TrainSettings | None = None
+    """How to train; generation needs none."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How to generate."""

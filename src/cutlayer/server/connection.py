@@ -1,0 +1,255 @@
+"""One client's connection: handshake, rights, quota; frames to calls, results to frames.
+
+It does not compute (`host`, on the runner thread) nor touch sockets (`wire`).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from cutlayer.errors import PermissionRefused, ProtocolError
+from cutlayer.metrics import ServerMetrics
+from cutlayer.model.agreement import agree
+from cutlayer.model.manifest import Manifest
+from cutlayer.server.audit import Audit
+from cutlayer.server.host import TrunkHost
+from cutlayer.server.quota import DailyQuota
+from cutlayer.server.runner import Runner
+from cutlayer.storage.audit_log import AuditEvent
+from cutlayer.wire.channel import Peer
+from cutlayer.wire.codec import decode, get_codec
+from cutlayer.wire.frame import Frame
+from cutlayer.wire.messages import (
+    Backward,
+    BackwardDone,
+    CloseSession,
+    Commit,
+    Committed,
+    Decode,
+    Decoded,
+    Forward,
+    ForwardDone,
+    Header,
+    Hello,
+    Kind,
+    OpenRun,
+    OpenSession,
+    PullAdapter,
+    RunOpened,
+    SessionClosed,
+    SessionOpened,
+    TrunkAdapter,
+    Welcome,
+)
+from cutlayer.wire.spec import Spec, compare
+
+__all__ = ["ClientConnection", "ServedModel"]
+
+H = TypeVar("H", bound=Header)
+Reply = tuple[Kind, Header, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What the server believes and tells in the handshake."""
+
+    spec: Spec
+    manifest: Manifest
+    """What the server recomputed of its own blocks, and what its manifest file says."""
+    digest: str | None
+    """Pinned model digest."""
+    boot_id: str
+    software: str
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How one frame kind is answered."""
+
+    role: str
+    tensor: str | None
+    """Name of the tensor that must come along."""
+    answer: "Callable[[ClientConnection, Frame, Tensor | None], Reply]"
+
+
+class ClientConnection:
+    """Implements `wire.channel.Connection` for one peer."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        model: ServedModel,
+        host: TrunkHost,
+        runner: Runner,
+        quota: DailyQuota,
+        audit: Audit,
+        metrics: ServerMetrics,
+    ) -> None:
+        self._peer = peer
+        self._model = model
+        self._host = host
+        self._runner = runner
+        self._quota = quota
+        self._audit = audit
+        self._metrics = metrics
+        self._spec: Spec | None = None
+
+    def submit(self, frame: Frame) -> "Future[Frame]":
+        """Start answering a frame; the future fails with one of our errors.
+
+        Raises:
+            ProtocolError: a kind that a client does not send, or a call before HELLO.
+            PermissionRefused: the certificate lacks the role, or the day's quota is used up.
+        """
+        if isinstance(frame.header, Hello):
+            return _done(self._welcome(frame.header))
+        if self._spec is None:
+            raise ProtocolError(f"{frame.kind.name} before HELLO; the handshake comes first")
+        rule = _RULES.get(frame.kind)
+        if rule is None:
+            raise ProtocolError(f"{frame.kind.name} is not for a server")
+        self._require(rule.role)
+        tensor = _only_tensor(frame, rule.tensor)
+        num_tokens = 0 if tensor is None else tensor.shape[0]
+        self._quota.charge(self._peer.name, sum(p.num_bytes for p in frame.tensors.values()))
+        self._metrics.tokens.labels(frame.kind.name).inc(num_tokens)
+        arrived_s = time.monotonic()
+        future = self._runner.submit(
+            self._peer.name, num_tokens, lambda: self._answer(rule, frame, tensor)
+        )
+        future.add_done_callback(lambda done: self._count(frame.kind, arrived_s, done))
+        return future
+
+    def close(self) -> None:
+        """The stream ended. Runs and sessions outlive it: the client may come back."""
+        self._audit.record(AuditEvent.DISCONNECTED, self._peer)
+
+    def _count(self, kind: Kind, arrived_s: float, done: "Future[Frame]") -> None:
+        error = done.exception()
+        outcome = "ok" if error is None else type(error).__name__
+        self._metrics.calls.labels(kind.name, outcome).inc()
+        self._metrics.seconds.labels(kind.name).observe(time.monotonic() - arrived_s)
+
+    def _answer(self, rule: _Rule, frame: Frame, tensor: Tensor | None) -> Frame:
+        kind, header, tensors = rule.answer(self, frame, tensor)
+        assert self._spec is not None
+        # An adapter is no activation: it travels as it is.
+        codec = get_codec("raw" if kind is Kind.TRUNK_ADAPTER else self._spec.codec_down)
+        packed = {name: codec.encode(x) for name, x in tensors.items()}
+        return Frame(kind=kind, header=header, tensors=packed)
+
+    def _welcome(self, hello: Hello) -> Frame:
+        theirs = Spec.from_table(hello.spec)
+        for codec in (theirs.codec_up, theirs.codec_down):
+            get_codec(codec)
+        own = replace(self._model.spec, codec_up=theirs.codec_up, codec_down=theirs.codec_down)
+        compare(own, theirs)
+        whole = agree(self._model.manifest, hello.leaves, self._model.digest)
+        self._spec = theirs
+        self._audit.record(AuditEvent.CONNECTED, self._peer, spec=whole.root())
+        header = Welcome(
+            boot_id=self._model.boot_id,
+            spec=own.to_table(),
+            leaves=dict(self._model.manifest.leaves),
+            software=self._model.software,
+        )
+        return Frame(kind=Kind.WELCOME, header=header)
+
+    def _require(self, role: str) -> None:
+        if role not in self._peer.roles:
+            self._audit.record(AuditEvent.REFUSED, self._peer, error=PermissionRefused.__name__)
+            raise PermissionRefused(
+                f"certificate of {self._peer.name} has roles {sorted(self._peer.roles)}, "
+                f"not {role}; ask the federation's owner for a certificate with it"
+            )
+
+    def _open_run(self, frame: Frame, _: Tensor | None) -> Reply:
+        call = _header(frame, OpenRun)
+        step = self._host.open_run(self._peer.name, call)
+        self._audit.record(AuditEvent.RUN_OPENED, self._peer, run=call.run_id, step=step)
+        return Kind.RUN_OPENED, RunOpened(step=step), {}
+
+    def _forward(self, frame: Frame, h_ND: Tensor | None) -> Reply:
+        call = _header(frame, Forward)
+        assert h_ND is not None
+        y_ND = self._host.forward(self._peer.name, call, h_ND)
+        return Kind.FORWARD_DONE, ForwardDone(step=call.step, micro=call.micro), {"y": y_ND}
+
+    def _backward(self, frame: Frame, grad_ND: Tensor | None) -> Reply:
+        call = _header(frame, Backward)
+        assert grad_ND is not None
+        grad_in_ND, sq_norm = self._host.backward(self._peer.name, call, grad_ND)
+        header = BackwardDone(step=call.step, micro=call.micro, trunk_sq_norm=sq_norm)
+        return Kind.BACKWARD_DONE, header, {} if grad_in_ND is None else {"grad": grad_in_ND}
+
+    def _commit(self, frame: Frame, _: Tensor | None) -> Reply:
+        call = _header(frame, Commit)
+        step = self._host.commit(self._peer.name, call)
+        if call.save:
+            self._audit.record(AuditEvent.RUN_SAVED, self._peer, run=call.run_id, step=step)
+        return Kind.COMMITTED, Committed(step=step), {}
+
+    def _pull_adapter(self, frame: Frame, _: Tensor | None) -> Reply:
+        call = _header(frame, PullAdapter)
+        state = self._host.pull_adapter(self._peer.name, call.run_id, call.step)
+        self._audit.record(AuditEvent.ADAPTER_PULLED, self._peer, run=call.run_id, step=call.step)
+        return Kind.TRUNK_ADAPTER, TrunkAdapter(step=call.step), state
+
+    def _open_session(self, frame: Frame, _: Tensor | None) -> Reply:
+        call = _header(frame, OpenSession)
+        session = self._host.open_session(self._peer.name, call)
+        self._audit.record(AuditEvent.SESSION_OPENED, self._peer, run=call.run_id, step=call.step)
+        header = SessionOpened(session_id=session.session_id, ttl_s=self._host.session_ttl_s)
+        return Kind.SESSION_OPENED, header, {}
+
+    def _decode(self, frame: Frame, h_ND: Tensor | None) -> Reply:
+        assert h_ND is not None
+        y_ND = self._host.decode(self._peer.name, _header(frame, Decode), h_ND)
+        return Kind.DECODED, Decoded(), {"y": y_ND}
+
+    def _close_session(self, frame: Frame, _: Tensor | None) -> Reply:
+        call = _header(frame, CloseSession)
+        freed = self._host.close_session(self._peer.name, call.session_id)
+        self._audit.record(AuditEvent.SESSION_CLOSED, self._peer)
+        return Kind.CLOSED, SessionClosed(bytes_freed=freed), {}
+
+
+_RULES: Mapping[Kind, _Rule] = {
+    Kind.OPEN_RUN: _Rule("train", None, ClientConnection._open_run),
+    Kind.FORWARD: _Rule("train", "h", ClientConnection._forward),
+    Kind.BACKWARD: _Rule("train", "grad", ClientConnection._backward),
+    Kind.COMMIT: _Rule("train", None, ClientConnection._commit),
+    Kind.PULL_ADAPTER: _Rule("train", None, ClientConnection._pull_adapter),
+    Kind.OPEN_SESSION: _Rule("generate", None, ClientConnection._open_session),
+    Kind.DECODE: _Rule("generate", "h", ClientConnection._decode),
+    Kind.CLOSE_SESSION: _Rule("generate", None, ClientConnection._close_session),
+}
+
+
+def _only_tensor(frame: Frame, name: str | None) -> Tensor | None:
+    if set(frame.tensors) != ({name} if name else set()):
+        raise ProtocolError(
+            f"{frame.kind.name} carries tensors {sorted(frame.tensors)}, expected {name or 'none'}"
+        )
+    if name is None:
+        return None
+    x_ND = decode(frame.tensors[name])
+    if x_ND.ndim != 2 or x_ND.shape[0] < 1:
+        raise ProtocolError(f"{frame.kind.name} needs a tensor [N, D], got {tuple(x_ND.shape)}")
+    return x_ND.to(torch.float32)
+
+
+def _header(frame: Frame, kind: type[H]) -> H:
+    assert isinstance(frame.header, kind)
+    return frame.header
+
+
+def _done(frame: Frame) -> "Future[Frame]":
+    future: Future[Frame] = Future()
+    future.set_result(frame)
+    return future

@@ -1,0 +1,225 @@
+"""One training run at the trunk server: the owner's trunk adapter, its optimizer, its open step.
+
+It does not read frames, check rights nor choose what runs next; only the runner thread calls it.
+
+Shapes: N = tokens of all rows of a micro-batch, D = hidden size.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from cutlayer.errors import ProtocolError, StepExpired, StorageError
+from cutlayer.model.adapters import Adapter, AdapterState
+from cutlayer.model.optimizer import AdamWSettings, PartOptimizer, gradient_scale
+from cutlayer.model.partition import Trunk
+from cutlayer.model.rows import Rows
+from cutlayer.server.graphs import Graph, GraphBudget
+from cutlayer.storage.steps import StepStore
+from cutlayer.wire.messages import OpenRun, Step
+
+__all__ = ["TrainingRun", "load_adapter_state", "run_folder", "saved_settings"]
+
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass
+class _Micro:
+    """A micro-batch of the open step."""
+
+    graph: Graph
+    input_grad_ND: Tensor | None = None
+    is_done: bool = False
+
+
+class TrainingRun:
+    """Exactly-once steps: FORWARD may repeat, a repeated BACKWARD is answered from its last reply.
+
+    Attributes:
+        step: the last finished step.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        adapter: Adapter,
+        opened: OpenRun,
+        store: StepStore,
+        graphs: GraphBudget,
+    ) -> None:
+        self.step = 0
+        self.opened = opened
+        self._trunk = trunk
+        self._adapter = adapter
+        self._optimizer = PartOptimizer(adapter, AdamWSettings(**opened.optimizer))
+        self._store = store
+        self._graphs = graphs
+        self._micros: dict[int, _Micro] = {}
+        self._trunk_sq_norm: float | None = None
+        self._needs_backward = bool(adapter.parameters()) or opened.wants_input_grad
+        self._go_to_common_step(opened.saved_steps)
+
+    def evaluate(self, h_ND: Tensor, rows: Rows) -> Tensor:
+        """Trunk output without a graph; changes nothing."""
+        self._adapter.activate()
+        with torch.no_grad():
+            return self._trunk(h_ND, rows)
+
+    def forward(self, step: int, micro: int, h_ND: Tensor, rows: Rows) -> Tensor:
+        """Trunk output of one micro-batch of the open step, [N, D].
+
+        Raises:
+            StepExpired: the run stands at another step.
+        """
+        self._require_open(step)
+        self._adapter.activate()
+        seed = _dropout_seed(self.opened.seed, step, micro)
+        graph = Graph(self._trunk, h_ND, rows, seed, self.opened.wants_input_grad)
+        y_ND = graph.forward(self._graphs)
+        known = self._micros.get(micro)
+        if known is None:
+            self._micros[micro] = _Micro(graph)
+        elif known.is_done:
+            graph.drop(self._graphs)
+        else:
+            known.graph.drop(self._graphs)
+            known.graph = graph
+        return y_ND
+
+    def backward(
+        self, step: int, micro: int, grad_ND: Tensor, is_last: bool
+    ) -> tuple[Tensor | None, float | None]:
+        """Gradient at the lower cut if wanted, and after the last micro-batch the squared norm.
+
+        Raises:
+            StepExpired: the run stands at another step, or forgot this micro-batch.
+            ProtocolError: the gradient does not fit the micro-batch.
+        """
+        self._require_open(step)
+        known = self._micros.get(micro)
+        if known is None:
+            raise StepExpired(f"step {step} has no micro-batch {micro}; send its FORWARD again")
+        if not known.is_done:
+            self._adapter.activate()
+            known.input_grad_ND = known.graph.backward(grad_ND, self._graphs)
+            known.is_done = True
+        if is_last:
+            self._require_all_done(step)
+            self._trunk_sq_norm = self._optimizer.sq_norm()
+        return known.input_grad_ND, self._trunk_sq_norm if is_last else None
+
+    def commit(self, finished: Step) -> None:
+        """Take the optimizer step; a repeated commit of the same step does nothing.
+
+        Raises:
+            StepExpired: another step is open, or its last BACKWARD has not come.
+        """
+        if finished.step == self.step:
+            return
+        self._require_open(finished.step)
+        trunk_sq_norm = self._trunk_sq_norm
+        if trunk_sq_norm is None and self._needs_backward:
+            raise StepExpired(f"step {finished.step} is not complete: its last BACKWARD is missing")
+        scale = gradient_scale(
+            finished.client_sq_norm + (trunk_sq_norm or 0.0),
+            finished.num_tokens,
+            self.opened.clip_norm,
+        )
+        self._optimizer.step(scale, finished.lr)
+        self.step = finished.step
+        self._forget_open_step()
+
+    def save(self, is_pinned: bool) -> None:
+        """Make the last finished step durable."""
+        state = {"step": self.step, "adapter": self.opened.adapter}
+        files = {
+            "state.json": json.dumps(state, sort_keys=True).encode(),
+            "adapter.safetensors": save(self._adapter.state()),
+            "optimizer.safetensors": save(self._optimizer.state()),
+        }
+        self._store.save(self.step, files, is_pinned)
+
+    def close(self) -> None:
+        """Free graphs and the adapter's weights; saved steps stay."""
+        self._forget_open_step()
+        self._adapter.remove()
+
+    def _go_to_common_step(self, client_steps: list[int]) -> None:
+        own = self._store.steps()
+        if not own and 0 in client_steps:
+            self.save(is_pinned=False)
+            return
+        common = sorted(set(own) & set(client_steps))
+        if not common:
+            raise StepExpired(
+                f"run {self.opened.run_id}: the server has steps {own}, the client {client_steps}, "
+                "none in common; restore one side's state folder or start a new run"
+            )
+        self._restore(common[-1])
+
+    def _restore(self, step: int) -> None:
+        files = self._store.load(step)
+        if json.loads(files["state.json"])["adapter"] != self.opened.adapter:
+            raise StorageError(
+                f"run {self.opened.run_id} was started with other adapter settings; "
+                "start a new run for the new ones"
+            )
+        self._adapter.load(load(files["adapter.safetensors"]))
+        self._optimizer.load(load(files["optimizer.safetensors"]))
+        self._store.drop_after(step)
+        self.step = step
+
+    def _require_open(self, step: int) -> None:
+        if step != self.step + 1:
+            raise StepExpired(f"the server is at step {self.step}, so step {step} is not open")
+
+    def _require_all_done(self, step: int) -> None:
+        waiting = [micro for micro, known in self._micros.items() if not known.is_done]
+        if waiting:
+            raise ProtocolError(
+                f"step {step} ends while micro-batches {waiting} wait for their BACKWARD"
+            )
+
+    def _forget_open_step(self) -> None:
+        for known in self._micros.values():
+            known.graph.drop(self._graphs)
+        self._micros.clear()
+        self._trunk_sq_norm = None
+        self._optimizer.clear()
+
+
+def load_adapter_state(store: StepStore, step: int) -> AdapterState:
+    """The trunk adapter that a saved step holds."""
+    return load(store.load(step)["adapter.safetensors"])
+
+
+def saved_settings(store: StepStore, step: int) -> dict[str, object]:
+    """The adapter settings of a saved step, as plain values."""
+    settings = json.loads(store.load(step)["state.json"])["adapter"]
+    assert isinstance(settings, dict)
+    return settings
+
+
+def run_folder(state_folder: Path, owner: str, run_id: str) -> Path:
+    """Where the server keeps a run: one folder per owner, so that names cannot meet.
+
+    Raises:
+        ProtocolError: a name that is not a plain file name.
+    """
+    for name in (owner, run_id):
+        if not _PLAIN_NAME.fullmatch(name):
+            raise ProtocolError(
+                f"{name!r} is no name for a run or an owner: letters, digits, - _ ."
+            )
+    return state_folder / "runs" / owner / run_id
+
+
+def _dropout_seed(seed: int, step: int, micro: int) -> int:
+    # One seed per micro-batch: a recomputed or repeated forward drops the same places.
+    return ((seed * 1_000_003 + step) * 1_009 + micro) % 2**63

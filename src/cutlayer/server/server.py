@@ -1,0 +1,155 @@
+"""A trunk server: loads its blocks, listens, answers, drains.
+
+It does not parse frames (`connection`) nor compute (`host`, on the runner's thread).
+"""
+
+import secrets
+from importlib.metadata import version
+
+import torch
+
+from cutlayer.errors import CutlayerError
+from cutlayer.identity.admission import Admission
+from cutlayer.identity.revocation import RevocationList
+from cutlayer.metrics import ServerMetrics
+from cutlayer.model.agreement import known_manifest
+from cutlayer.model.checkpoint import load_part
+from cutlayer.model.folder import resolve_model
+from cutlayer.model.partition import Cut, Part, Trunk
+from cutlayer.server.audit import Audit
+from cutlayer.server.connection import ClientConnection, ServedModel
+from cutlayer.server.health import HealthServer
+from cutlayer.server.host import TrunkHost
+from cutlayer.server.quota import DailyQuota
+from cutlayer.server.runner import Runner
+from cutlayer.server.scheduler import FairScheduler
+from cutlayer.server.settings import ServerSettings
+from cutlayer.storage.audit_log import AuditEvent, AuditLog
+from cutlayer.storage.files import private_folder
+from cutlayer.storage.vault import open_vault
+from cutlayer.wire.channel import Connection, Peer
+from cutlayer.wire.grpc_listener import GrpcListener
+from cutlayer.wire.spec import Spec
+
+__all__ = ["TrunkServer"]
+
+
+class TrunkServer:
+    """From settings to a listening server; also the `Service` that loopback channels use."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        """Load the trunk and open the state folder; nothing listens yet.
+
+        Raises:
+            ConfigError: wrong settings, model or certificates.
+            StorageError: the state folder is in use or open to others.
+        """
+        self._settings = settings
+        if settings.model.threads is not None:
+            torch.set_num_threads(settings.model.threads)
+        folder = private_folder(settings.state.folder)
+        vault = open_vault(settings.state.key_file)
+        trunk, self._model = _load(settings)
+        self._audit = Audit(AuditLog(folder / "audit.jsonl"))
+        self._metrics = ServerMetrics()
+        self._host = TrunkHost(trunk, settings.limits, folder, vault)
+        self._runner = Runner(FairScheduler())
+        self._quota = DailyQuota(settings.limits.max_client_bytes_per_day)
+        self._listener: GrpcListener | None = None
+        self._health: HealthServer | None = None
+        self._is_ready = False
+
+    @property
+    def port(self) -> int:
+        """Where clients connect."""
+        assert self._listener is not None
+        return self._listener.port
+
+    @property
+    def health_port(self) -> int | None:
+        """Where /healthz answers, if it does."""
+        return None if self._health is None else self._health.port
+
+    @property
+    def model(self) -> ServedModel:
+        """What the server tells in the handshake."""
+        return self._model
+
+    def connect(self, peer: Peer) -> Connection:
+        """Accept a peer; its calls are checked one by one."""
+        return ClientConnection(
+            peer, self._model, self._host, self._runner, self._quota, self._audit, self._metrics
+        )
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: the address is taken, or the certificates are unusable.
+        """
+        settings = self._settings
+        if settings.health_port is not None:
+            self._health = HealthServer(settings.health_port, lambda: self._is_ready, self._render)
+            self._health.start()
+        admission = Admission(self._revocations())
+        self._listener = GrpcListener(
+            self,
+            settings.listen,
+            identify=admission.identify,
+            is_allowed=lambda peer: admission.is_allowed(peer.serial),
+        )
+        self._listener.start()
+        self._is_ready = True
+        self._audit.record(AuditEvent.STARTED)
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Refuse new connections, let calls in flight finish, close the files."""
+        self._is_ready = False
+        if self._listener is not None:
+            self._listener.stop(self._settings.drain_s if grace_s is None else grace_s)
+        self._runner.close()
+        if self._health is not None:
+            self._health.stop()
+        self._audit.record(AuditEvent.STOPPED)
+        self._audit.close()
+
+    def _revocations(self) -> RevocationList | None:
+        settings = self._settings
+        if settings.revoked is None or settings.listen.tls is None:
+            return None
+        return RevocationList(settings.revoked, settings.listen.tls.authority)
+
+    def _render(self) -> bytes:
+        metrics, host = self._metrics, self._host
+        metrics.runs.set(host.num_runs)
+        metrics.sessions.set(host.sessions.num_sessions)
+        metrics.cache_bytes.set(host.sessions.reserved_bytes)
+        metrics.graph_bytes.set(host.graph_bytes)
+        metrics.connections.set(0 if self._listener is None else self._listener.num_streams)
+        return metrics.render()
+
+
+def _load(settings: ServerSettings) -> tuple[Trunk, ServedModel]:
+    model = settings.model
+    cut = Cut(model.lower, model.upper)
+    folder = resolve_model(model.path, model.revision)
+    trunk = load_part(folder, cut, Part.TRUNK, model.dtype, model.device)
+    if not isinstance(trunk, Trunk):
+        raise CutlayerError(f"{model.path} gave no trunk")
+    manifest = known_manifest(folder, trunk.leaves)
+    return trunk, ServedModel(
+        spec=Spec(
+            model_type=folder.config.model_type,
+            n_block=folder.config.num_hidden_layers,
+            lower=cut.lower,
+            upper=cut.upper,
+            hidden_size=trunk.hidden_size,
+            dtype=model.dtype,
+            codec_up="raw",
+            codec_down="raw",
+        ),
+        manifest=manifest,
+        digest=model.digest,
+        boot_id=secrets.token_hex(16),
+        software=f"cutlayer {version('cutlayer')}",
+    )

@@ -1,0 +1,90 @@
+"""Settings of a trunk server. It does not load models nor open sockets."""
+
+from pathlib import Path
+
+from cutlayer.server.sessions import SessionLimits
+from cutlayer.settings import Settings
+from cutlayer.wire.endpoints import ListenSettings
+
+__all__ = ["LimitSettings", "ServerSettings", "StateSettings", "TrunkSettings"]
+
+_GIB = 1 << 30
+
+
+class TrunkSettings(Settings):
+    """Which blocks of which model this server runs."""
+
+    path: str
+    """Model folder, GGUF file or hub id."""
+    lower: int
+    """First block of the trunk."""
+    upper: int
+    """Block after the trunk's last."""
+    revision: str | None = None
+    """Hub revision; a commit hash pins the files."""
+    digest: str | None = None
+    """Expected model digest (hex); None accepts what the files say."""
+    dtype: str = "float32"
+    """Compute type of the trunk; CPUs without bf16 units want float32."""
+    device: str = "cpu"
+    """torch device."""
+    threads: int | None = None
+    """Compute threads; None leaves torch's own choice."""
+
+
+class LimitSettings(Settings):
+    """What the server lends, in all and to one client."""
+
+    max_graph_bytes: int = 8 * _GIB
+    """Activations kept between FORWARD and BACKWARD; beyond it they are recomputed."""
+    max_cache_bytes: int = 4 * _GIB
+    """KV bytes of all sessions, counted at their reserved lengths."""
+    max_client_cache_bytes: int = 2 * _GIB
+    """KV bytes of one client."""
+    max_client_sessions: int = 64
+    """Open sessions of one client."""
+    max_client_runs: int = 4
+    """Training runs of one client in memory."""
+    max_client_bytes_per_day: int | None = None
+    """Bytes that one client may send in a day; None is no limit."""
+    session_ttl_s: float = 600.0
+    """An idle session is forgotten after this."""
+    run_ttl_s: float = 3600.0
+    """An idle run leaves memory after this; its saved steps stay."""
+
+    def session_limits(self) -> SessionLimits:
+        """The part that sessions know."""
+        return SessionLimits(
+            max_cache_bytes=self.max_cache_bytes,
+            max_client_cache_bytes=self.max_client_cache_bytes,
+            max_client_sessions=self.max_client_sessions,
+            ttl_s=self.session_ttl_s,
+        )
+
+
+class StateSettings(Settings):
+    """Where the server keeps runs and its audit log."""
+
+    folder: Path = Path("state")
+    """Private folder, mode 0700."""
+    key_file: Path | None = None
+    """Key that encrypts saved steps at rest; None stores them plain."""
+
+
+class ServerSettings(Settings):
+    """One trunk server."""
+
+    model: TrunkSettings
+    """What it runs."""
+    listen: ListenSettings
+    """Where it listens and with which certificate."""
+    limits: LimitSettings = LimitSettings()
+    """What it lends."""
+    state: StateSettings = StateSettings()
+    """What it keeps."""
+    revoked: Path | None = None
+    """Revocation list from the federation's owner; replaced at any time, also while serving."""
+    health_port: int | None = None
+    """Loopback port of /healthz, /readyz and /metrics; None serves none, 0 picks one."""
+    drain_s: float = 30.0
+    """After SIGTERM, calls in flight get this long."""
