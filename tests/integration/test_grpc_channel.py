@@ -9,14 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.link import DelayingProxy, LinkProfile
 from wire_fixtures import EchoService, World, step
 
+from benchmarks.link import DelayingProxy, LinkProfile
 from cutlayer.errors import CacheFull, ConfigError, CutlayerError, TransportError
 from cutlayer.wire import codec
 from cutlayer.wire.endpoints import ConnectionSettings, ListenSettings
@@ -230,27 +230,50 @@ time.sleep(120)
 """
 
 
-def test_a_killed_server_fails_the_calls_at_once(world: World) -> None:
+@contextmanager
+def server_process(world: World) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     files = [str(p) for p in (world.server.certificate, world.server.key, world.server.authority)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-    }
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     with subprocess.Popen(
-        [sys.executable, "-c", SERVER, *files], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", SERVER, *files],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
     ) as process:
         assert process.stdout is not None
-        port = int(process.stdout.readline())
-        with closing(GrpcChannel(world.connection(port))) as channel:
-            assert value(channel.call(step(position=1)).result(10)) == 1.0
-            pending = channel.call(step("hold"))
-            process.send_signal(signal.SIGKILL)
-            start_s = time.monotonic()
-            with pytest.raises(TransportError):
-                pending.result(10)
-            assert time.monotonic() - start_s < 2.0
-            with pytest.raises(TransportError):
-                channel.call(step()).result(1)
+        try:
+            yield int(process.stdout.readline()), process
+        finally:
+            process.kill()
+
+
+def test_a_killed_server_fails_the_calls_at_once(world: World) -> None:
+    with (
+        server_process(world) as (port, process),
+        closing(GrpcChannel(world.connection(port))) as channel,
+    ):
+        assert value(channel.call(step(position=1)).result(10)) == 1.0
+        pending = channel.call(step("hold"))
+        process.kill()
+        start_s = time.monotonic()
+        with pytest.raises(TransportError):
+            pending.result(10)
+        assert time.monotonic() - start_s < 2.0
+        with pytest.raises(TransportError):
+            channel.call(step()).result(1)
+
+
+def test_a_frozen_server_is_found_by_keepalive(world: World) -> None:
+    with (
+        server_process(world) as (port, process),
+        closing(
+            GrpcChannel(world.connection(port, keepalive_s=10.0, keepalive_timeout_s=0.5))
+        ) as channel,
+    ):
+        pending = channel.call(step("hold"), deadline_s=100.0)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(TransportError, match="ping timeout"):
+            pending.result(25)
 
 
 def test_nobody_listening_is_an_error_within_the_connect_timeout(world: World) -> None:

@@ -76,10 +76,6 @@ class ConnectionSettings(_EndpointSettings):
     """Seconds without one byte of progress until a call fails."""
     connect_timeout_s: float = Field(default=10.0, gt=0.0)
     """Seconds to reach the server, refused attempts included."""
-    retries: int = Field(default=5, ge=0)
-    """How often a call that met TransportError is repeated over a new connection."""
-    backoff_s: float = Field(default=0.5, gt=0.0)
-    """Pause before the first retry; doubles with each."""
 
     @field_validator("codec")
     @classmethod

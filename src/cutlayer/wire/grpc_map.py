@@ -49,6 +49,8 @@ def options(settings: ConnectionSettings | ListenSettings) -> list[tuple[str, in
         ("grpc.max_send_message_length", 2 * CHUNK_BYTES),
         ("grpc.keepalive_time_ms", round(settings.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+        # the ping that keepalive sends has a timeout of its own, 60 s if it is not set
+        ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]

@@ -1,5 +1,6 @@
 """The frame format: round trips, golden bytes, refusals."""
 
+import re
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from cutlayer.wire.messages import HEADERS, Decode, Decoded, Forward, Header, He
 from cutlayer.wire.packed import Packed
 
 GOLDEN = Path(__file__).parents[2] / "data" / "decode.frame"
+DOCS = Path(__file__).parents[3] / "docs" / "wire.md"
 PRELUDE = struct.Struct("<4sBBHIIQ")
 
 
@@ -135,6 +137,18 @@ def test_garbage_is_a_protocol_error(data: bytes) -> None:
 def test_golden_bytes_do_not_change() -> None:
     assert bytes(joined(golden_frame())) == GOLDEN.read_bytes()
     assert contents(frame.decode(GOLDEN.read_bytes())) == contents(golden_frame())
+
+
+def test_the_worked_example_of_the_docs_is_the_golden_frame() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    (example,) = re.findall(r"```\n(4355544c.*?)```", text, flags=re.DOTALL)
+    columns = [re.split(r"\s{2,}", line.strip())[0] for line in example.splitlines()]
+    assert bytes.fromhex("".join(columns)) == GOLDEN.read_bytes()
+
+
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
+def test_the_docs_list_every_kind(kind: Kind) -> None:
+    assert f"| {kind.value} | {kind.name} |" in DOCS.read_text(encoding="utf-8")
 
 
 def test_every_kind_has_a_header_and_every_number_is_fixed() -> None:
