@@ -143,6 +143,17 @@ def test_altered_line_is_named(tmp_path: Path, change: object, line: int) -> Non
     assert path.read_bytes() == altered
 
 
+def test_line_of_another_log_does_not_fit(tmp_path: Path) -> None:
+    for name, start in (("log", 0), ("other", 5)):
+        with DurableLog(tmp_path / name) as log:
+            for number in range(start, start + 3):
+                log.append({"event": number})
+    mine, foreign = ((tmp_path / n).read_bytes().splitlines(True) for n in ("log", "other"))
+    (tmp_path / "log").write_bytes(b"".join([mine[0], mine[1], foreign[2]]))
+    with pytest.raises(StorageError, match="line 3 does not follow"):
+        DurableLog(tmp_path / "log")
+
+
 def test_anchor_finds_lines_removed_from_the_end(tmp_path: Path) -> None:
     path = tmp_path / "log"
     _fill(path)
