@@ -10,18 +10,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from cutlayer.errors import ModelError
-from cutlayer.model.partition import Part
+from cutlayer.model.families import meta_model
+from cutlayer.model.partition import Part, PartModule
 from cutlayer.settings import Settings
 
 __all__ = ["Adapter", "AdapterSettings", "AdapterState", "attach", "base_only"]
@@ -31,7 +31,6 @@ AdapterState = dict[str, Tensor]
 to float32 tensors on the CPU, sorted by key."""
 
 _LINEAR = (nn.Linear, Conv1D)
-_BLOCK_PATH = re.compile(r"(?P<list>[A-Za-z_.]+)\.(?P<index>\d+)\.(?P<rest>.+)")
 _INSIDE_LORA = frozenset({"base_layer", "lora_A", "lora_B"})
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SLOTS = "cutlayer_adapters"
@@ -54,29 +53,6 @@ class AdapterSettings(Settings):
     """Which parts are trained; the others stay frozen."""
     seed: int = 0
     """Seed of the initial weights, which do not depend on the cut."""
-
-
-class PartModule(Protocol):
-    """What an adapter needs of a Head, Trunk or Tail."""
-
-    @property
-    def part(self) -> Part:
-        """Which part it is."""
-
-    @property
-    def block_range(self) -> range:
-        """Global indices of its blocks."""
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        """The config of the whole model."""
-
-    @property
-    def base(self) -> nn.Module:
-        """The architecture's base model, with the blocks of `block_range` only."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All its weights."""
 
 
 @dataclass
@@ -217,25 +193,25 @@ def _slots_of(part: PartModule) -> _Slots:
 
 def _targets(part: PartModule, settings: AdapterSettings) -> dict[str, str]:
     """Global path of every layer to adapt -> its name within the part's base model."""
-    if part.part not in settings.parts or not part.block_range:
+    if part.part not in settings.parts:
         return {}
-    prefix = f"{part.base.base_model_prefix}."
-    paths = dict(_linear_paths(part.base, prefix, part.block_range.start))
-    if settings.targets == "all-linear":
+    names = _linear_names(part.base, part.layout.blocks)
+    paths = {part.global_name(f"base.{name}"): name for name in names}
+    if settings.targets == "all-linear" or not paths:
         return paths
     _check_patterns(part, settings.targets, paths)
     return {path: name for path, name in paths.items() if _matches(path, settings.targets)}
 
 
-def _linear_paths(model: nn.Module, prefix: str, first_block: int) -> Iterator[tuple[str, str]]:
-    """Global path and local name of every linear layer inside a block."""
-    for name, module in model.named_modules():
-        place = _BLOCK_PATH.fullmatch(name)
-        if place is None or _INSIDE_LORA & set(name.split(".")):
-            continue
-        if isinstance(module, (*_LINEAR, LoraLayer)):
-            index = int(place["index"]) + first_block
-            yield f"{prefix}{place['list']}.{index}.{place['rest']}", name
+def _linear_names(base: nn.Module, blocks: str) -> list[str]:
+    """Names, within a base model, of every linear layer inside a block."""
+    return [
+        name
+        for name, module in base.named_modules()
+        if name.startswith(f"{blocks}.")
+        and not _INSIDE_LORA & set(name.split("."))
+        and isinstance(module, (*_LINEAR, LoraLayer))
+    ]
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
@@ -248,9 +224,9 @@ def _check_patterns(part: PartModule, patterns: Sequence[str], paths: Iterable[s
     unused = [pattern for pattern in patterns if not any(_matches(p, [pattern]) for p in paths)]
     if not unused:
         return
-    with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(part.config)
-    known = [path for path, _ in _linear_paths(whole, "", 0)]
+    prefix, blocks = part.layout.prefix, part.layout.blocks
+    whole = getattr(meta_model(part.config), prefix)
+    known = [f"{prefix}.{name}" for name in _linear_names(whole, blocks)]
     wrong = [pattern for pattern in unused if not any(_matches(p, [pattern]) for p in known)]
     if wrong:
         names = sorted({path.rpartition(".")[2] for path in known})

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, TaskType
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from cutlayer.errors import ModelError, StorageError
 from cutlayer.model.adapters import AdapterSettings, AdapterState
+from cutlayer.model.families import meta_model
 from cutlayer.model.folder import TOKENIZER_FILES, ModelFolder, resolve_model
 from cutlayer.model.partition import Part
 from cutlayer.model.tensor_file import TensorFile, write_tensor_file
@@ -134,9 +135,7 @@ def join_states(states: Sequence[AdapterState], settings: AdapterSettings) -> Ad
 
 def uses_conv1d(config: PreTrainedConfig) -> bool:
     """Whether the architecture keeps linear weights as (in, out), as gpt2 does."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return any(isinstance(module, Conv1D) for module in model.modules())
+    return any(isinstance(module, Conv1D) for module in meta_model(config).modules())
 
 
 def _pairs(state: Mapping[str, Tensor], where: object) -> dict[str, tuple[Tensor, Tensor]]:

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from cutlayer.errors import ModelError
+from cutlayer.model.families import meta_model
 from cutlayer.model.tensor_file import write_tensor_file
 from cutlayer.storage.files import explain_os_errors, replace_folder
 
@@ -164,8 +165,7 @@ def _through_transformers(load: Callable[..., T], path: Path, what: str) -> T:
 
 def _expected_layout(config: PreTrainedConfig) -> dict[str, Tensor]:
     """Names and shapes of the checkpoint, as meta tensors in float32, without a tied LM head."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = meta_model(config)
     tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
     return {name: t for name, t in model.state_dict().items() if name not in tied}
 

@@ -3,9 +3,11 @@
 It does not run: the whole model does, and so with the adapters that were put on its blocks.
 """
 
-from cutlayer.model.partition import Part
 from torch import nn
 from transformers import PreTrainedModel
+
+from cutlayer.model.families import read_layout
+from cutlayer.model.partition import Part, PartModule
 
 __all__ = ["PartView", "views"]
 
@@ -13,16 +15,18 @@ __all__ = ["PartView", "views"]
 class PartView(nn.Module):
     """Some blocks of a model, under the names that a real part has."""
 
+    global_name = PartModule.global_name
+
     def __init__(self, model: PreTrainedModel, part: Part, blocks: range) -> None:
         super().__init__()
         self.part = part
         self.block_range = blocks
         self.config = model.config
         whole = model.base_model
-        name = "h" if hasattr(whole, "h") else "layers"
+        self.layout = read_layout(model)
+        name = self.layout.blocks
         self.base = nn.Module()
         setattr(self.base, name, nn.ModuleList([getattr(whole, name)[index] for index in blocks]))
-        self.base.base_model_prefix = model.base_model_prefix
         self.rest = nn.ModuleList([model.get_input_embeddings(), model.get_output_embeddings()])
 
 

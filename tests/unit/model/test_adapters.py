@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cutlayer.model.partition import Part
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.adapters import Adapter, AdapterSettings, attach, base_only
+from cutlayer.model.partition import Part
 from cutlayer.settings import parse_settings
 from tests.tiny_models import tiny_model
 from tests.unit.model.stand_in import PartView, views
