@@ -1,25 +1,26 @@
-"""Peers that should not get in, or misbehave once they are in: a clear error, never a hang."""
+"""Peers that misbehave once they are in: a clear error for them, and no harm to others."""
 
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
-from queue import SimpleQueue
 
 import grpc
 import pytest
-from wire_fixtures import Authority, EchoService, World, step
+from wire_fixtures import (
+    EchoService,
+    RawPeer,
+    World,
+    assert_serves,
+    joined,
+    step,
+    wait_for_no_stream,
+)
 
-from cutlayer.errors import CutlayerError, PermissionRefused, ProtocolError, TransportError
-from cutlayer.wire import frame
-from cutlayer.wire.channel import Connection, Peer
-from cutlayer.wire.endpoints import ConnectionSettings, TlsFiles
+from cutlayer.errors import CutlayerError, ProtocolError, TransportError
+from cutlayer.wire.endpoints import ConnectionSettings
 from cutlayer.wire.frame import Frame
 from cutlayer.wire.grpc_channel import GrpcChannel
-from cutlayer.wire.grpc_listener import GrpcListener
-
-PATH = "/cutlayer.Wire/Frames"
 
 
 @pytest.fixture(scope="module")
@@ -32,201 +33,6 @@ def service() -> Iterator[EchoService]:
     made = EchoService()
     yield made
     made.pool.shutdown()
-
-
-class RawPeer:
-    """A gRPC client of our own making: it sends any bytes, and reads only when told to."""
-
-    def __init__(self, world: World, port: int) -> None:
-        files = world.client
-        credentials = grpc.ssl_channel_credentials(
-            files.authority.read_bytes(), files.key.read_bytes(), files.certificate.read_bytes()
-        )
-        self._channel = grpc.secure_channel(f"localhost:{port}", credentials)
-        self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()
-        self.stream = self._channel.stream_stream(PATH)(iter(self._outgoing.get, None))
-        self.send = self._outgoing.put
-
-    def end(self) -> tuple[grpc.StatusCode, str]:
-        """How the server ended the stream."""
-        return self.stream.code(), self.stream.details()
-
-    def close(self) -> None:
-        self.send(None)
-        self.stream.cancel()
-        self._channel.close()
-
-
-def joined(message: Frame) -> bytes:
-    return b"".join(frame.encode(message))
-
-
-def refused(settings: ConnectionSettings) -> str:
-    start_s = time.monotonic()
-    with pytest.raises(PermissionRefused) as caught:
-        GrpcChannel(settings)
-    assert time.monotonic() - start_s < 4.0, "a refusal must not be retried until the timeout"
-    return str(caught.value)
-
-
-def wait_for_no_stream(listener: GrpcListener) -> None:
-    give_up_s = time.monotonic() + 10
-    while listener.num_streams and time.monotonic() < give_up_s:
-        time.sleep(0.02)
-    assert listener.num_streams == 0
-
-
-def assert_serves(world: World, listener: GrpcListener) -> None:
-    with closing(GrpcChannel(world.connection(listener.port))) as channel:
-        assert channel.call(step()).result(10).tensors["y"].num_bytes == 64
-
-
-# certificates
-
-
-def test_a_client_of_another_authority_is_refused(
-    world: World, service: EchoService, tmp_path: Path
-) -> None:
-    stranger = Authority(tmp_path, "authority").issue("stranger")
-    files = TlsFiles(
-        certificate=stranger.certificate, key=stranger.key, authority=world.authority.path
-    )
-    with world.listening(service) as listener:
-        said = refused(world.connection(listener.port, files))
-        assert "the server refuses this side's certificate" in said
-        assert_serves(world, listener)
-    assert [peer.name for peer in service.peers] == ["hospital"]
-
-
-def test_a_server_of_another_authority_is_refused(
-    world: World, service: EchoService, tmp_path: Path
-) -> None:
-    own = Authority(tmp_path, "other")
-    files = TlsFiles(certificate=world.client.certificate, key=world.client.key, authority=own.path)
-    with world.listening(service) as listener:
-        assert "this side refuses the server's certificate" in refused(
-            world.connection(listener.port, files)
-        )
-    assert service.peers == []
-
-
-def test_an_expired_client_certificate_is_refused(world: World, service: EchoService) -> None:
-    expired = world.authority.issue("expired", days=-1)
-    with world.listening(service) as listener:
-        assert "it expired on" in refused(world.connection(listener.port, expired))
-    assert service.peers == []
-
-
-def test_an_expired_server_certificate_is_refused(world: World, service: EchoService) -> None:
-    expired = world.authority.issue("old-server", days=-1, host="localhost")
-    with world.listening(service, tls=expired) as listener:
-        assert "has expired" in refused(world.connection(listener.port))
-    assert service.peers == []
-
-
-def test_a_server_of_another_name_is_refused_unless_that_name_is_set(
-    world: World, service: EchoService
-) -> None:
-    other = world.authority.issue("trunk", host="trunk.example")
-    with world.listening(service, tls=other) as listener:
-        assert "connection.server_name" in refused(world.connection(listener.port))
-        settings = world.connection(listener.port, server_name="trunk.example")
-        with closing(GrpcChannel(settings)) as channel:
-            channel.call(step()).result(10)
-
-
-def test_a_client_certificate_cannot_play_the_server(world: World, service: EchoService) -> None:
-    with world.listening(service, tls=world.client) as listener:
-        assert "purpose" in refused(world.connection(listener.port))
-
-
-@pytest.mark.parametrize("how", ["no certificate", "plaintext"])
-def test_a_peer_without_a_certificate_gets_nowhere(
-    world: World, service: EchoService, how: str
-) -> None:
-    with world.listening(service) as listener:
-        address = f"localhost:{listener.port}"
-        if how == "plaintext":
-            with pytest.raises((TransportError, PermissionRefused)):
-                GrpcChannel(
-                    ConnectionSettings(address=address, plaintext=True, connect_timeout_s=0.5)
-                )
-        else:
-            root = grpc.ssl_channel_credentials(world.authority.path.read_bytes())
-            with grpc.secure_channel(address, root) as channel:
-                stream = channel.stream_stream(PATH)(iter([joined(step())]))
-                assert stream.code() is grpc.StatusCode.UNAVAILABLE
-        assert_serves(world, listener)
-    assert len(service.peers) == 1
-
-
-def test_tls_to_a_plaintext_server_is_refused(world: World) -> None:
-    server = grpc.server(ThreadPoolExecutor(1))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    assert "both sides use tls" in refused(world.connection(port))
-    server.stop(None)
-
-
-def test_a_foreign_grpc_server_is_named_as_such(world: World) -> None:
-    server = grpc.server(ThreadPoolExecutor(1))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    settings = ConnectionSettings(address=f"127.0.0.1:{port}", plaintext=True)
-    with pytest.raises(ProtocolError, match="not one of cutlayer"):
-        GrpcChannel(settings)
-    server.stop(None)
-
-
-# permission
-
-
-class Picky(EchoService):
-    def connect(self, peer: Peer) -> Connection:
-        raise PermissionRefused(f"{peer.name} has the roles none; training needs the role train")
-
-
-def test_a_service_that_refuses_a_peer_says_why(world: World) -> None:
-    picky = Picky()
-    with world.listening(picky) as listener:
-        assert "needs the role train" in refused(world.connection(listener.port))
-
-
-@pytest.mark.parametrize("is_idle", [True, False])
-def test_revocation_ends_an_open_stream(world: World, service: EchoService, is_idle: bool) -> None:
-    allowed = [True]
-    with (
-        world.listening(service, is_allowed=allowed) as listener,
-        closing(GrpcChannel(world.connection(listener.port))) as channel,
-    ):
-        channel.call(step()).result(10)
-        pending = None if is_idle else channel.call(step("hold"))
-        service.wait(calls=1 if is_idle else 2)
-        allowed[0] = False
-        if pending is not None:
-            with pytest.raises(PermissionRefused, match=r"'hospital'.*revoked"):
-                pending.result(3)
-        wait_for_no_stream(listener)
-        with pytest.raises(PermissionRefused, match="revoked"):
-            channel.call(step()).result(3)
-        assert "revoked" in refused(world.connection(listener.port))
-    assert service.num_closed == 1
-
-
-def test_a_frame_after_revocation_is_never_submitted(world: World, service: EchoService) -> None:
-    allowed = [True]
-    with (
-        world.listening(service, is_allowed=allowed, recheck_s=60.0) as listener,
-        closing(GrpcChannel(world.connection(listener.port))) as channel,
-    ):
-        channel.call(step()).result(10)
-        allowed[0] = False
-        with pytest.raises(PermissionRefused, match="revoked"):
-            channel.call(step()).result(10)
-    assert service.num_calls == 1
-
-
-# bytes
 
 
 def test_an_oversized_call_is_refused_with_the_limit(world: World, service: EchoService) -> None:

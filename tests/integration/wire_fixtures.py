@@ -3,12 +3,15 @@
 import datetime as dt
 import ipaddress
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 
+import grpc
 import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,13 +19,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cutlayer.errors import CacheFull
-from cutlayer.wire import codec
+from cutlayer.wire import codec, frame
 from cutlayer.wire.channel import Peer
 from cutlayer.wire.endpoints import ConnectionSettings, ListenSettings, TlsFiles
 from cutlayer.wire.frame import Frame
+from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.grpc_listener import GrpcListener
 from cutlayer.wire.messages import Decode, Decoded, Kind
 
+PATH = "/cutlayer.Wire/Frames"
 DAY = dt.timedelta(days=1)
 
 
@@ -207,3 +212,42 @@ class World:
                 **changes,
             }
         )
+
+
+class RawPeer:
+    """A gRPC client of our own making: it sends any bytes, and reads only when told to."""
+
+    def __init__(self, world: World, port: int) -> None:
+        files = world.client
+        credentials = grpc.ssl_channel_credentials(
+            files.authority.read_bytes(), files.key.read_bytes(), files.certificate.read_bytes()
+        )
+        self._channel = grpc.secure_channel(f"localhost:{port}", credentials)
+        self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()
+        self.stream = self._channel.stream_stream(PATH)(iter(self._outgoing.get, None))
+        self.send = self._outgoing.put
+
+    def end(self) -> tuple[grpc.StatusCode, str]:
+        """How the server ended the stream."""
+        return self.stream.code(), self.stream.details()
+
+    def close(self) -> None:
+        self.send(None)
+        self.stream.cancel()
+        self._channel.close()
+
+
+def joined(message: Frame) -> bytes:
+    return b"".join(frame.encode(message))
+
+
+def wait_for_no_stream(listener: GrpcListener) -> None:
+    give_up_s = time.monotonic() + 10
+    while listener.num_streams and time.monotonic() < give_up_s:
+        time.sleep(0.02)
+    assert listener.num_streams == 0
+
+
+def assert_serves(world: World, listener: GrpcListener) -> None:
+    with closing(GrpcChannel(world.connection(listener.port))) as channel:
+        assert channel.call(step()).result(10).tensors["y"].num_bytes == 64
