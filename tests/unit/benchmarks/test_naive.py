@@ -1,21 +1,21 @@
 """The naive baseline: it computes what the unsplit model computes, and sends what the text says."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from benchmarks.link import LINK_PROFILES, DelayingProxy
 from benchmarks.naive import (
     NaiveClient,
-    NaiveGeneration,
-    NaiveRequest,
     NaiveServer,
     sampled_lengths,
 )
 from benchmarks.naive_parts import MASK_FORMS, NaivePart, completion_loss, pad_left
 from benchmarks.subjects import equal_rows, ragged_rows, write_tiny_llama
-from transformers import AutoModelForCausalLM
 
 LOWER, UPPER, NUM_BLOCKS, HIDDEN = 2, 4, 6, 64
 _FORMS = sorted(MASK_FORMS)
@@ -113,8 +113,7 @@ def _joint_training(folder: Path, rows: list[list[int]], steps: int) -> list[flo
     return losses
 
 
-@pytest.mark.parametrize("form", ["dense-s", "lengths"])
-def test_generation_is_the_unsplit_models_greedy_continuation(folder: Path, form: str) -> None:
+def test_generation_is_the_unsplit_models_greedy_continuation(folder: Path) -> None:
     prompt = equal_rows(1, 10, 256)[0]
     model = AutoModelForCausalLM.from_pretrained(folder)
     whole = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=6)
@@ -122,8 +121,9 @@ def test_generation_is_the_unsplit_models_greedy_continuation(folder: Path, form
         NaiveServer(folder, LOWER, UPPER, num_threads=1) as server,
         NaiveClient(server.port, folder, LOWER, UPPER) as client,
     ):
-        done = client.generate(prompt, 6, form, lengths_sampled=None)
-    assert list(done.tokens) == whole[0, 10:].tolist()
+        for form in _FORMS:
+            done = client.generate(prompt, 6, form, lengths_sampled=None)
+            assert list(done.tokens) == whole[0, 10:].tolist()
 
 
 def test_a_sampled_generation_sums_the_bytes_of_all_its_tokens(client: NaiveClient) -> None:
@@ -150,8 +150,6 @@ def test_the_proxy_counts_the_clients_socket_bytes(
 
 
 def test_two_clients_take_steps_in_turn(folder: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     rows = equal_rows(1, 8, 256)
     with NaiveServer(folder, LOWER, UPPER, num_threads=1, num_clients=2) as server:
         clients = [NaiveClient(server.port, folder, LOWER, UPPER) for _ in range(2)]
@@ -161,22 +159,3 @@ def test_two_clients_take_steps_in_turn(folder: Path) -> None:
         for one in clients:
             one.close()
     assert [len(result.seconds) for result in results] == [3, 3]
-
-
-def test_a_measurement_runs_in_a_process_of_its_own(folder: Path) -> None:
-    from benchmarks.isolate import run_isolated
-
-    prompt = equal_rows(1, 8, 256)
-    with NaiveServer(folder, LOWER, UPPER, num_threads=1) as server:
-        request = NaiveRequest(
-            port=server.port,
-            model_folder=str(folder),
-            lower=LOWER,
-            upper=UPPER,
-            rows=prompt,
-            mask_form="lengths",
-            new_tokens=2,
-        )
-        done = run_isolated("benchmarks.naive", request, NaiveGeneration, num_threads=1)
-    assert done.measured_lengths == (8, 9)
-    assert done.seconds > 0
