@@ -1,0 +1,240 @@
+"""Attention over packed rows: each row sees its own past and nothing else, without padding.
+
+It does not project, rotate or know families: transformers' modules call it with finished queries,
+keys and values, and it calls transformers' own kernel on one row at a time, so that the numbers
+are those of the unsplit model. On CUDA, rows without a past go through one varlen kernel.
+
+Shapes: N = tokens of all rows, H = heads, E = head dimension, q = a row's new tokens, k = keys that
+they may see.
+"""
+
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from cutlayer.errors import ConfigError, ModelError
+from cutlayer.model.kv_cache import RowCache
+from cutlayer.model.rows import Rows
+
+__all__ = ["PACKED_ATTENTION", "PackedRows", "RowKernel", "row_kernel"]
+
+PACKED_ATTENTION = "cutlayer_packed"
+"""The name under which transformers' modules find it."""
+
+
+class AttentionFunction(Protocol):
+    """The signature of transformers' attention functions."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **options: object,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend; returns [1, q, H, E] and, perhaps, weights."""
+
+
+@dataclass(frozen=True)
+class RowKernel:
+    """The attention function that the unsplit model would use, and the masks that it would get."""
+
+    function: Callable[[nn.Module], AttentionFunction]
+    """Transformers' function for one attention module."""
+    mask: Callable[[Tensor, int, int | None], Tensor | None]
+    """(query [1, H, q, E], cached tokens, window) -> mask [1, 1, q, k], or None for none."""
+
+
+def row_kernel(name: str) -> RowKernel:
+    """The kernel for an attention implementation that transformers chose for the unsplit model.
+
+    Raises:
+        ModelError: unknown name; lists the known ones.
+    """
+    if name not in _KERNELS:
+        raise ModelError(f"attention {name!r} cannot be packed; known: {', '.join(_KERNELS)}")
+    return _KERNELS[name]
+
+
+class PackedRows:
+    """Everything that one call of a part tells its attention modules."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        kernel: RowKernel,
+        num_blocks: int,
+        windows: Sequence[int | None] | None,
+        caches: Sequence[RowCache] | None = None,
+    ) -> None:
+        """Check that the caches hold what the rows continue.
+
+        Args:
+            rows: lengths and starts of the B rows.
+            kernel: the attention function of the unsplit model.
+            num_blocks: of the part.
+            windows: sliding window of each local block in tokens as the config says, None for
+                no limit; or None altogether where only the attention modules know.
+            caches: one per row, or None where nothing is cached.
+
+        Raises:
+            ConfigError: caches are missing or hold other lengths than the rows start at.
+        """
+        _check_caches(rows, caches)
+        self.rows = rows
+        self.kernel = kernel
+        self.caches = caches
+        self.num_calls = 0
+        self._num_blocks = num_blocks
+        self._windows = windows
+        self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
+
+    def finish(self) -> None:
+        """Count the new tokens as cached.
+
+        Raises:
+            ModelError: a block mixes tokens in another way than one packed attention.
+        """
+        if self.num_calls != self._num_blocks:
+            raise ModelError(
+                f"{self.num_calls} attention calls in {self._num_blocks} blocks: this "
+                "architecture mixes tokens otherwise too; cutlayer cannot cut it"
+            )
+        for cache, length in zip(self.caches or (), self.rows.lengths, strict=False):
+            cache.advance(length)
+
+    def check_window(self, layer: int, passed: int | None) -> None:
+        """Config and attention module must have one opinion about a block's window.
+
+        Raises:
+            ModelError: they have not.
+        """
+        if self._windows is not None and self._windows[layer] != passed:
+            raise ModelError(
+                f"block {layer} of this part attends with window {passed}, its config says "
+                f"{self._windows[layer]}; cutlayer needs a table entry for this architecture"
+            )
+
+    def seen(
+        self, row: int, layer: int, window: int | None, key_1HqE: Tensor, value_1HqE: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values that one row's new tokens may see; the new ones are cached."""
+        if self.caches is None:
+            return key_1HqE, value_1HqE
+        keys, values = self.caches[row].append(layer, key_1HqE, value_1HqE)
+        start = self.rows.starts[row]
+        if start == 0:
+            return key_1HqE, value_1HqE
+        first = 0 if window is None else max(0, start - window + 1)
+        return keys[:, :, first:], values[:, :, first:]
+
+    def mask(self, query: Tensor, start: int, window: int | None) -> Tensor | None:
+        """The row's mask [1, 1, q, k], shared by all blocks of the call, or None."""
+        key = (query.shape[2], start, window)
+        if key not in self._masks:
+            self._masks[key] = self.kernel.mask(query, start, window)
+        return self._masks[key]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_rows: PackedRows | None = None,
+    sliding_window: int | None = None,
+    **options: object,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface over packed rows: [1, H, N, E] each, out [1, N, H, E].
+
+    Raises:
+        ModelError: the architecture hides the rows from its attention or has masks of its own.
+    """
+    if packed_rows is None or attention_mask is not None:
+        fault = "builds masks of its own" if packed_rows else "does not get keyword arguments"
+        raise ModelError(f"{type(module).__name__} {fault}; cutlayer cannot cut this architecture")
+    layer = cast(int, module.layer_idx)
+    packed_rows.check_window(layer, sliding_window)
+    packed_rows.num_calls += 1
+    function = packed_rows.kernel.function(module)
+    rows = packed_rows.rows
+    outputs = []
+    for row, (begin, end) in enumerate(itertools.pairwise(rows.offsets)):
+        q = query[:, :, begin:end]
+        k, v = packed_rows.seen(
+            row, layer, sliding_window, key[:, :, begin:end], value[:, :, begin:end]
+        )
+        mask = packed_rows.mask(q, rows.starts[row], sliding_window)
+        outputs.append(function(module, q, k, v, mask, **options)[0])
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
+
+
+def _check_caches(rows: Rows, caches: Sequence[RowCache] | None) -> None:
+    if caches is None:
+        if any(rows.starts):
+            raise ConfigError(f"rows start at {rows.starts} but no caches were given")
+        return
+    lengths = tuple(cache.length for cache in caches)
+    if lengths != rows.starts:
+        raise ConfigError(f"rows start at {rows.starts} but the caches hold {lengths} tokens")
+
+
+def _allowed(num_new: int, start: int, window: int | None, device: torch.device) -> Tensor:
+    """Which of the keys that `seen` returns each new token may see, boolean [1, 1, q, k]."""
+    first = 0 if window is None else max(0, start - window + 1)
+    new_q1 = torch.arange(start, start + num_new, device=device)[:, None]
+    seen_1k = torch.arange(first, start + num_new, device=device)[None]
+    allowed_qk = seen_1k <= new_q1
+    if window is not None:
+        allowed_qk &= seen_1k > new_q1 - window
+    return allowed_qk[None, None]
+
+
+def _sdpa_mask(query: Tensor, start: int, window: int | None) -> Tensor | None:
+    num_new = query.shape[2]
+    past = start if window is None else min(start, window - 1)
+    # Transformers passes a mask wherever a window could cut, even if it cuts nothing: the kernel
+    # that runs then, and so the last bit, must be the same.
+    if (window is not None and past + num_new >= window) or (num_new > 1 and start > 0):
+        return _allowed(num_new, start, window, query.device)
+    return None
+
+
+def _eager_mask(query: Tensor, start: int, window: int | None) -> Tensor | None:
+    if query.shape[2] == 1:
+        return None
+    allowed = _allowed(query.shape[2], start, window, query.device)
+    lowest = torch.finfo(query.dtype).min
+    return torch.zeros(allowed.shape, dtype=query.dtype, device=query.device).masked_fill(
+        ~allowed, lowest
+    )
+
+
+def _sdpa_function(module: nn.Module) -> AttentionFunction:
+    return cast(AttentionFunction, AttentionInterface()["sdpa"])
+
+
+def _eager_function(module: nn.Module) -> AttentionFunction:
+    home = sys.modules[type(module).__module__]
+    function = getattr(home, "eager_attention_forward", None)
+    if function is None:
+        raise ModelError(f"{home.__name__} has no eager_attention_forward; cutlayer cannot cut it")
+    return cast(AttentionFunction, function)
+
+
+_KERNELS = {
+    "sdpa": RowKernel(function=_sdpa_function, mask=_sdpa_mask),
+    "eager": RowKernel(function=_eager_function, mask=_eager_mask),
+}
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

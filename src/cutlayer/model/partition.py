@@ -1,0 +1,338 @@
+"""Head, trunk and tail: the architecture's own base model with its block list sliced.
+
+It does not read weights (`checkpoint`), train (`adapters`) or know families (`families`): parts
+come from here on the meta device.
+
+Shapes: N = tokens of all rows, D = hidden size, V = vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cutlayer.errors import ConfigError, DataError, ModelError
+from cutlayer.model.attention import PACKED_ATTENTION, PackedRows, row_kernel
+from cutlayer.model.families import (
+    Layout,
+    enter_unchanged,
+    family_of,
+    meta_model,
+    read_layout,
+    rotates_by_batch,
+    slice_config,
+    windows,
+)
+from cutlayer.model.kv_cache import RowCache
+from cutlayer.model.rows import Rows
+
+__all__ = ["Cut", "Head", "Part", "PartModule", "Place", "Tail", "Trunk", "build_part"]
+
+
+class Part(StrEnum):
+    """One of the three pieces of a U-shaped split."""
+
+    HEAD = "head"
+    TRUNK = "trunk"
+    TAIL = "tail"
+
+
+class Place(StrEnum):
+    """Where a run of blocks executes."""
+
+    CLIENT = "client"
+    SERVER = "server"
+    ENCLAVE = "enclave"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The two block indices where a model of n blocks is cut: 0 <= lower < upper <= n."""
+
+    lower: int
+    """First block of the trunk; 0 leaves the head with the embedding alone."""
+    upper: int
+    """First block of the tail; n leaves the tail with the norm and the LM head alone."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lower < self.upper:
+            raise ConfigError(
+                f"cut.lower={self.lower}, cut.upper={self.upper}: the trunk needs at least one "
+                "block; choose 0 <= lower < upper"
+            )
+
+    def check(self, num_blocks: int) -> None:
+        """Check the cut against a model.
+
+        Raises:
+            ConfigError: it exceeds the model's blocks.
+        """
+        if self.upper > num_blocks:
+            raise ConfigError(
+                f"cut.upper={self.upper} exceeds the model's {num_blocks} blocks; "
+                f"choose at most {num_blocks}"
+            )
+
+    def blocks(self, part: Part, num_blocks: int) -> range:
+        """Global indices of a part's blocks."""
+        self.check(num_blocks)
+        edges = {
+            Part.HEAD: range(self.lower),
+            Part.TRUNK: range(self.lower, self.upper),
+            Part.TAIL: range(self.upper, num_blocks),
+        }
+        return edges[part]
+
+
+class PartModule(nn.Module):
+    """What head, trunk and tail share: one run of blocks that works on packed rows."""
+
+    part: Part
+
+    def __init__(self, model: PreTrainedModel, layout: Layout, blocks: range) -> None:
+        """Take the base model out of a whole causal LM and slice it; use `build_part`.
+
+        Args:
+            model: the whole model on the meta device, which is used up.
+            layout: where its pieces are.
+            blocks: global indices of the part's blocks.
+        """
+        super().__init__()
+        self.block_range = blocks
+        self.layout = layout
+        self.config: PreTrainedConfig = type(model.config).from_dict(model.config.to_dict())
+        self.hidden_size: int = self.config.hidden_size
+        self.leaves: dict[str, str] = {}
+        """Manifest leaves of what was loaded; empty until then."""
+        self.base = cast(PreTrainedModel, getattr(model, layout.prefix))
+        self._kernel = row_kernel(layout.attention)
+        whole = windows(self.config)
+        self._windows = None if whole is None else whole[blocks.start : blocks.stop]
+        self._context = getattr(self.config, "max_position_embeddings", None)
+        self._shared_rope_limit = rotates_by_batch(self.config)
+        self._slice()
+
+    def run_blocks(
+        self, h_ND: Tensor, rows: Rows, caches: Sequence[RowCache] | None = None
+    ) -> Tensor:
+        """Hidden states through the part's base model; [N, D] in and out."""
+        return self._run(h_ND, rows, caches)
+
+    def zeros_ND(self, num_tokens: int) -> Tensor:
+        """Hidden states of the dtype and on the device of the part's weights."""
+        weight = next(p for p in self.parameters() if p.is_floating_point())
+        return torch.zeros(num_tokens, self.hidden_size, dtype=weight.dtype, device=weight.device)
+
+    def global_name(self, local_name: str) -> str:
+        """The name that a parameter or module of this part has in the unsplit model."""
+        prefix = f"base.{self.layout.blocks}."
+        if local_name.startswith(prefix):
+            index, _, rest = local_name.removeprefix(prefix).partition(".")
+            block = self.block_range[int(index)]
+            return ".".join(
+                filter(None, (self.layout.prefix, self.layout.blocks, str(block), rest))
+            )
+        if local_name.startswith("base."):
+            return f"{self.layout.prefix}.{local_name.removeprefix('base.')}"
+        return local_name
+
+    @torch.no_grad()
+    def check_entry(self) -> None:
+        """Check that hidden states reach the first block of a loaded part as they are.
+
+        Raises:
+            ModelError: the base model scales, shifts or projects whatever enters it.
+        """
+        if self.part is Part.HEAD:
+            return
+        h_ND = torch.rand_like(self.zeros_ND(3)) - 0.5
+        names = (self.layout.blocks, self.layout.norm)
+        kept = [getattr(self.base, name) for name in names]
+        setattr(self.base, names[0], nn.ModuleList())
+        setattr(self.base, names[1], nn.Identity())
+        try:
+            position_ids = torch.arange(3, device=h_ND.device)[None]
+            output = self.base(inputs_embeds=h_ND[None], position_ids=position_ids, use_cache=False)
+        finally:
+            for name, module in zip(names, kept, strict=True):
+                setattr(self.base, name, module)
+        if not torch.equal(output.last_hidden_state[0], h_ND):
+            raise ModelError(
+                f"{type(self.base).__name__} changes hidden states before its first block; "
+                "cutlayer needs a table entry for this architecture"
+            )
+
+    def _run(self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None) -> Tensor:
+        self._check_rows(inputs, rows, caches)
+        limit = self._shared_rope_limit
+        ends = [start + length for start, length in zip(rows.starts, rows.lengths, strict=True)]
+        if limit is not None and rows.num_rows > 1 and max(ends) > limit:
+            return self._run_one_by_one(inputs, rows, caches)
+        packed = PackedRows(rows, self._kernel, len(self.block_range), self._windows, caches)
+        name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+        output = self.base(
+            **{name: inputs[None]},
+            position_ids=rows.positions_N.to(inputs.device)[None],
+            use_cache=False,
+            packed_rows=packed,
+        )
+        packed.finish()
+        return cast(Tensor, output.last_hidden_state[0])
+
+    def _run_one_by_one(
+        self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None
+    ) -> Tensor:
+        outputs = []
+        for row, (length, start) in enumerate(zip(rows.lengths, rows.starts, strict=True)):
+            begin = rows.offsets[row]
+            alone = Rows(lengths=(length,), starts=(start,))
+            cache = None if caches is None else [caches[row]]
+            outputs.append(self._run(inputs[begin : begin + length], alone, cache))
+        return torch.cat(outputs)
+
+    def _check_rows(self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None) -> None:
+        expected = (rows.num_tokens, self.hidden_size)[: inputs.ndim]
+        if inputs.ndim not in (1, 2) or inputs.shape != expected:
+            raise ConfigError(f"{self.part} got {tuple(inputs.shape)}, its rows say {expected}")
+        if caches is not None and len(caches) != rows.num_rows:
+            raise ConfigError(f"{len(caches)} caches for {rows.num_rows} rows; give one per row")
+        longest = max(map(sum, zip(rows.starts, rows.lengths, strict=True)))
+        if self._context is not None and longest > self._context:
+            raise DataError(
+                f"a row of {longest} tokens exceeds the model's context of {self._context}; "
+                "shorten it"
+            )
+
+    def _slice(self) -> None:
+        base, layout, blocks = self.base, self.layout, self.block_range
+        base.set_attn_implementation(PACKED_ATTENTION)
+        sliced = nn.ModuleList(getattr(base, layout.blocks)[blocks.start : blocks.stop])
+        setattr(base, layout.blocks, sliced)
+        for local, block in enumerate(sliced):
+            for module in block.modules():
+                # Global, it would index the sliced config and the cache of this run wrongly.
+                if isinstance(vars(module).get("layer_idx"), int):
+                    vars(module)["layer_idx"] = local
+        if self.part is not Part.TAIL:
+            setattr(base, layout.norm, nn.Identity())
+        if self.part is not Part.HEAD:
+            setattr(base, layout.embedding, None)
+            enter_unchanged(base, family_of(self.config))
+        slice_config(base.config, blocks)
+
+
+class Head(PartModule):
+    """Embedding and blocks [0, lower): tokens in, h out."""
+
+    part = Part.HEAD
+
+    def forward(self, rows: Rows, caches: Sequence[RowCache] | None = None) -> Tensor:
+        """Hidden states [N, D] of packed rows.
+
+        Args:
+            rows: B packed rows with their tokens.
+            caches: one per row, holding `rows.starts` tokens; None where nothing is cached.
+
+        Raises:
+            ConfigError: the rows have no tokens, or caches do not fit them.
+            DataError: a row exceeds the model's context, or a token its vocabulary.
+        """
+        if rows.tokens_N is None:
+            raise ConfigError("the head needs rows with tokens; these have lengths only")
+        embedding = self.base.get_input_embeddings().weight
+        largest = int(rows.tokens_N.max())
+        if largest >= embedding.shape[0] or int(rows.tokens_N.min()) < 0:
+            raise DataError(
+                f"token {largest} is not in the model's vocabulary of {embedding.shape[0]}; "
+                "is this the model's own tokenizer?"
+            )
+        return self._run(rows.tokens_N.to(embedding.device), rows, caches)
+
+
+class Trunk(PartModule):
+    """Blocks [lower, upper): hidden states in and out."""
+
+    part = Part.TRUNK
+
+    def forward(self, h_ND: Tensor, rows: Rows, caches: Sequence[RowCache] | None = None) -> Tensor:
+        """Hidden states [N, D] to hidden states [N, D]; arguments as in `Head.forward`."""
+        return self._run(h_ND, rows, caches)
+
+
+class Tail(PartModule):
+    """Blocks [upper, n), final norm and LM head: hidden states in, logits out."""
+
+    part = Part.TAIL
+
+    def __init__(self, model: PreTrainedModel, layout: Layout, blocks: range) -> None:
+        """As `PartModule`; the rest of the causal LM turns normed states into logits."""
+        super().__init__(model, layout, blocks)
+        self.lm_head: nn.Module = getattr(model, layout.lm_head)
+        setattr(model, layout.prefix, _NormedStates())
+        # In a tuple, so that the LM head is registered once.
+        self._causal_lm = (model,)
+
+    def forward(
+        self,
+        y_ND: Tensor,
+        rows: Rows,
+        caches: Sequence[RowCache] | None = None,
+        select_N: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [N, V], or [S, V] for the S places of the packed order in `select_N` (int64).
+
+        Raises:
+            ConfigError: caches or shapes do not fit the rows.
+        """
+        normed_ND = self._run(y_ND, rows, caches)
+        if select_N is not None:
+            normed_ND = normed_ND[select_N.to(normed_ND.device)]
+        return self.logits(normed_ND)
+
+    def logits(self, normed_ND: Tensor) -> Tensor:
+        """Logits of normed states, by the causal LM's own forward with its scales and caps."""
+        (model,) = self._causal_lm
+        # An adapter may have wrapped the registered one.
+        if getattr(model, self.layout.lm_head) is not self.lm_head:
+            setattr(model, self.layout.lm_head, self.lm_head)
+        return cast(Tensor, model(inputs_embeds=normed_ND[None], use_cache=False).logits[0])
+
+
+def build_part(config: PreTrainedConfig, cut: Cut, part: Part) -> PartModule:
+    """One part of a model, without memory for its weights (meta device).
+
+    Raises:
+        ConfigError: the cut exceeds the model.
+        ModelError: the architecture cannot be cut; names what is missing.
+    """
+    model = meta_model(config)
+    layout = read_layout(model)
+    blocks = cut.blocks(part, model.config.num_hidden_layers)
+    return _CLASSES[part](model, layout, blocks)
+
+
+_CLASSES: dict[Part, type[PartModule]] = {Part.HEAD: Head, Part.TRUNK: Trunk, Part.TAIL: Tail}
+
+
+class _Output:
+    """What a base model returns, reduced to its states; everything else is None."""
+
+    def __init__(self, last_hidden_state: Tensor) -> None:
+        self.last_hidden_state = last_hidden_state
+
+    def __getitem__(self, index: int) -> Tensor:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _NormedStates(nn.Module):
+    """Stands where the causal LM had its base model: the tail has run that already."""
+
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> _Output:
+        return _Output(inputs_embeds)
