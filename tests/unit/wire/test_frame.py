@@ -247,6 +247,14 @@ def test_a_wrong_tensor_table_is_refused(
         frame.decode(with_table(entries, body))
 
 
+@pytest.mark.parametrize("position", [59, 63, 70])
+def test_padding_that_is_not_zero_is_refused(position: int) -> None:
+    data = joined(golden_frame())
+    data[position] = 1
+    with pytest.raises(ProtocolError, match="padding"):
+        frame.decode(data)
+
+
 def test_too_many_tensors_are_refused() -> None:
     table = with_table([[str(i), "raw", "float32", [0], []] for i in range(5)])
     assert len(frame.decode(table).tensors) == 5
