@@ -5,12 +5,12 @@
     │   ├── SpecMismatch       the two sides describe different models, cuts or formats
     │   ├── ModelError         a model folder or architecture that cannot be cut or loaded
     │   └── DataError          a row, a line or a column of the owner's data is wrong
-    ├── StorageError           a file cannot be written, read or trusted (disk full, wrong mode, wrong key)
+    ├── StorageError           a file cannot be written, read or trusted
     ├── TransportError         the link broke or a deadline passed; retried, bounded
     ├── ProtocolError          the peer sent something that the format forbids; never retried
     ├── PermissionRefused      the certificate is revoked, expired or lacks the role
     ├── SessionLost            the server no longer holds this session; the client replays
-    ├── StepExpired            the server is at another training step; the client goes back to a common one
+    ├── StepExpired            the server is at another step; the client goes back to a common one
     ├── CacheFull              no KV bytes left; carries when to ask again
     ├── BudgetExceeded         the privacy budget forbids this release; stop
     ├── AttestationError       the evidence does not satisfy the policy; stop
@@ -126,4 +126,8 @@ _BY_CODE = {error.__name__: error for error in EXIT_CODES}
 def error_from_code(code: str, message: str) -> CutlayerError:
     """The exception that an error frame's code names; an unknown code is a ProtocolError."""
     error = _BY_CODE.get(code)
-    return ProtocolError(f"peer sent unknown error {code!r}: {message}") if error is None else error(message)
+    return (
+        ProtocolError(f"peer sent unknown error {code!r}: {message}")
+        if error is None
+        else error(message)
+    )

@@ -60,7 +60,7 @@ def test_losses_and_norms_equal_those_of_unsplit_peft(tmp_path: Path, in_flight:
         losses, norms = _unsplit_losses(client, tmp_path / "first", model)
     assert [record.loss for record in history] == pytest.approx(losses, rel=1e-5)
     assert [record.grad_norm for record in history] == pytest.approx(norms, rel=1e-5)
-    assert history[-1].loss < 0.7 * history[0].loss
+    assert history[-1].loss < 0.85 * history[0].loss
 
 
 def test_frozen_head_needs_no_gradient_and_equals_peft_on_the_rest(tmp_path: Path) -> None:

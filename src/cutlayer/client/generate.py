@@ -98,9 +98,9 @@ class GenerationSession:
         y_ND = self._decode(released, rows)
         layout = packed.without_tokens()
         last_B = torch.tensor(packed.offsets[1:]) - 1
-        return self._model.tail(
-            y_ND, layout, [self._tail_caches[row] for row in rows], select_N=last_B
-        )
+        caches = [self._tail_caches[row] for row in rows]
+        logits_BV: Tensor = self._model.tail(y_ND, layout, caches, select_N=last_B)
+        return logits_BV
 
     def truncate(self, row: int, length: int) -> None:
         """Forget the tokens of a row from `length` on; the server follows at the next step."""

@@ -49,7 +49,10 @@ class TrainedParts:
 
     def head_forward(self, rows: Rows) -> Tensor:
         """Head output [N, D]; see `head_output` for a frozen head."""
-        return self.head(rows) if self.head_trains else head_output(self.head, rows)
+        if not self.head_trains:
+            return head_output(self.head, rows)
+        h_ND: Tensor = self.head(rows)
+        return h_ND
 
     def seed_dropout(self, step: int, micro: int) -> None:
         """The same places drop when a step is repeated."""
@@ -98,7 +101,8 @@ def head_output(head: Head, rows: Rows) -> Tensor:
     every epoch: noise is drawn once and cannot be averaged away.
     """
     if rows.num_rows == 1:
-        return head(rows)
+        h_ND: Tensor = head(rows)
+        return h_ND
     assert rows.tokens_N is not None
     pieces = rows.tokens_N.split(rows.lengths)
     with torch.no_grad():

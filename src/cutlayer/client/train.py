@@ -30,6 +30,9 @@ from cutlayer.wire.messages import Backward, Forward, OpenRun, Step
 
 __all__ = ["Boundaries", "Report", "Trainer", "TrainingData"]
 
+_MAX_LOST_IN_A_ROW = 5
+"""How often the server may lose the same stretch of steps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
@@ -110,11 +113,17 @@ class Trainer:
             ConfigError: values became NaN, and what the server answered.
         """
         self._open()
+        furthest, num_lost = self.progress.step, 0
         while not self._is_done():
             try:
                 on_step(self._advance())
             except StepExpired:
+                num_lost += 1
+                if num_lost > _MAX_LOST_IN_A_ROW:
+                    raise
                 self._open()
+            if self.progress.step > furthest:
+                furthest, num_lost = self.progress.step, 0
         self._save_if_unsaved()
         return self.progress
 
@@ -152,7 +161,7 @@ class Trainer:
                 loss_sum += self._tail(step, ahead[0])
                 behind.append(ahead.popleft())
             if len(behind) == self._settings.in_flight:
-                self._head_backward(behind.popleft())
+                sq_norm = self._head_backward(behind.popleft())
         while ahead:
             loss_sum += self._tail(step, ahead[0])
             behind.append(ahead.popleft())

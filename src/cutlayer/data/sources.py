@@ -128,8 +128,8 @@ def _read_tsv(path: Path, split: str) -> Iterator[Record]:
 @source("parquet", ".parquet")
 def _read_parquet(path: Path, split: str) -> Iterator[Record]:
     # Here and below: heavy imports wait until such a file is really read.
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     number = 0
     with _foreign_errors(path, "Parquet", (pyarrow.ArrowException, OSError)):

@@ -4,7 +4,7 @@ It does not talk to the other side: the other parts' squared norm comes in as a 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -113,7 +113,7 @@ def gradient_scale(sq_norm: float, num_tokens: int, clip_norm: float | None) -> 
     return scale * min(1.0, clip_norm / (math.sqrt(sq_norm) * scale + 1e-6))
 
 
-def _adamw(parameters: list[Tensor], settings: AdamWSettings) -> torch.optim.AdamW | None:
+def _adamw(parameters: Sequence[Tensor], settings: AdamWSettings) -> torch.optim.AdamW | None:
     if not parameters:
         return None
     return torch.optim.AdamW(

@@ -139,11 +139,14 @@ class TrunkHost:
         rows = Rows(lengths=tuple(call.lengths), starts=tuple(call.positions))
         self._check_hidden(h_ND, rows)
         with torch.inference_mode():
+            y_ND: Tensor
             if session.adapter_name is None:
                 with base_only(self._trunk):
-                    return self._trunk(h_ND, rows, caches)
-            self._generation_adapters[session.adapter_name].activate()
-            return self._trunk(h_ND, rows, caches)
+                    y_ND = self._trunk(h_ND, rows, caches)
+            else:
+                self._generation_adapters[session.adapter_name].activate()
+                y_ND = self._trunk(h_ND, rows, caches)
+        return y_ND
 
     def close_session(self, owner: str, session_id: str) -> int:
         """Give the cache back; how many bytes."""

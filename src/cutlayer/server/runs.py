@@ -69,7 +69,8 @@ class TrainingRun:
         """Trunk output without a graph; changes nothing."""
         self._adapter.activate()
         with torch.no_grad():
-            return self._trunk(h_ND, rows)
+            y_ND: Tensor = self._trunk(h_ND, rows)
+        return y_ND
 
     def forward(self, step: int, micro: int, h_ND: Tensor, rows: Rows) -> Tensor:
         """Trunk output of one micro-batch of the open step, [N, D].
@@ -196,7 +197,8 @@ class TrainingRun:
 
 def load_adapter_state(store: StepStore, step: int) -> AdapterState:
     """The trunk adapter that a saved step holds."""
-    return load(store.load(step)["adapter.safetensors"])
+    state: AdapterState = load(store.load(step)["adapter.safetensors"])
+    return state
 
 
 def saved_settings(store: StepStore, step: int) -> dict[str, object]:

@@ -47,9 +47,13 @@ class Peer:
 class Channel(Protocol):
     """The client's side of a connection to one server. Thread-safe."""
 
-    bytes_sent: int
-    """Bytes of all frames sent so far."""
-    bytes_received: int
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of all frames sent so far."""
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes of all frames received so far."""
 
     def call(self, frame: Frame, deadline_s: float | None = None) -> Future[Frame]:
         """Send a frame; the future gives the reply, or raises the error that the peer reported.
