@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from benchmarks.link import LINK_PROFILES, Counters, DelayingProxy, LinkProfile
 from benchmarks.link_process import Lane
 

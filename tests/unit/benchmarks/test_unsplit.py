@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
 from benchmarks.isolate import process_environment, run_isolated
 from benchmarks.report import emit, median, parse_arguments
 from benchmarks.subjects import equal_rows, ragged_rows, subject_folder, write_tiny_llama
@@ -15,9 +19,6 @@ from benchmarks.unsplit import (
     measure_decoding,
     measure_training,
 )
-from peft import get_peft_model_state_dict
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
 
 @pytest.fixture(scope="module")
