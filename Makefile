@@ -1,14 +1,17 @@
-# setup: the environment; demo: the main job on real input; test: all tests; check: style, types, imports
-PYTHON ?= python3
+# setup: the environment; demo: the main job on real input; test: all tests; check: style, types,
+# imports; wheel: an installable file in dist. Needs Python 3.11 and its package registry.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test check bench-smoke wheel clean
+.PHONY: setup demo test check wheel clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	# torch first and by its exact version: the CPU build, without several GB of CUDA packages
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -46,7 +46,7 @@ def load_settings(cls: type[T], path: Path, overrides: Iterable[str] = ()) -> T:
 
 
 def parse_settings(cls: type[T], table: Mapping[str, object], where: str) -> T:
-    """Validate a table of plain values; errors name the key and, for unknown keys, the nearest one."""
+    """Validate plain values; errors name the key and, for unknown keys, the nearest one."""
     try:
         return cls.model_validate(table)
     except ValidationError as error:
