@@ -18,7 +18,7 @@ from cutlayer.model.families import build_buffers, meta_model, read_layout
 from cutlayer.model.folder import ModelFolder, resolve_model
 from cutlayer.model.manifest import hash_config, hash_leaf, names_by_leaf
 from cutlayer.model.partition import Cut, Head, Part, PartModule, Tail, Trunk, build_part
-from cutlayer.model.placement import Placement, Target, place_all
+from cutlayer.model.placement import Placement, Target, place_allfrom cutlayer.model.probe import check_blocks, check_ends
 
 __all__ = ["DTYPES", "check_dtype", "load_client_parts", "load_part", "load_parts"]
 
@@ -124,6 +124,7 @@ class _Reader:
     def read(self, cut: Cut, part: Part, head: Head | None = None) -> PartModule:
         """Build a part and fill it; a tail takes tied tensors from `head`."""
         module = build_part(self._config, cut, part)
+        check_blocks(module)
         local = {module.global_name(name): name for name in module.state_dict()}
         source = {name: self._alias.get(name, name) for name in local}
         filled: dict[str, Tensor] = {}
@@ -200,7 +201,7 @@ def _fill(module: PartModule, state: dict[str, Tensor], device: torch.device) ->
     build_buffers(module.base, module.config, device)
     module.requires_grad_(False)
     module.eval()
-    module.check_entry()
+    check_ends(module)
 
 
 def _embedding_of(head: Head) -> dict[str, Tensor]:

@@ -54,12 +54,10 @@ class Family:
     """Why it cannot be cut, where the layout alone would not show it."""
 
 
-_LEARNED = Family(positions="wpe")
 _SCALED = Family(neutral={"embedding_multiplier": 1.0})
 
 FAMILIES: Mapping[str, Family] = {
-    "gpt2": _LEARNED,
-    "gpt_bigcode": _LEARNED,
+    "gpt2": Family(positions="wpe"),
     "granite": _SCALED,
     "granitemoe": _SCALED,
     "granitemoeshared": _SCALED,
@@ -280,8 +278,8 @@ def _build_buffer(
     if ROTARY.search(type(module).__name__):
         # From the whole config: a part's own may lack some kinds of layers.
         base.set_submodule(path, type(module)(config).to(device))
-    elif name == "embed_scale" and isinstance(scale := getattr(module, SCALE, None), float):
-        module.embed_scale = torch.tensor(scale, device=device)
+    elif name == "embed_scale" and isinstance(scale := getattr(module, SCALE, None), int | float):
+        module.embed_scale = torch.tensor(float(scale), device=device)
     else:
         raise ModelError(
             f"{type(base).__name__}.{path}.{name} is not in the checkpoint and cutlayer does not "

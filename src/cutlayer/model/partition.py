@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from cutlayer.errors import ConfigError, DataError, ModelError
+from cutlayer.errors import ConfigError, DataError
 from cutlayer.model.attention import PACKED_ATTENTION, PackedRows, row_kernel
 from cutlayer.model.families import (
     Layout,
@@ -139,32 +139,6 @@ class PartModule(nn.Module):
         if local_name.startswith("base."):
             return f"{self.layout.prefix}.{local_name.removeprefix('base.')}"
         return local_name
-
-    @torch.no_grad()
-    def check_entry(self) -> None:
-        """Check that hidden states reach the first block of a loaded part as they are.
-
-        Raises:
-            ModelError: the base model scales, shifts or projects whatever enters it.
-        """
-        if self.part is Part.HEAD:
-            return
-        h_ND = torch.rand_like(self.zeros_ND(3)) - 0.5
-        names = (self.layout.blocks, self.layout.norm)
-        kept = [getattr(self.base, name) for name in names]
-        setattr(self.base, names[0], nn.ModuleList())
-        setattr(self.base, names[1], nn.Identity())
-        try:
-            position_ids = torch.arange(3, device=h_ND.device)[None]
-            output = self.base(inputs_embeds=h_ND[None], position_ids=position_ids, use_cache=False)
-        finally:
-            for name, module in zip(names, kept, strict=True):
-                setattr(self.base, name, module)
-        if not torch.equal(output.last_hidden_state[0], h_ND):
-            raise ModelError(
-                f"{type(self.base).__name__} changes hidden states before its first block; "
-                "cutlayer needs a table entry for this architecture"
-            )
 
     def _run(self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None) -> Tensor:
         self._check_rows(inputs, rows, caches)

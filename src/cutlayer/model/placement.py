@@ -34,6 +34,8 @@ _RENAMES = (
     (".block_sparse_moe.router.layer.weight", ".block_sparse_moe.router.weight"),
     (".block_sparse_moe.", ".mlp."),
     (".mlp.gate.weight", ".mlp.router.weight"),
+    (".mlp.e_score_correction_bias", ".mlp.gate.e_score_correction_bias"),
+    (".mlp.moe_statics.", ".mlp.gate.moe_statics."),
     ("embed_out.", "lm_head."),
 )
 """Old and new spelling; a name is tried as it is first."""
@@ -103,7 +105,8 @@ def place_all(
             extra.append(name)
     if extra:
         raise ModelError(
-            f"the checkpoint has tensors that its config has no place for: {_some(extra)}"
+            f"the checkpoint has tensors that its config has no place for: {_some(extra)}; "
+            "they are of another model, or of an architecture whose names cutlayer cannot translate"
         )
     return Placement(targets, _missing(targets.values(), expected, may_miss))
 
