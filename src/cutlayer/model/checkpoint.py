@@ -18,7 +18,8 @@ from cutlayer.model.families import build_buffers, meta_model, read_layout
 from cutlayer.model.folder import ModelFolder, resolve_model
 from cutlayer.model.manifest import hash_config, hash_leaf, names_by_leaf
 from cutlayer.model.partition import Cut, Head, Part, PartModule, Tail, Trunk, build_part
-from cutlayer.model.placement import Placement, Target, place_allfrom cutlayer.model.probe import check_blocks, check_ends
+from cutlayer.model.placement import Placement, Target, place_all
+from cutlayer.model.probe import check_blocks, check_ends
 
 __all__ = ["DTYPES", "check_dtype", "load_client_parts", "load_part", "load_parts"]
 
