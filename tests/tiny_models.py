@@ -17,7 +17,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-__all__ = ["FAMILIES", "edit_config", "save_tokenizer", "tiny_llama_folder", "tiny_model"]
+__all__ = [
+    "EXTRA_FAMILIES",
+    "FAMILIES",
+    "edit_config",
+    "save_tokenizer",
+    "tiny_llama_folder",
+    "tiny_model",
+]
 
 NUM_BLOCKS = 4
 SLIDING_WINDOW = 6
@@ -80,17 +87,93 @@ FAMILIES: dict[str, Mapping[str, object]] = {
 }
 """What each family needs beyond `COMMON`; None drops a key that the family does not know."""
 
+ROUTED: dict[str, object] = {
+    "moe_intermediate_size": 16,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "shared_expert_intermediate_size": 16,
+}
+LATENT: dict[str, object] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 6,
+}
+HEADS: dict[str, object] = {"head_dim": 8}
+WINDOWED: dict[str, object] = {
+    **HEADS,
+    "sliding_window": SLIDING_WINDOW,
+    "layer_types": ALTERNATING,
+}
 
-def tiny_model(family: str, tmp_path: Path, seed: int = 0) -> tuple[Path, PreTrainedModel]:
+EXTRA_FAMILIES: dict[str, Mapping[str, object]] = {
+    "arcee": HEADS,
+    "cohere": {},
+    "cohere2": WINDOWED,
+    "deepseek_v2": {**LATENT, **ROUTED, "topk_method": "greedy"},
+    "deepseek_v3": {**LATENT, **ROUTED},
+    "dots1": {**ROUTED, **HEADS, "n_shared_experts": 1},
+    "ernie4_5": HEADS,
+    "ernie4_5_moe": {"moe_intermediate_size": 16, "moe_num_experts": 4, "moe_k": 2},
+    "exaone4": WINDOWED,
+    "gemma": HEADS,
+    "gemma4_text": {
+        **WINDOWED,
+        "global_head_dim": 8,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+    },
+    "glm": HEADS,
+    "glm4": HEADS,
+    "glm4_moe": {**ROUTED, **HEADS},
+    "glm4_moe_lite": {**LATENT, **ROUTED},
+    "gpt_oss": {**WINDOWED, **ROUTED},
+    "granitemoe": ROUTED,
+    "helium": HEADS,
+    "hunyuan_v1_dense": HEADS,
+    "internlm3": HEADS,
+    "jetmoe": {"num_local_experts": 4, "kv_channels": 8, "num_key_value_heads": 4},
+    "minicpm3": LATENT,
+    "minimax_m2": {**ROUTED, **HEADS},
+    "ministral": {**HEADS, "sliding_window": SLIDING_WINDOW},
+    "mixtral": {**ROUTED, **HEADS, "sliding_window": SLIDING_WINDOW},
+    "olmo": {},
+    "olmo3": {"sliding_window": SLIDING_WINDOW, "layer_types": ALTERNATING},
+    "olmoe": ROUTED,
+    "persimmon": {},
+    "phi": {},
+    "phimoe": ROUTED,
+    "qwen2_moe": ROUTED,
+    "qwen3_moe": {**ROUTED, **HEADS},
+    "seed_oss": HEADS,
+    "solar_open": {**ROUTED, **HEADS},
+    "starcoder2": {"sliding_window": SLIDING_WINDOW},
+    "vaultgemma": {**WINDOWED, "query_pre_attn_scalar": 8},
+}
+"""Families without a table entry or a promise, cut by the usual layout alone."""
+
+
+def tiny_model(
+    family: str, tmp_path: Path, seed: int = 0, **changes: object
+) -> tuple[Path, PreTrainedModel]:
     """A random model of one family and the folder that it was saved to, tokenizer included.
 
     Args:
-        family: a key of `FAMILIES` (the config's `model_type`).
+        family: a key of `FAMILIES` or `EXTRA_FAMILIES` (the config's `model_type`).
         tmp_path: where the folder is made.
         seed: of all weights; biases and norms are random too, so that none is a no-op.
+        changes: of the config.
     """
     torch.manual_seed(seed)
-    settings = {k: v for k, v in {**COMMON, **FAMILIES[family]}.items() if v is not None}
+    special = FAMILIES[family] if family in FAMILIES else EXTRA_FAMILIES[family]
+    settings = {k: v for k, v in {**COMMON, **special, **changes}.items() if v is not None}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
     _stir(model)
     folder = tmp_path / f"tiny-{family}"
