@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -100,7 +100,13 @@ def _known_keys(cls: type[Settings], path: tuple[object, ...]) -> list[str]:
     for part in path:
         field = node.model_fields.get(str(part))
         annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        # A section that may be absent is a union with None.
+        sections = [
+            kind
+            for kind in get_args(annotation) or (annotation,)
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if not sections:
             return []
-        node = annotation
+        node = sections[0]
     return list(node.model_fields)

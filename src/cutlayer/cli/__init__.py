@@ -1,0 +1,1 @@
+"""Commands: arguments in, text and exit codes out. It computes nothing itself."""

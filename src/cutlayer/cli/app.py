@@ -1,0 +1,44 @@
+"""The tree of commands. It does no work: each command imports what it needs when it is called."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from cutlayer.cli import assets, demo, doctor, export, generate, provision, purge, serve, train
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="cutlayer",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune and run large language models across the border of an organisation.",
+)
+app.command("demo")(demo.demo)
+app.add_typer(provision.app, name="provision")
+app.command("serve")(serve.serve)
+app.command("train")(train.train)
+app.command("generate")(generate.generate)
+app.command("chat")(generate.chat)
+app.command("export")(export.export)
+app.command("doctor")(doctor.doctor)
+app.add_typer(assets.app, name="assets")
+app.command("purge")(purge.purge)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"cutlayer {version('cutlayer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Fine-tune and run large language models across the border of an organisation."""

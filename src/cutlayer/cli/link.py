@@ -1,0 +1,68 @@
+"""Whether two sides would work together: the port, and the handshake that all work begins with.
+
+It sends no tensor and opens no run.
+"""
+
+import socket
+
+from cutlayer.client.remote_trunk import OwnModel, RemoteTrunk
+from cutlayer.client.settings import ClientSettings
+from cutlayer.errors import ConfigError
+from cutlayer.model.agreement import known_manifest
+from cutlayer.model.folder import ModelFolder
+from cutlayer.wire.endpoints import ListenSettings, check_security
+from cutlayer.wire.grpc_channel import GrpcChannel
+from cutlayer.wire.spec import Spec
+
+__all__ = ["check_listening", "check_reachable"]
+
+_PATIENCE_S = 5.0
+
+
+def check_reachable(settings: ClientSettings, folder: ModelFolder) -> str:
+    """Connect, prove both identities, compare specs and model hashes; what the server is.
+
+    Raises:
+        CutlayerError: whatever would stop training at its first call.
+    """
+    connection = settings.connection.model_copy(update={"connect_timeout_s": _PATIENCE_S})
+    model, config = settings.model, folder.config
+    spec = Spec(
+        model_type=config.model_type,
+        n_block=config.num_hidden_layers,
+        lower=model.lower,
+        upper=model.upper,
+        hidden_size=config.hidden_size,
+        dtype=model.dtype,
+        codec_up=connection.codec,
+        codec_down=connection.codec,
+    )
+    own = OwnModel(spec=spec, manifest=known_manifest(folder, {}), digest=model.digest)
+    trunk = RemoteTrunk(lambda: GrpcChannel(connection), own, reconnect_s=0.0)
+    try:
+        welcome = trunk.hello()
+    finally:
+        trunk.close()
+    return f"{connection.address} answers ({welcome.software}); model, cut and formats match"
+
+
+def check_listening(settings: ListenSettings) -> str:
+    """Whether a server could listen there now.
+
+    Raises:
+        ConfigError: insecure settings, or the address is taken or not this machine's.
+    """
+    check_security(settings)
+    host, _, port = settings.address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, int(port)))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.address}: {error.strerror}; is a server running there "
+            "already, or is the address another machine's?"
+        ) from error
+    return f"{settings.address} is free"

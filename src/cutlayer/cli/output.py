@@ -1,0 +1,62 @@
+"""What a command prints: text for people, or one JSON object as the last line of stdout.
+
+It does not decide what is worth printing.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Output", "format_bytes"]
+
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+class Output:
+    """Text goes to stdout, or to stderr where stdout belongs to JSON; warnings always to stderr."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        self.console.print(text, markup=False)
+
+    def stream(self, text: str) -> None:
+        """A piece of text, shown at once and without a line end."""
+        file = sys.stderr if self.as_json else sys.stdout
+        file.write(text)
+        file.flush()
+
+    def warn(self, text: str) -> None:
+        """A warning."""
+        self.errors.print(Text(f"warning: {text}", style="yellow"))
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None
+    ) -> None:
+        """A small table; cells ok, warn and fail are coloured."""
+        table = Table(*columns, title=title, show_header=any(columns), title_justify="left")
+        for row in rows:
+            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        self.console.print(table)
+
+    def result(self, values: Mapping[str, object]) -> None:
+        """The command's result, printed in JSON form only."""
+        if self.as_json:
+            print(json.dumps(values, default=str), flush=True)
+
+
+def format_bytes(count: float) -> str:
+    """A byte count for people, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

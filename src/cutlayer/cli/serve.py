@@ -1,0 +1,82 @@
+"""`cutlayer serve`: run a trunk server until it is told to stop. Serving itself is in `server`."""
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from cutlayer.cli.options import ConfigOption, JsonOption, SetOption
+from cutlayer.cli.output import Output
+from cutlayer.errors import ModelError
+
+if TYPE_CHECKING:
+    from cutlayer.server.server import TrunkServer
+
+__all__ = ["serve"]
+
+
+def serve(config: ConfigOption, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Run a trunk server; SIGTERM and SIGINT let calls in flight finish, then stop it."""
+    from cutlayer.cli.certificates import warn_of_expiry
+    from cutlayer.server.server import TrunkServer
+    from cutlayer.server.settings import ServerSettings
+    from cutlayer.settings import load_settings
+
+    out = Output(as_json)
+    settings = load_settings(ServerSettings, config, set_ or ())
+    warn_of_expiry(settings.listen, out)
+    asked = _stop_signals()
+    server = TrunkServer(settings)
+    began_s = time.monotonic()
+    try:
+        server.start()
+        host = settings.listen.address.rpartition(":")[0]
+        _announce(server, f"{host}:{server.port}", out)
+        asked.wait()
+        out.say("draining: calls in flight finish, new ones are refused")
+    finally:
+        server.stop()
+    out.say("stopped")
+    out.result({"event": "stopped", "uptime_s": round(time.monotonic() - began_s, 3)})
+
+
+def _stop_signals() -> threading.Event:
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    return asked
+
+
+def _announce(server: "TrunkServer", address: str, out: Output) -> None:
+    digest = _digest(server)
+    spec = server.model.spec
+    out.say(
+        f"serving blocks {spec.lower} to {spec.upper - 1} of {spec.n_block} ({spec.model_type})"
+    )
+    out.say(f"address      {address}")
+    if server.health_port is not None:
+        out.say(f"health       http://127.0.0.1:{server.health_port}/readyz")
+    out.say(f"model digest {digest or 'unknown: this side does not hold the whole model'}")
+    out.result(
+        {
+            "event": "ready",
+            "address": address,
+            "port": server.port,
+            "health_port": server.health_port,
+            "model_digest": digest,
+            "lower": spec.lower,
+            "upper": spec.upper,
+        }
+    )
+
+
+def _digest(server: "TrunkServer") -> str | None:
+    try:
+        return server.model.manifest.root()
+    except ModelError:
+        return None

@@ -1,0 +1,103 @@
+"""`cutlayer train`: fine-tune as the settings say, and show how. Training is in `client`."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutlayer.cli.options import ConfigOption, JsonOption, SetOption
+from cutlayer.cli.output import Output, format_bytes
+
+if TYPE_CHECKING:
+    from cutlayer.cli.progress import TrainingProgress
+    from cutlayer.client.client import Client
+    from cutlayer.client.run_state import Progress
+    from cutlayer.client.settings import ClientSettings
+
+__all__ = ["train"]
+
+SettingsOption = Annotated[
+    bool, typer.Option("--show-settings/--hide-settings", help="Print the resolved settings.")
+]
+
+
+def train(
+    config: ConfigOption,
+    set_: SetOption = None,
+    shows_settings: SettingsOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune; started again, it goes on from the newest step that both sides have saved."""
+    from cutlayer.cli.certificates import warn_of_expiry
+    from cutlayer.cli.progress import TrainingProgress
+    from cutlayer.client.client import Client
+    from cutlayer.client.settings import ClientSettings
+    from cutlayer.settings import load_settings
+
+    out = Output(as_json)
+    settings = load_settings(ClientSettings, config, set_ or ())
+    warn_of_expiry(settings.connection, out)
+    with Client(settings) as client:
+        _keep_settings(settings, out if shows_settings else None)
+        out.say(f"privacy: {client.guarantee}")
+        with TrainingProgress(client) as shown:
+            progress = client.train(shown.show)
+        result = _result(client, progress, shown)
+    _print(result, out)
+    out.result(result)
+
+
+def _keep_settings(settings: "ClientSettings", out: Output | None) -> None:
+    """Save the resolved settings with the run, encrypted where the run is, and print them."""
+    from cutlayer.demo.settings_text import settings_text
+    from cutlayer.storage.files import write_atomic
+    from cutlayer.storage.vault import open_run_vault, open_vault
+
+    text = settings_text(settings)
+    if out is not None:
+        out.say(text.rstrip())
+    vault = open_run_vault(settings.run.folder, open_vault(settings.run.key_file))
+    data = vault.seal(text.encode(), "settings.toml")
+    write_atomic(settings.run.folder / "settings.toml", data)
+
+
+def _result(client: "Client", progress: "Progress", shown: "TrainingProgress") -> dict[str, object]:
+    from cutlayer.settings import settings_digest
+
+    losses = [record.loss for record in progress.history]
+    validation = list(progress.evaluations.values())
+    num_tokens = max(1, shown.num_tokens)
+    return {
+        "run_id": client.run_id,
+        "folder": str(client.settings.run.folder),
+        "step": progress.step,
+        "best_step": progress.best_step,
+        "new_steps": shown.num_steps,
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
+        "validation_loss": validation[-1] if validation else None,
+        "num_tokens": shown.num_tokens,
+        "seconds": round(shown.seconds, 3),
+        "tokens_per_s": round(shown.num_tokens / shown.seconds, 2),
+        "bytes_up": client.trunk.bytes_sent,
+        "bytes_down": client.trunk.bytes_received,
+        "bytes_up_per_token": round(client.trunk.bytes_sent / num_tokens, 2),
+        "bytes_down_per_token": round(client.trunk.bytes_received / num_tokens, 2),
+        "guarantee": client.guarantee,
+        "ledger": asdict(client.ledger),
+        "settings_digest": settings_digest(client.settings),
+    }
+
+
+def _print(result: dict[str, object], out: Output) -> None:
+    if not result["new_steps"]:
+        out.say(f"step {result['step']}: there was nothing left to train")
+        return
+    up, down = result["bytes_up_per_token"], result["bytes_down_per_token"]
+    assert isinstance(up, float)
+    assert isinstance(down, float)
+    out.say(
+        f"step {result['step']}: loss {result['loss_first']:.4f} to {result['loss_last']:.4f}, "
+        f"{result['tokens_per_s']} tokens/s, per token {format_bytes(up)} up and "
+        f"{format_bytes(down)} down; {result['guarantee']}"
+    )
