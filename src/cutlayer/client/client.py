@@ -6,20 +6,22 @@ what leaves in `privacy.boundary`.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from cutlayer.client.chat import Chat, TextPiece, text_pieces
 from cutlayer.client.generate import GenerationSession, SplitModel, generate_tokens
 from cutlayer.client.parts import TrainedParts
 from cutlayer.client.remote_trunk import OwnModel, RemoteTrunk
 from cutlayer.client.run_state import Progress, RunState
+from cutlayer.client.schedule import batch_plan
 from cutlayer.client.settings import ClientSettings, SamplingSettings, TrainSettings
 from cutlayer.client.train import Boundaries, Report, Trainer, TrainingData
-from cutlayer.data.batches import BatchPlan
 from cutlayer.data.load import Dataset, load_dataset
 from cutlayer.data.template import RowLimits
 from cutlayer.errors import ConfigError, DataError
@@ -67,7 +69,6 @@ class Client:
         cut = Cut(model.lower, model.upper)
         self._folder = resolve_model(model.path, model.revision)
         self.head, self.tail = load_client_parts(self._folder, cut, model.dtype, model.device)
-        self.tokenizer = self._folder.tokenizer()
         self._state = RunState(settings.run)
         self._parts = TrainedParts(
             self.head,
@@ -98,6 +99,11 @@ class Client:
         """End the connection and release the run folder."""
         self.trunk.close()
         self._state.close()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer; whoever works with token ids needs none."""
+        return self._folder.tokenizer()
 
     @property
     def run_id(self) -> str:
@@ -142,9 +148,15 @@ class Client:
             raise DataError("there is no training row left; check data.train and max_length")
         self._state.claim(self._identity(rows))
         data = TrainingData(
-            train=rows.train, validation=rows.validation, plan=_plan(rows, settings)
+            train=rows.train, validation=rows.validation, plan=batch_plan(rows, settings)
         )
-        trainer = Trainer(
+        progress = self.trainer(data, settings).run(on_step)
+        self._note(AuditEvent.RUN_FINISHED, progress.step)
+        return progress
+
+    def trainer(self, data: TrainingData, settings: TrainSettings) -> Trainer:
+        """A run over rows of token ids, for whoever has no data files."""
+        return Trainer(
             self._parts,
             self.trunk,
             self._boundaries(),
@@ -153,9 +165,6 @@ class Client:
             self._state,
             self._open_run(settings),
         )
-        progress = trainer.run(on_step)
-        self._note(AuditEvent.RUN_FINISHED, progress.step)
-        return progress
 
     def session(self, max_lengths: Sequence[int]) -> GenerationSession:
         """Rows with KV caches on all parts, for whoever wants the logits themselves."""
@@ -331,16 +340,3 @@ class Client:
                 bytes_down=self.trunk.bytes_received,
             )
         )
-
-
-def _plan(rows: Dataset, settings: TrainSettings) -> BatchPlan:
-    return BatchPlan(
-        num_rows=len(rows.train),
-        rows_per_step=min(settings.rows_per_step, len(rows.train)),
-        seed=settings.seed,
-        epochs=settings.epochs,
-        steps=settings.steps,
-        micro_batch_rows=settings.micro_batch_rows,
-        micro_batch_tokens=settings.micro_batch_tokens,
-        lengths=tuple(len(example.tokens) for example in rows.train),
-    )

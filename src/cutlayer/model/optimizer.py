@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from cutlayer.errors import ModelError
@@ -19,18 +20,18 @@ __all__ = ["AdamWSettings", "PartOptimizer", "gradient_scale"]
 class AdamWSettings(Settings):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) as torch.optim.AdamW computes it."""
 
-    beta1: float = 0.9
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the first moment."""
-    beta2: float = 0.999
+    beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled decay, per unit of learning rate."""
 
 
 class PartOptimizer:
-    """The optimizer of one part; every part of a model takes the same step from the same scalars."""
+    """The optimizer of one part; all parts take the same step from the same scalars."""
 
     def __init__(self, adapter: Adapter, settings: AdamWSettings) -> None:
         self._adapter = adapter

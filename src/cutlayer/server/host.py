@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cutlayer.errors import ConfigError, ProtocolError, StepExpired
+from cutlayer.errors import ProtocolError, StepExpired
 from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState, attach, base_only
 from cutlayer.model.kv_cache import bytes_per_token
 from cutlayer.model.partition import Trunk
@@ -74,11 +74,8 @@ class TrunkHost:
         """Load or create a run at the newest step that both sides have; returns that step."""
         key = (owner, opened.run_id)
         if key in self._runs:
-            self._runs.pop(key).close()
-        self._close_idle_runs()
-        own = sum(1 for name, _ in self._runs if name == owner)
-        if own >= self._limits.max_client_runs:
-            raise ConfigError(f"{owner} has {own} runs open, its limit; wait until one is idle")
+            self._close_run(key)
+        self._make_room_for_run(owner)
         settings = parse_settings(AdapterSettings, opened.adapter, "the run's adapter settings")
         adapter = attach(self._trunk, settings, self._new_name())
         try:
@@ -193,12 +190,21 @@ class TrunkHost:
         for key in set(self._generation_adapters) - self.sessions.adapters_in_use():
             self._generation_adapters.pop(key).remove()
 
-    def _close_idle_runs(self) -> None:
+    def _make_room_for_run(self, owner: str) -> None:
+        """Unload idle runs, and the owner's least recently used ones beyond its limit.
+
+        Nothing is lost: a run that comes back is loaded from its last saved step.
+        """
         now_s = self._clock()
-        for key, used_s in list(self._last_used_s.items()):
-            if now_s - used_s > self._limits.run_ttl_s and key in self._runs:
-                self._runs.pop(key).close()
-                del self._last_used_s[key]
+        by_age = sorted(self._last_used_s, key=lambda key: self._last_used_s[key])
+        own = [key for key in by_age if key[0] == owner]
+        idle = [k for k in by_age if now_s - self._last_used_s[k] > self._limits.run_ttl_s]
+        for key in {*idle, *own[: len(own) - self._limits.max_client_runs + 1]}:
+            self._close_run(key)
+
+    def _close_run(self, key: tuple[str, str]) -> None:
+        self._runs.pop(key).close()
+        del self._last_used_s[key]
 
     def _new_name(self) -> str:
         return f"adapter{next(self._names)}"

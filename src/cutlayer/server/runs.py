@@ -6,6 +6,7 @@ Shapes: N = tokens of all rows of a micro-batch, D = hidden size.
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from cutlayer.model.optimizer import AdamWSettings, PartOptimizer, gradient_scal
 from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.server.graphs import Graph, GraphBudget
+from cutlayer.settings import parse_settings
 from cutlayer.storage.steps import StepStore
 from cutlayer.wire.messages import OpenRun, Step
 
@@ -57,7 +59,9 @@ class TrainingRun:
         self.opened = opened
         self._trunk = trunk
         self._adapter = adapter
-        self._optimizer = PartOptimizer(adapter, AdamWSettings(**opened.optimizer))
+        self._optimizer = PartOptimizer(
+            adapter, parse_settings(AdamWSettings, opened.optimizer, "the run's optimizer")
+        )
         self._store = store
         self._graphs = graphs
         self._micros: dict[int, _Micro] = {}
@@ -124,6 +128,7 @@ class TrainingRun:
         if finished.step == self.step:
             return
         self._require_open(finished.step)
+        _check_scalars(finished)
         trunk_sq_norm = self._trunk_sq_norm
         if trunk_sq_norm is None and self._needs_backward:
             raise StepExpired(f"step {finished.step} is not complete: its last BACKWARD is missing")
@@ -199,6 +204,15 @@ def load_adapter_state(store: StepStore, step: int) -> AdapterState:
     """The trunk adapter that a saved step holds."""
     state: AdapterState = load(store.load(step)["adapter.safetensors"])
     return state
+
+
+def _check_scalars(finished: Step) -> None:
+    for name in ("client_sq_norm", "lr"):
+        value = getattr(finished, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise ProtocolError(f"COMMIT with {name}={value}; a finite number from 0 is needed")
+    if finished.num_tokens < 0:
+        raise ProtocolError(f"COMMIT with num_tokens={finished.num_tokens}")
 
 
 def saved_settings(store: StepStore, step: int) -> dict[str, object]:

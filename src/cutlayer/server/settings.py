@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import Field
+
 from cutlayer.server.sessions import SessionLimits
 from cutlayer.settings import Settings
 from cutlayer.wire.endpoints import ListenSettings
@@ -43,8 +45,8 @@ class LimitSettings(Settings):
     """KV bytes of one client."""
     max_client_sessions: int = 64
     """Open sessions of one client."""
-    max_client_runs: int = 4
-    """Training runs of one client in memory."""
+    max_client_runs: int = Field(default=4, ge=1)
+    """Training runs of one client in memory; one more unloads the least recently used."""
     max_client_bytes_per_day: int | None = None
     """Bytes that one client may send in a day; None is no limit."""
     session_ttl_s: float = 600.0
