@@ -11,16 +11,15 @@ from enum import StrEnum
 from pathlib import Path
 
 import psutil
-from transformers import PreTrainedConfig
 
 from cutlayer.cli.link import check_listening, check_reachable
-from cutlayer.client.settings import ClientSettings
+from cutlayer.client.settings import ClientSettings, ModelSettings
 from cutlayer.data.settings import DataSettings
 from cutlayer.data.sources import read_records
 from cutlayer.errors import CutlayerError
 from cutlayer.identity.certificates import days_left, expiry_warning, load_certificates
 from cutlayer.identity.check import check_kit
-from cutlayer.model.checkpoint import check_dtype
+from cutlayer.model.checkpoint import DTYPES, check_dtype
 from cutlayer.model.folder import HubFolder, ModelFolder, resolve_model
 from cutlayer.model.manifest import names_by_leaf
 from cutlayer.model.partition import Cut, Part
@@ -67,7 +66,7 @@ def check_client(settings: ClientSettings) -> list[Finding]:
     folder = _tried(found, "model", lambda: resolve_model(model.path, model.revision))
     if folder is None:
         return found
-    found += _model(folder, Cut(model.lower, model.upper), (Part.HEAD, Part.TAIL), model.dtype)
+    found += _model(folder, model, (Part.HEAD, Part.TAIL))
     if not any(f.name == "cut" and f.status is Status.FAIL for f in found):
         found += _link("server", lambda: check_reachable(settings, folder))
     return found
@@ -85,11 +84,11 @@ def check_server(settings: ServerSettings) -> list[Finding]:
     found += _folder("state folder", settings.state.folder)
     if settings.state.key_file is not None:
         found += _private_file("storage key", settings.state.key_file)
-    model: TrunkSettings = settings.model
+    model = settings.model
     found += _dtype(model.dtype, model.device)
     folder = _tried(found, "model", lambda: resolve_model(model.path, model.revision))
     if folder is not None:
-        found += _model(folder, Cut(model.lower, model.upper), (Part.TRUNK,), model.dtype)
+        found += _model(folder, model, (Part.TRUNK,))
     found += _link("address", lambda: check_listening(settings.listen))
     return found
 
@@ -203,9 +202,12 @@ def _dtype(dtype: str, device: str) -> Iterator[Finding]:
     yield Finding(name="dtype", status=status, text=warning or f"{dtype} on {device}")
 
 
-def _model(folder: ModelFolder, cut: Cut, parts: tuple[Part, ...], dtype: str) -> Iterator[Finding]:
+def _model(
+    folder: ModelFolder, settings: ModelSettings | TrunkSettings, parts: tuple[Part, ...]
+) -> Iterator[Finding]:
     try:
         config = folder.config
+        cut = Cut(settings.lower, settings.upper)
         cut.check(config.num_hidden_layers)
     except CutlayerError as error:
         yield Finding(name="cut", status=Status.FAIL, text=str(error))
@@ -215,35 +217,32 @@ def _model(folder: ModelFolder, cut: Cut, parts: tuple[Part, ...], dtype: str) -
     if isinstance(folder, HubFolder):
         text = "hub model: sizes are known when its parts are downloaded"
         yield Finding(name="memory", status=Status.WARN, text=text)
-        return
+    elif settings.dtype in DTYPES:
+        yield _memory(folder, cut, parts, settings.dtype)
+
+
+def _memory(folder: ModelFolder, cut: Cut, parts: tuple[Part, ...], dtype: str) -> Finding:
     try:
-        needed = _part_bytes(folder, config, cut, parts, dtype)
+        needed = _num_weights(folder, cut, parts) * DTYPES[dtype].itemsize
     except CutlayerError as error:
-        yield Finding(name="memory", status=Status.FAIL, text=str(error))
-        return
-    yield _memory(needed, " and ".join(parts))
-
-
-def _memory(needed: int, what: str) -> Finding:
+        return Finding(name="memory", status=Status.FAIL, text=str(error))
     free = psutil.virtual_memory().available
-    text = f"{what}: {needed / _GIB:.2f} GiB of weights, {free / _GIB:.1f} GiB of memory available"
+    text = (
+        f"{' and '.join(parts)}: {needed / _GIB:.2f} GiB of weights, {free / _GIB:.1f} GiB of "
+        "memory available"
+    )
     if needed > free:
         return Finding(name="memory", status=Status.FAIL, text=f"{text}; choose another cut")
     status = Status.OK if needed * _ROOM <= free else Status.WARN
     return Finding(name="memory", status=status, text=text)
 
 
-def _part_bytes(
-    folder: ModelFolder, config: PreTrainedConfig, cut: Cut, parts: tuple[Part, ...], dtype: str
-) -> int:
-    """Bytes of the weights that the parts hold in memory; a tied embedding counts once."""
-    leaves = {"config"}
-    for part in parts:
-        leaves |= {f"block.{index}" for index in cut.blocks(part, config.num_hidden_layers)}
+def _num_weights(folder: ModelFolder, cut: Cut, parts: tuple[Part, ...]) -> int:
+    """Values that the parts hold in memory; a tied embedding counts once."""
+    num_blocks = folder.config.num_hidden_layers
+    leaves = {f"block.{index}" for part in parts for index in cut.blocks(part, num_blocks)}
     if Part.HEAD in parts:
         leaves |= {"embedding", "norm", "lm_head"}
     layout = folder.layout()
-    groups = names_by_leaf(folder.names(), config.num_hidden_layers)
-    names = [name for leaf, names in groups.items() if leaf in leaves for name in names]
-    itemsize = 4 if dtype == "float32" else 2
-    return sum(layout[name].numel() for name in names) * itemsize
+    groups = names_by_leaf(folder.names(), num_blocks)
+    return sum(layout[name].numel() for leaf in leaves for name in groups.get(leaf, ()))

@@ -7,9 +7,9 @@ import socket
 
 from cutlayer.client.remote_trunk import OwnModel, RemoteTrunk
 from cutlayer.client.settings import ClientSettings
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.agreement import known_manifest
-from cutlayer.model.folder import ModelFolder
+from cutlayer.model.folder import HubFolder, ModelFolder
 from cutlayer.wire.endpoints import ListenSettings, check_security
 from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.spec import Spec
@@ -41,6 +41,11 @@ def check_reachable(settings: ClientSettings, folder: ModelFolder) -> str:
     trunk = RemoteTrunk(lambda: GrpcChannel(connection), own, reconnect_s=0.0)
     try:
         welcome = trunk.hello()
+    except ModelError:
+        if not isinstance(folder, HubFolder):
+            raise
+        # Nothing of it was downloaded, so there is no hash of the own parts to add to theirs.
+        return f"{connection.address} answers; model hashes are compared when parts are loaded"
     finally:
         trunk.close()
     return f"{connection.address} answers ({welcome.software}); model, cut and formats match"

@@ -22,7 +22,7 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-_USAGE = 2
+_USAGE, _INTERRUPTED = 2, 130
 
 
 def main() -> None:
@@ -52,6 +52,8 @@ def run(argv: Sequence[str]) -> int:
         code = _code(exit_)
         if code == _USAGE and "--json" in flags and not _is_reported(exit_):
             _print_json("UsageError", "the command line is wrong; see the text above", code)
+        if code == _INTERRUPTED:
+            _report_interrupt("--json" in flags)
         return code
     except CutlayerError as error:
         if "--debug" in flags:
@@ -74,6 +76,13 @@ def _report(error: CutlayerError, as_json: bool) -> int:
     if as_json:
         _print_json(type(error).__name__, text, code)
     return code
+
+
+def _report_interrupt(as_json: bool) -> None:
+    text = "interrupted; what was saved stays"
+    print(text, file=sys.stderr, flush=True)
+    if as_json:
+        _print_json("Interrupted", text, _INTERRUPTED)
 
 
 def _print_json(error: str, message: str, exit_code: int) -> None:

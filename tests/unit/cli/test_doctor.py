@@ -2,12 +2,22 @@
 
 import socket
 import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from transformers import LlamaForCausalLM
 
+from cutlayer.cli.certificates import warn_of_expiry
+from cutlayer.cli.checks import _num_weights
+from cutlayer.cli.output import Output
+from cutlayer.identity.provision import local, member_files
+from cutlayer.model.folder import resolve_model
+from cutlayer.model.partition import Cut, Part
 from cutlayer.server.server import TrunkServer
 from cutlayer.server.settings import ServerSettings
 from cutlayer.settings import load_settings
+from cutlayer.wire.endpoints import ConnectionSettings, TlsFiles
 from tests.unit.cli.cli_world import CliWorld, Ran, run_command
 
 
@@ -79,6 +89,7 @@ def test_a_taken_address_is_a_failure(world: CliWorld, capsys: pytest.CaptureFix
     ("override", "check"),
     [
         ("model.upper=40", "cut"),
+        ("model.upper=0", "cut"),
         ("model.path=nowhere", "model"),
         ("model.dtype=float12", "dtype"),
         ("data.train=nowhere.jsonl", "data.train"),
@@ -131,3 +142,33 @@ def test_doctor_leaves_no_thread_behind(
     before = threading.active_count()
     run_command(capsys, "doctor", "-c", world.server)
     assert threading.active_count() == before
+
+
+def test_memory_counts_only_the_own_parts(
+    world: CliWorld, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = LlamaForCausalLM.from_pretrained(model).state_dict()
+    own = sum(
+        weight.numel()
+        for name, weight in config.items()
+        if ".layers." not in name or ".layers.0." in name or ".layers.3." in name
+    )
+    folder = resolve_model(model)
+    assert _num_weights(folder, Cut(1, 3), (Part.HEAD, Part.TAIL)) == own
+    whole = sum(weight.numel() for weight in config.values())
+    assert _num_weights(folder, Cut(1, 3), (Part.TRUNK,)) == whole - own
+
+
+@pytest.mark.parametrize(("days", "said"), [(20, "expires in"), (-3, "has expired")])
+def test_a_certificate_near_its_end_is_warned_of(
+    days: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = datetime.now(UTC) - timedelta(days=365 - days)
+    keys = local(tmp_path / "keys", now=lambda: begin)
+    files = member_files(keys.clients["client"])
+    tls = TlsFiles(certificate=files.certificate, key=files.key, authority=files.authority)
+    warn_of_expiry(ConnectionSettings(address="127.0.0.1:1", tls=tls), Output(as_json=False))
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "cutlayer provision renew" in captured.err
+    assert captured.out == ""

@@ -140,7 +140,7 @@ def test_interrupt_is_130(tmp_path: Path) -> None:
         "sys.exit(run(['assets', 'fetch', 'x']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (130, "")
+    assert (done.returncode, done.stderr) == (130, "interrupted; what was saved stays\n")
 
 
 def test_error_text_with_a_second_line_stays_one_line(
