@@ -126,7 +126,7 @@ steps = {num_steps}
 rows_per_step = 4
 micro_batch_rows = 2
 lr = 0.005
-save_every = 2
+save_every = 4
 """
     )
     return world
@@ -238,11 +238,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = make_model(folder / "model")
-        whole = make_world(folder / "whole", model, 40 * kills)
+        whole = make_world(folder / "whole", model, 80 * kills)
         whole_s = run_whole(whole)
-        killed = make_world(folder / "killed", model, 40 * kills)
+        killed = make_world(folder / "killed", model, 80 * kills)
         share_secret(whole, killed)
-        longest_s = min(1.5 * whole_s, 14.0)
+        longest_s = min(1.5 * whole_s, 10.0)
         done = run_killed(killed, kills, longest_s, arguments.seed)
         outcome = compare(killed, whole, done)
     outcome.seconds = round(time.monotonic() - begin_s, 1)
@@ -291,7 +291,7 @@ def _accounted_vectors(ledger: Path) -> dict[str, int]:
     totals: dict[str, int] = {}
     for record in read_log(ledger):
         boundary = str(record["boundary"])
-        totals[boundary] = totals.get(boundary, 0) + int(str(record["num_vectors"]))
+        totals[boundary] = totals.get(boundary, 0) + int(str(record["vectors"]))
     return totals
 
 
