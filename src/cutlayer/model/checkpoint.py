@@ -134,7 +134,8 @@ class _Reader:
         for leaf in self._leaves_of(module):
             if head is not None and leaf in head.leaves:
                 leaves[leaf] = head.leaves[leaf]
-                filled.update(_embedding_of(head))
+                name, weight = _embedding_of(head)
+                filled[self._alias.get(name, name)] = weight
             else:
                 stream = self._stream(names[leaf], frozenset(source.values()), filled)
                 leaves[leaf] = hash_leaf(stream)
@@ -205,19 +206,19 @@ def _fill(module: PartModule, state: dict[str, Tensor], device: torch.device) ->
     check_ends(module)
 
 
-def _embedding_of(head: Head) -> dict[str, Tensor]:
-    """The head's embedding under its global name; a Parameter, so that the tail shares it."""
+def _embedding_of(head: Head) -> tuple[str, nn.Parameter]:
+    """The head's embedding and its global name; a Parameter, so that the tail shares it."""
     embedding = head.layout.embedding
-    name = head.global_name(f"base.{embedding}.weight")
-    return {name: getattr(head.base, embedding).weight}
+    weight = head.base.get_input_embeddings().weight
+    return head.global_name(f"base.{embedding}.weight"), cast(nn.Parameter, weight)
 
 
 def _share(head: Head, tail: Tail) -> None:
     """One memory for a tied embedding that the file has twice."""
-    (embedding,) = _embedding_of(head).values()
+    _, embedding = _embedding_of(head)
     lm_head = tail.lm_head
     if isinstance(lm_head, nn.Linear) and torch.equal(lm_head.weight, embedding):
-        lm_head.weight = cast(nn.Parameter, embedding)
+        lm_head.weight = embedding
 
 
 def _kept_in_fp32(model: nn.Module, dtype: torch.dtype) -> Callable[[str], bool]:

@@ -109,10 +109,12 @@ def read_layout(model: PreTrainedModel) -> Layout:
         ModelError: names what is missing, or what it has that no part would own.
     """
     base, prefix = _base_of(model)
+    blocks = _blocks_of(base, model.config.num_hidden_layers)
+    _check_mixing(getattr(base, blocks))
     layout = Layout(
         prefix=prefix,
         embedding=_name_of(base, base.get_input_embeddings(), "token embedding"),
-        blocks=_blocks_of(base, model.config.num_hidden_layers),
+        blocks=blocks,
         norm=_norm_of(base),
         lm_head=_name_of(model, model.get_output_embeddings(), "LM head"),
         attention=str(model.config._attn_implementation),
@@ -120,7 +122,6 @@ def read_layout(model: PreTrainedModel) -> Layout:
     owned = {layout.embedding, layout.blocks, layout.norm, family_of(model.config).positions}
     _check_leftovers(base, owned)
     _check_leftovers(model, {prefix, layout.lm_head})
-    _check_mixing(getattr(base, layout.blocks))
     return layout
 
 

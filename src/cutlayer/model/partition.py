@@ -218,11 +218,11 @@ class Head(PartModule):
         if rows.tokens_N is None:
             raise ConfigError("the head needs rows with tokens; these have lengths only")
         embedding = self.base.get_input_embeddings().weight
-        largest = int(rows.tokens_N.max())
-        if largest >= embedding.shape[0] or int(rows.tokens_N.min()) < 0:
+        lowest, highest = (int(bound) for bound in rows.tokens_N.aminmax())
+        if lowest < 0 or highest >= embedding.shape[0]:
             raise DataError(
-                f"token {largest} is not in the model's vocabulary of {embedding.shape[0]}; "
-                "is this the model's own tokenizer?"
+                f"token {lowest if lowest < 0 else highest} is not in the model's vocabulary of "
+                f"{embedding.shape[0]}; is this the model's own tokenizer?"
             )
         return self._run(rows.tokens_N.to(embedding.device), rows, caches)
 
