@@ -42,7 +42,10 @@ class Output:
         self, columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None
     ) -> None:
         """A small table; cells ok, warn and fail are coloured."""
-        table = Table(*columns, title=title, show_header=any(columns), title_justify="left")
+        table = Table(title=title, show_header=any(columns), title_justify="left")
+        for column in columns:
+            # A path that is cut off cannot be copied.
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
         self.console.print(table)

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 from cutlayer.cli.output import format_bytes
 from cutlayer.client.client import Client
@@ -17,6 +25,7 @@ from cutlayer.client.train import Report
 __all__ = ["TrainingProgress"]
 
 _LINES = 20
+_WIDE = 120
 _SMOOTHING = 0.3
 
 
@@ -34,11 +43,7 @@ class TrainingProgress:
         self._rate = 0.0
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
+            *_columns(self._console.width),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -93,3 +98,11 @@ class TrainingProgress:
         parts.append(f"up {format_bytes(self.bytes_up)} down {format_bytes(self.bytes_down)}")
         parts.append(self._client.guarantee)
         return "  ".join(parts)
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """Numbers first: a narrow terminal wraps them, and has no room for a bar."""
+    status = TextColumn("{task.fields[status]}", table_column=Column(no_wrap=False))
+    numbers: list[ProgressColumn] = [TextColumn("step"), MofNCompleteColumn(), status]
+    bar: list[ProgressColumn] = [BarColumn(bar_width=16), TimeRemainingColumn()]
+    return [*numbers, *bar] if width >= _WIDE else numbers
