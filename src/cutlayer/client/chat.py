@@ -12,7 +12,7 @@ from cutlayer.client.generate import GenerationSession, generate_tokens
 from cutlayer.client.settings import SamplingSettings
 from cutlayer.errors import ConfigError
 
-__all__ = ["Chat", "TextPiece", "eos_ids", "text_pieces"]
+__all__ = ["Chat", "TextPiece", "eos_ids", "require_chat_template", "text_pieces"]
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -101,8 +101,7 @@ class Chat:
         sampling: SamplingSettings,
         max_length: int,
     ) -> None:
-        if tokenizer.chat_template is None:
-            raise ConfigError("the model has no chat template; use `cutlayer generate` instead")
+        require_chat_template(tokenizer)
         self._session = session
         self._tokenizer = tokenizer
         self._sampling = sampling
@@ -162,6 +161,12 @@ class Chat:
             known += 1
         self._session.truncate(0, known)
         return known
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ConfigError where the model knows no form of a conversation."""
+    if tokenizer.chat_template is None:
+        raise ConfigError("the model has no chat template; use `cutlayer generate` instead")
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cutlayer.client.chat import Chat, TextPiece, text_pieces
+from cutlayer.client.chat import Chat, TextPiece, require_chat_template, text_pieces
 from cutlayer.client.generate import GenerationSession, SplitModel, generate_tokens
+from cutlayer.client.own_model import own_model
 from cutlayer.client.parts import TrainedParts
-from cutlayer.client.remote_trunk import OwnModel, RemoteTrunk
+from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.client.run_state import Progress, RunState
 from cutlayer.client.schedule import batch_plan
 from cutlayer.client.settings import ClientSettings, SamplingSettings, TrainSettings
@@ -26,7 +27,7 @@ from cutlayer.data.load import Dataset, load_dataset
 from cutlayer.data.template import RowLimits
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.model.adapters import AdapterState
-from cutlayer.model.agreement import known_manifest
+from cutlayer.model.agreement import hash_leaves
 from cutlayer.model.checkpoint import load_client_parts
 from cutlayer.model.export import export_adapter, merge_adapter
 from cutlayer.model.folder import resolve_model
@@ -41,7 +42,6 @@ from cutlayer.wire.codec import get_codec
 from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.messages import OpenRun
 from cutlayer.wire.recording import RecordingChannel
-from cutlayer.wire.spec import Spec
 
 __all__ = ["Client"]
 
@@ -77,7 +77,9 @@ class Client:
             (settings.train or TrainSettings(steps=1)).optimizer,
             seed=0 if settings.train is None else settings.train.seed,
         )
-        self.trunk = RemoteTrunk(connect or self._connect, self._own_model(cut))
+        self.trunk = RemoteTrunk(
+            connect or self._connect, own_model(settings, self._folder, self.head, self.tail)
+        )
 
     @classmethod
     def from_file(cls, path: Path, overrides: Iterable[str] = ()) -> "Client":
@@ -146,7 +148,7 @@ class Client:
         rows = self.rows()
         if not rows.train:
             raise DataError("there is no training row left; check data.train and max_length")
-        self._state.claim(self._identity(rows))
+        self._state.claim(self._identity(rows, settings))
         data = TrainingData(
             train=rows.train, validation=rows.validation, plan=batch_plan(rows, settings)
         )
@@ -167,7 +169,17 @@ class Client:
         )
 
     def session(self, max_lengths: Sequence[int]) -> GenerationSession:
-        """Rows with KV caches on all parts, for whoever wants the logits themselves."""
+        """Rows with KV caches on all parts, for whoever wants the logits themselves.
+
+        Raises:
+            ConfigError: no row, or one longer than the model's context.
+        """
+        context = self._folder.config.max_position_embeddings
+        if not max_lengths or max(max_lengths) > context:
+            raise ConfigError(
+                f"rows of {list(max_lengths)} tokens, prompt and reply together, in a context of "
+                f"{context}; give a prompt, or lower sampling.max_new_tokens"
+            )
         return GenerationSession(self._split_model(), max_lengths)
 
     def score(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -214,8 +226,8 @@ class Client:
 
     def chat(self, max_length: int | None = None) -> Chat:
         """A conversation that keeps its session, so that each turn sends its new tokens alone."""
-        config = self._folder.config
-        limit = min(max_length or 4096, config.max_position_embeddings)
+        require_chat_template(self.tokenizer)
+        limit = min(max_length or 4096, self._folder.config.max_position_embeddings)
         return Chat(self.session([limit]), self.tokenizer, self.settings.sampling, limit)
 
     def export(self, folder: Path, step: int | None = None, merged: Path | None = None) -> int:
@@ -294,23 +306,7 @@ class Client:
             saved_steps=[],
         )
 
-    def _own_model(self, cut: Cut) -> OwnModel:
-        settings, config = self.settings, self._folder.config
-        spec = Spec(
-            model_type=config.model_type,
-            n_block=config.num_hidden_layers,
-            lower=cut.lower,
-            upper=cut.upper,
-            hidden_size=self.head.hidden_size,
-            dtype=settings.model.dtype,
-            codec_up=settings.connection.codec,
-            codec_down=settings.connection.codec,
-        )
-        leaves = {**self.head.leaves, **self.tail.leaves}
-        manifest = known_manifest(self._folder, leaves)
-        return OwnModel(spec=spec, manifest=manifest, digest=settings.model.digest)
-
-    def _identity(self, rows: Dataset) -> dict[str, str]:
+    def _identity(self, rows: Dataset, train: TrainSettings) -> dict[str, str]:
         """What must stay the same for a run to be continued."""
         model = self.settings.model
         return {
@@ -318,6 +314,9 @@ class Client:
             "adapter": settings_digest(self.settings.adapter),
             "cut": f"{model.lower}:{model.upper}",
             "privacy": settings_digest(self.settings.privacy),
+            "model": hash_leaves({**self.head.leaves, **self.tail.leaves}),
+            "dtype": model.dtype,
+            "order": f"{train.seed}:{train.rows_per_step}",
         }
 
     def _connect(self) -> Channel:

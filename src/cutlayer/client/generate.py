@@ -7,6 +7,7 @@ Shapes: B = rows of a call, N = new tokens of all rows of a call, D = hidden siz
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.client.sampling import RowSampler
 from cutlayer.client.settings import SamplingSettings
-from cutlayer.errors import ConfigError, SessionLost
+from cutlayer.errors import ConfigError, ProtocolError, SessionLost
 from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.partition import Head, Tail
 from cutlayer.model.rows import pack
@@ -100,6 +101,8 @@ class GenerationSession:
         last_B = torch.tensor(packed.offsets[1:]) - 1
         caches = [self._tail_caches[row] for row in rows]
         logits_BV: Tensor = self._model.tail(y_ND, layout, caches, select_N=last_B)
+        if not bool(torch.isfinite(logits_BV).all()):
+            raise ProtocolError("the trunk's output gives logits that are not finite")
         return logits_BV
 
     def truncate(self, row: int, length: int) -> None:
@@ -110,21 +113,18 @@ class GenerationSession:
 
     def close(self) -> None:
         """Give the server's cache back."""
-        try:
-            self._model.trunk.close_session(self._session_id)
-        except SessionLost:
-            return
+        self._model.trunk.close_session(self._session_id)
 
     def _open(self) -> str:
         model = self._model
         return model.trunk.open_session(self._max_lengths, model.run_id, model.step)
 
     def _decode(self, released: Released, rows: Sequence[int]) -> Tensor:
-        for _ in range(_MAX_REPLAYS):
-            try:
+        for attempt in range(_MAX_REPLAYS):
+            with suppress(SessionLost):
+                if attempt:
+                    self._reopen(released, rows)
                 return self._model.trunk.decode(released, self._session_id, rows)
-            except SessionLost:
-                self._reopen(released, rows)
         raise SessionLost(f"the server lost this session {_MAX_REPLAYS} times in a row; try later")
 
     def _reopen(self, released: Released, rows: Sequence[int]) -> None:

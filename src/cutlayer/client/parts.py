@@ -59,8 +59,8 @@ class TrainedParts:
         torch.manual_seed(((self._seed * 1_000_003 + step) * 1_009 + micro) % 2**63)
 
     def set_training(self, is_training: bool) -> None:
-        """Dropout on or off."""
-        self.head.train(is_training)
+        """Dropout on or off; a head that does not learn never drops, so its releases replay."""
+        self.head.train(is_training and self.head_trains)
         self.tail.train(is_training)
 
     def sq_norm(self) -> float:

@@ -10,12 +10,13 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
 
-from cutlayer.errors import ProtocolError, TransportError
+from cutlayer.errors import ProtocolError, SessionLost, TransportError
 from cutlayer.model.adapters import AdapterState
 from cutlayer.model.agreement import agree
 from cutlayer.model.manifest import Manifest
@@ -49,6 +50,7 @@ __all__ = ["OwnModel", "PendingCall", "RemoteTrunk", "trunk_sq_norm"]
 
 H = TypeVar("H", bound=Header)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+_CLOSE_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,12 @@ class PendingCall:
         reply = self.result()
         if name not in reply.tensors:
             raise ProtocolError(f"{reply.kind.name} came without tensor {name!r}")
-        return decode(reply.tensors[name])
+        (sent,) = self.frame.tensors.values()
+        if reply.tensors[name].shape != sent.shape:
+            raise ProtocolError(
+                f"{reply.kind.name} has shape {reply.tensors[name].shape}, sent was {sent.shape}"
+            )
+        return decode(reply.tensors[name]).float()
 
 
 class RemoteTrunk:
@@ -137,10 +144,12 @@ class RemoteTrunk:
         """Send a gradient up; the reply's tensor `grad` is [N, D] where the head trains."""
         return self._send(Kind.BACKWARD, call, {"grad": released.packed})
 
-    def commit(self, run_id: str, finished: Step | None, save: bool, pin: bool = False) -> int:
-        """Finish a step now, saved if asked; the server's step."""
-        call = Commit(run_id=run_id, commit=finished, save=save, pin=pin)
-        return _header(self._send(Kind.COMMIT, call).result(), Committed).step
+    def save(self, run_id: str, step: int, finished: Step | None, pin: bool) -> None:
+        """Have the server finish `step`, if that is pending, and make it durable."""
+        call = Commit(run_id=run_id, commit=finished, save=True, step=step, pin=pin)
+        saved = _header(self._send(Kind.COMMIT, call).result(), Committed).step
+        if saved != step:
+            raise ProtocolError(f"the server saved step {saved} where {step} was asked for")
 
     def pull_adapter(self, run_id: str, step: int) -> AdapterState:
         """The trunk adapter of a saved step of one's own run."""
@@ -163,8 +172,12 @@ class RemoteTrunk:
         return self._send(Kind.DECODE, call, {"h": released.packed}).tensor("y")
 
     def close_session(self, session_id: str) -> None:
-        """Give the cache back."""
-        self._send(Kind.CLOSE_SESSION, CloseSession(session_id=session_id)).result()
+        """Give the cache back, if the server is there; else its time to live does."""
+        if self._channel is None:
+            return
+        frame = Frame(kind=Kind.CLOSE_SESSION, header=CloseSession(session_id=session_id))
+        with suppress(TransportError, SessionLost):
+            self._channel.call(frame, _CLOSE_S).result()
 
     def close(self) -> None:
         """End the connection."""
@@ -233,12 +246,20 @@ class RemoteTrunk:
 
     def _handshake(self) -> Welcome:
         self._channel = self._connect()
+        try:
+            return self._greet(self._channel)
+        except BaseException:
+            # A server that was refused must not get the next call.
+            self._drop_channel()
+            raise
+
+    def _greet(self, channel: Channel) -> Welcome:
         hello = Hello(
             nonce=secrets.token_hex(32),
             spec=self._model.spec.to_table(),
             leaves=dict(self._model.manifest.leaves),
         )
-        reply = self._channel.call(Frame(kind=Kind.HELLO, header=hello)).result()
+        reply = channel.call(Frame(kind=Kind.HELLO, header=hello)).result()
         welcome = _header(reply, Welcome)
         compare(self._model.spec, Spec.from_table(welcome.spec))
         agree(self._model.manifest, welcome.leaves, self._model.digest)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import msgspec
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from cutlayer.client.settings import RunSettings
 from cutlayer.errors import ConfigError, StorageError
+from cutlayer.model.tensor_file import read_tensors
 from cutlayer.privacy.run_privacy import RunPrivacy, open_run_privacy
 from cutlayer.storage.audit_log import AuditLog
 from cutlayer.storage.files import private_folder, read_private, write_atomic
@@ -117,7 +118,7 @@ class RunState:
             progress = msgspec.json.decode(files.pop("progress.json"), type=Progress)
         except (KeyError, msgspec.DecodeError) as error:
             raise StorageError(f"{self.folder}: step {step} has no readable progress") from error
-        tensors = {name.removesuffix(".safetensors"): load(data) for name, data in files.items()}
+        tensors = {name.removesuffix(".safetensors"): read_tensors(files, name) for name in files}
         return SavedStep(progress=progress, tensors=tensors)
 
     def go_back_to(self, step: int) -> SavedStep:

@@ -13,13 +13,15 @@ from cutlayer.client.settings import SamplingSettings
 
 __all__ = ["RowSampler"]
 
+_COLDEST = 1e-6
+
 
 class RowSampler:
     """Chooses the tokens of one row; the same seed and logits give the same tokens."""
 
     def __init__(self, settings: SamplingSettings, row: int) -> None:
         self._settings = settings
-        self._generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + row)
+        self._generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + row) % 2**63)
 
     def next_token(self, logits_V: Tensor, seen: Sequence[int]) -> int:
         """The next token id.
@@ -34,7 +36,8 @@ class RowSampler:
             scores_V = _penalised(scores_V, seen, settings.repetition_penalty)
         if settings.temperature == 0.0:
             return int(scores_V.argmax())
-        scores_V = scores_V / settings.temperature
+        # The largest score becomes 0, so that no temperature can make it overflow.
+        scores_V = (scores_V - scores_V.max()) / max(settings.temperature, _COLDEST)
         if settings.top_k is not None:
             scores_V = _top_k(scores_V, settings.top_k)
         if settings.top_p is not None:

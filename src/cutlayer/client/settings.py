@@ -48,7 +48,7 @@ class ModelSettings(Settings):
     """Compute type; the trunk must use the same one."""
     device: str = "cpu"
     """torch device of head and tail."""
-    threads: int | None = None
+    threads: int | None = Field(default=None, ge=1)
     """Compute threads; None leaves torch's own choice."""
 
 

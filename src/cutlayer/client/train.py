@@ -22,7 +22,7 @@ from cutlayer.client.schedule import learning_rate
 from cutlayer.client.settings import TrainSettings
 from cutlayer.data.batches import Batch, BatchPlan, batch
 from cutlayer.data.template import Example
-from cutlayer.errors import StepExpired
+from cutlayer.errors import ConfigError, ProtocolError, StepExpired
 from cutlayer.model.loss import completion_loss_sum
 from cutlayer.model.optimizer import gradient_scale
 from cutlayer.privacy.boundary import Boundary
@@ -114,8 +114,11 @@ class Trainer:
         """
         self._open()
         furthest, num_lost = self.progress.step, 0
-        while not self._is_done():
+        while True:
             try:
+                if self._is_done():
+                    self._save_if_unsaved()
+                    return self.progress
                 on_step(self._advance())
             except StepExpired:
                 num_lost += 1
@@ -124,15 +127,16 @@ class Trainer:
                 self._open()
             if self.progress.step > furthest:
                 furthest, num_lost = self.progress.step, 0
-        self._save_if_unsaved()
-        return self.progress
 
     def evaluate(self) -> float:
         """Mean loss over the validation rows at the weights of the last finished step."""
         self._parts.set_training(False)
-        sums = [self._loss_of(chunk) for chunk in self._validation_chunks()]
-        self._parts.set_training(True)
-        return math.fsum(s for s, _ in sums) / max(1, sum(n for _, n in sums))
+        try:
+            sums = [self._loss_of(chunk) for chunk in self._validation_chunks()]
+        finally:
+            self._parts.set_training(True)
+        loss = math.fsum(s for s, _ in sums) / max(1, sum(n for _, n in sums))
+        return _finite(loss, "validation loss", self.progress.step)
 
     def _advance(self) -> Report:
         step = self.progress.step + 1
@@ -231,10 +235,11 @@ class Trainer:
     def _finish(
         self, step: int, batches: Sequence[Batch], loss_sum: float, remote_sq_norm: float
     ) -> StepRecord:
+        _finite(loss_sum, "loss", step)
         num_scored = sum(chosen.num_scored for chosen in batches)
         own_sq_norm = self._parts.sq_norm()
         lr = learning_rate(step, self._data.plan.num_steps, self._settings)
-        sq_norm = own_sq_norm + remote_sq_norm
+        sq_norm = _finite(own_sq_norm + remote_sq_norm, "squared gradient norm", step)
         self._parts.step(gradient_scale(sq_norm, num_scored, self._settings.clip_norm), lr)
         self._pending_commit = Step(
             step=step, client_sq_norm=own_sq_norm, num_tokens=num_scored, lr=lr
@@ -291,8 +296,13 @@ class Trainer:
             self._open_run, run_id=self._state.run_id, saved_steps=self._state.saved_steps()
         )
         step = self._trunk.open_run(opened)
+        if step not in opened.saved_steps:
+            raise ProtocolError(
+                f"the server went to step {step}, offered were {opened.saved_steps}"
+            )
         saved = self._state.go_back_to(step)
         self._parts.load(saved.tensors)
+        self._parts.set_training(True)
         self.progress = saved.progress
         self._pending_commit = None
 
@@ -303,7 +313,8 @@ class Trainer:
     def _save(self) -> None:
         """The server first: the client's newest step is then always one that both have."""
         is_best = self.progress.best_step == self.progress.step
-        self._trunk.commit(self._state.run_id, self._pending_commit, save=True, pin=is_best)
+        step = self.progress.step
+        self._trunk.save(self._state.run_id, step, self._pending_commit, is_best)
         self._pending_commit = None
         self._state.save(self.progress, self._parts.state(), is_pinned=is_best)
 
@@ -312,6 +323,15 @@ class Trainer:
 
     def _version(self) -> str:
         return f"step{self.progress.step}" if self._open_run.wants_input_grad else "frozen"
+
+
+def _finite(value: float, name: str, step: int) -> float:
+    if not math.isfinite(value):
+        raise ConfigError(
+            f"step {step}: the {name} is {value}, training diverged; nothing was saved since the "
+            "last saved step: lower train.lr, or use float32"
+        )
+    return value
 
 
 def _row_names(chosen: Batch) -> list[str]:

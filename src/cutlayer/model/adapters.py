@@ -170,6 +170,8 @@ def attach(part: PartModule, settings: AdapterSettings, name: str = "default") -
     slots.names.add(name)
     slots.active = None
     slots.use(name)
+    # Fresh dropout layers start in training mode, whatever the part is in.
+    part.train(part.training)
     return Adapter(slots, name, layers)
 
 

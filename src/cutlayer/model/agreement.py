@@ -1,5 +1,7 @@
 """Whether two sides hold parts of one model. It does not load parts or talk over the wire."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -14,7 +16,7 @@ from cutlayer.model.manifest import (
     write_manifest,
 )
 
-__all__ = ["agree", "known_manifest"]
+__all__ = ["agree", "hash_leaves", "known_manifest"]
 
 
 def known_manifest(folder: ModelFolder, loaded: Mapping[str, str]) -> Manifest:
@@ -63,3 +65,8 @@ def agree(mine: Manifest, theirs: Mapping[str, str], expected_root: str | None) 
             "use the model that was agreed on, or correct model.digest"
         )
     return whole
+
+
+def hash_leaves(leaves: Mapping[str, str]) -> str:
+    """One name for the parts that a side holds, in hex; no Merkle root, as leaves are missing."""
+    return hashlib.sha256(json.dumps(dict(leaves), sort_keys=True).encode()).hexdigest()

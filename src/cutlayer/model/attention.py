@@ -10,7 +10,7 @@ they may see.
 
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -133,7 +133,9 @@ class PackedRows:
         start = self.rows.starts[row]
         if start == 0:
             return key_1HqE, value_1HqE
-        first = 0 if window is None else max(0, start - window + 1)
+        if window is None or start < window:
+            return keys, values
+        first = start - window + 1
         return keys[:, :, first:], values[:, :, first:]
 
     def mask(self, query: Tensor, start: int, window: int | None) -> Tensor | None:
@@ -166,17 +168,40 @@ def packed_attention(
     layer = cast(int, module.layer_idx)
     packed_rows.check_window(layer, sliding_window)
     packed_rows.num_calls += 1
-    function = packed_rows.kernel.function(module)
+    options["sliding_window"] = sliding_window
     rows = packed_rows.rows
-    outputs = []
-    for row, (begin, end) in enumerate(itertools.pairwise(rows.offsets)):
-        q = query[:, :, begin:end]
-        k, v = packed_rows.seen(
-            row, layer, sliding_window, key[:, :, begin:end], value[:, :, begin:end]
+    if rows.num_rows == 1:
+        return _attend(packed_rows, 0, module, query, key, value, options), None
+    outputs = [
+        _attend(
+            packed_rows,
+            row,
+            module,
+            query[:, :, begin:end],
+            key[:, :, begin:end],
+            value[:, :, begin:end],
+            options,
         )
-        mask = packed_rows.mask(q, rows.starts[row], sliding_window)
-        outputs.append(function(module, q, k, v, mask, **options)[0])
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
+        for row, (begin, end) in enumerate(itertools.pairwise(rows.offsets))
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+def _attend(
+    packed_rows: PackedRows,
+    row: int,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: Mapping[str, object],
+) -> Tensor:
+    """One row's attention, by transformers' own function, [1, q, H, E]."""
+    window = cast(int | None, options["sliding_window"])
+    function = packed_rows.kernel.function(module)
+    key, value = packed_rows.seen(row, cast(int, module.layer_idx), window, key, value)
+    mask = packed_rows.mask(query, packed_rows.rows.starts[row], window)
+    return function(module, query, key, value, mask, **options)[0]
 
 
 def _check_caches(rows: Rows, caches: Sequence[RowCache] | None) -> None:
@@ -220,8 +245,11 @@ def _eager_mask(query: Tensor, start: int, window: int | None) -> Tensor | None:
     )
 
 
+_sdpa = cast(AttentionFunction, AttentionInterface()["sdpa"])
+
+
 def _sdpa_function(module: nn.Module) -> AttentionFunction:
-    return cast(AttentionFunction, AttentionInterface()["sdpa"])
+    return _sdpa
 
 
 def _eager_function(module: nn.Module) -> AttentionFunction:

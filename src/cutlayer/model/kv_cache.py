@@ -77,7 +77,7 @@ class RowCache:
         end = self._length + key_1HnE.shape[2]
         keys = self._with_room(self._keys_1HCE, layer, key_1HnE, end)
         values = self._with_room(self._values_1HCE, layer, value_1HnE, end)
-        # Detached, or a graph of all earlier calls would hang on the buffer.
+        # Detached, or the graphs of all earlier calls would hang on the buffer.
         keys[:, :, self._length : end] = key_1HnE.detach()
         values[:, :, self._length : end] = value_1HnE.detach()
         return keys[:, :, :end], values[:, :, :end]

@@ -12,11 +12,18 @@ from pathlib import Path
 
 import msgspec
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
-from cutlayer.errors import ModelError
+from cutlayer.errors import ModelError, StorageError
 
-__all__ = ["TensorFile", "raw_bytes", "write_tensor_file"]
+__all__ = [
+    "TensorFile",
+    "raw_bytes",
+    "read_tensors",
+    "write_tensor_file",
+]
 
 MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own limit."""
@@ -179,3 +186,16 @@ def _check_entry(path: Path, name: str, entry: _Entry) -> None:
     is_valid = 0 <= begin <= end and min(entry.shape, default=0) >= 0
     if not is_valid or end - begin != math.prod(entry.shape) * dtype.itemsize:
         raise ModelError(f"{path}: bytes {begin}..{end} do not fit {name} {entry.shape}")
+
+
+def read_tensors(files: Mapping[str, bytes], name: str) -> dict[str, Tensor]:
+    """All tensors of a small safetensors file that is in memory already.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load(files[name])
+    except (KeyError, SafetensorError) as error:
+        raise StorageError(f"saved file {name} is missing or damaged: {error}") from error
+    return tensors

@@ -97,6 +97,7 @@ class ClientConnection:
         self._quota = quota
         self._audit = audit
         self._metrics = metrics
+        self._futures: set[Future[Frame]] = set()
         self._spec: Spec | None = None
 
     def submit(self, frame: Frame) -> "Future[Frame]":
@@ -114,28 +115,35 @@ class ClientConnection:
         if rule is None:
             raise ProtocolError(f"{frame.kind.name} is not for a server")
         self._require(rule.role)
-        tensor = _only_tensor(frame, rule.tensor)
-        num_tokens = 0 if tensor is None else tensor.shape[0]
+        num_tokens = self._checked_tokens(frame, rule.tensor)
         self._quota.charge(self._peer.name, sum(p.num_bytes for p in frame.tensors.values()))
         self._metrics.tokens.labels(frame.kind.name).inc(num_tokens)
         arrived_s = time.monotonic()
-        future = self._runner.submit(
-            self._peer.name, num_tokens, lambda: self._answer(rule, frame, tensor)
-        )
+        future = self._runner.submit(self._peer.name, num_tokens, lambda: self._answer(rule, frame))
+        self._futures.add(future)
         future.add_done_callback(lambda done: self._count(frame.kind, arrived_s, done))
         return future
 
     def close(self) -> None:
         """The stream ended. Runs and sessions outlive it: the client may come back."""
+        for future in list(self._futures):
+            future.cancel()
         self._audit.record(AuditEvent.DISCONNECTED, self._peer)
 
     def _count(self, kind: Kind, arrived_s: float, done: "Future[Frame]") -> None:
+        self._futures.discard(done)
+        if done.cancelled():
+            return
         error = done.exception()
         outcome = "ok" if error is None else type(error).__name__
         self._metrics.calls.labels(kind.name, outcome).inc()
         self._metrics.seconds.labels(kind.name).observe(time.monotonic() - arrived_s)
 
-    def _answer(self, rule: _Rule, frame: Frame, tensor: Tensor | None) -> Frame:
+    def _answer(self, rule: _Rule, frame: Frame) -> Frame:
+        # Decoded here, one call at a time: waiting calls keep their wire size.
+        tensor = None
+        if rule.tensor is not None:
+            tensor = decode(frame.tensors[rule.tensor]).to(torch.float32)
         kind, header, tensors = rule.answer(self, frame, tensor)
         assert self._spec is not None
         # An adapter is no activation: it travels as it is.
@@ -150,8 +158,9 @@ class ClientConnection:
         own = replace(self._model.spec, codec_up=theirs.codec_up, codec_down=theirs.codec_down)
         compare(own, theirs)
         whole = agree(self._model.manifest, hello.leaves, self._model.digest)
+        if self._spec is None:
+            self._audit.record(AuditEvent.CONNECTED, self._peer, spec=whole.root())
         self._spec = theirs
-        self._audit.record(AuditEvent.CONNECTED, self._peer, spec=whole.root())
         header = Welcome(
             boot_id=self._model.boot_id,
             spec=own.to_table(),
@@ -159,6 +168,22 @@ class ClientConnection:
             software=self._model.software,
         )
         return Frame(kind=Kind.WELCOME, header=header)
+
+    def _checked_tokens(self, frame: Frame, name: str | None) -> int:
+        """Tokens of a call, by what its tensor claims; nothing is decoded yet."""
+        if set(frame.tensors) != ({name} if name else set()):
+            raise ProtocolError(
+                f"{frame.kind.name} carries tensors {sorted(frame.tensors)}, expected {name}"
+            )
+        if name is None:
+            return 0
+        shape = frame.tensors[name].shape
+        if len(shape) != 2 or not 1 <= shape[0] <= self._host.max_call_tokens:
+            raise ProtocolError(
+                f"{frame.kind.name} has a tensor of shape {shape}; this server takes [N, D] with "
+                f"at most {self._host.max_call_tokens} tokens: lower train.micro_batch_tokens"
+            )
+        return shape[0]
 
     def _require(self, role: str) -> None:
         if role not in self._peer.roles:
@@ -229,19 +254,6 @@ _RULES: Mapping[Kind, _Rule] = {
     Kind.DECODE: _Rule("generate", "h", ClientConnection._decode),
     Kind.CLOSE_SESSION: _Rule("generate", None, ClientConnection._close_session),
 }
-
-
-def _only_tensor(frame: Frame, name: str | None) -> Tensor | None:
-    if set(frame.tensors) != ({name} if name else set()):
-        raise ProtocolError(
-            f"{frame.kind.name} carries tensors {sorted(frame.tensors)}, expected {name or 'none'}"
-        )
-    if name is None:
-        return None
-    x_ND = decode(frame.tensors[name])
-    if x_ND.ndim != 2 or x_ND.shape[0] < 1:
-        raise ProtocolError(f"{frame.kind.name} needs a tensor [N, D], got {tuple(x_ND.shape)}")
-    return x_ND.to(torch.float32)
 
 
 def _header(frame: Frame, kind: type[H]) -> H:

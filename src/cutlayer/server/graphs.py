@@ -81,7 +81,11 @@ class Graph:
         counter = _SavedBytes()
         torch.manual_seed(self._seed)
         with torch.autograd.graph.saved_tensors_hooks(counter.pack, _unpack):
-            y_ND = self._trunk(self._h_ND, self._rows)
+            self._trunk.train()
+            try:
+                y_ND = self._trunk(self._h_ND, self._rows)
+            finally:
+                self._trunk.eval()
         return y_ND, counter.num_bytes
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from cutlayer.errors import ConfigError
+
 __all__ = ["HealthServer"]
 
 
@@ -17,9 +19,14 @@ class HealthServer:
         """Listen on 127.0.0.1; port 0 picks one.
 
         Raises:
-            OSError: the port is taken.
+            ConfigError: the port is taken.
         """
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(is_ready, metrics))
+        try:
+            self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(is_ready, metrics))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on health_port {port}: {error.strerror}; choose another"
+            ) from error
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, name="health", daemon=True)
 

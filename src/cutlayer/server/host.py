@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cutlayer.errors import ProtocolError, StepExpired
+from cutlayer.errors import ConfigError, PermissionRefused, ProtocolError, StepExpired
 from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState, attach, base_only
 from cutlayer.model.kv_cache import bytes_per_token
 from cutlayer.model.partition import Trunk
@@ -61,6 +61,11 @@ class TrunkHost:
         return len(self._runs)
 
     @property
+    def max_call_tokens(self) -> int:
+        """Tokens that one call may have."""
+        return self._limits.max_call_tokens
+
+    @property
     def session_ttl_s(self) -> float:
         """How long a session may idle."""
         return self._limits.session_ttl_s
@@ -75,12 +80,23 @@ class TrunkHost:
         key = (owner, opened.run_id)
         if key in self._runs:
             self._close_run(key)
+        self._drop_unused_adapters()
         self._make_room_for_run(owner)
         settings = parse_settings(AdapterSettings, opened.adapter, "the run's adapter settings")
+        if settings.rank > self._limits.max_adapter_rank:
+            raise ConfigError(
+                f"adapter.rank={settings.rank} exceeds {self._limits.max_adapter_rank}, this "
+                "server's limit; choose a lower one"
+            )
         adapter = attach(self._trunk, settings, self._new_name())
         try:
             self._runs[key] = TrainingRun(
-                self._trunk, adapter, opened, self._store(owner, opened.run_id), self._graphs
+                self._trunk,
+                adapter,
+                opened,
+                self._new_store(owner, opened.run_id),
+                self._graphs,
+                self._limits.max_micro_batches,
             )
         except BaseException:
             adapter.remove()
@@ -114,6 +130,7 @@ class TrunkHost:
         if call.commit is not None:
             run.commit(call.commit)
         if call.save:
+            run.require_at(call.step)
             run.save(call.pin)
         return run.step
 
@@ -161,8 +178,17 @@ class TrunkHost:
         if tuple(h_ND.shape) != expected:
             raise ProtocolError(f"tensor of shape {tuple(h_ND.shape)}, the rows need {expected}")
 
-    def _store(self, owner: str, run_id: str) -> StepStore:
-        return StepStore(run_folder(self._folder, owner, run_id), self._vault)
+    def _new_store(self, owner: str, run_id: str) -> StepStore:
+        folder = run_folder(self._folder, owner, run_id)
+        limit = self._limits.max_client_stored_runs
+        if not folder.exists() and folder.parent.is_dir():
+            num_stored = sum(1 for _ in folder.parent.iterdir())
+            if num_stored >= limit:
+                raise PermissionRefused(
+                    f"{owner} has {num_stored} runs stored here, its limit; ask the operator to "
+                    "delete old ones"
+                )
+        return StepStore(folder, self._vault)
 
     def _existing_store(self, owner: str, run_id: str) -> StepStore:
         folder = run_folder(self._folder, owner, run_id)
@@ -180,8 +206,13 @@ class TrunkHost:
         key = f"{owner}/{run_id}@{step}"
         if key not in self._generation_adapters:
             settings = parse_settings(AdapterSettings, saved_settings(store, step), key)
+            state = load_adapter_state(store, step)
             adapter = attach(self._trunk, settings, self._new_name())
-            adapter.load(load_adapter_state(store, step))
+            try:
+                adapter.load(state)
+            except BaseException:
+                adapter.remove()
+                raise
             self._generation_adapters[key] = adapter
         return key
 
@@ -199,7 +230,8 @@ class TrunkHost:
         by_age = sorted(self._last_used_s, key=lambda key: self._last_used_s[key])
         own = [key for key in by_age if key[0] == owner]
         idle = [k for k in by_age if now_s - self._last_used_s[k] > self._limits.run_ttl_s]
-        for key in {*idle, *own[: len(own) - self._limits.max_client_runs + 1]}:
+        surplus = max(0, len(own) - self._limits.max_client_runs + 1)
+        for key in {*idle, *own[:surplus]}:
             self._close_run(key)
 
     def _close_run(self, key: tuple[str, str]) -> None:

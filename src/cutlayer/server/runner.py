@@ -15,6 +15,8 @@ from cutlayer.server.scheduler import Scheduler, Waiting
 
 __all__ = ["Runner"]
 
+_LONGEST_CALL_S = 60.0
+
 T = TypeVar("T")
 
 
@@ -66,20 +68,29 @@ class Runner:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Run what waits, then end the thread."""
+        """Finish the call that runs, refuse those that wait, end the thread."""
         with self._changed:
             self._is_closing = True
+            waiting, self._waiting = self._waiting, []
             self._changed.notify()
-        self._thread.join()
+        for request in waiting:
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(TransportError("the server is shutting down"))
+        self._thread.join(_LONGEST_CALL_S)
 
     def _loop(self) -> None:
         while batch := self._next_batch():
             for request in batch:
                 request.run()
 
+    def _has_work(self) -> bool:
+        """Whether a call waits whose connection is still there."""
+        self._waiting = [r for r in self._waiting if not r.future.cancelled()]
+        return bool(self._waiting)
+
     def _next_batch(self) -> list[_Request[object]]:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_closing)
+            self._changed.wait_for(lambda: self._has_work() or self._is_closing)
             if not self._waiting:
                 return []
             chosen = self._scheduler.next_batch([r.waiting for r in self._waiting], self._clock())

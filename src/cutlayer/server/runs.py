@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from cutlayer.errors import ProtocolError, StepExpired, StorageError
@@ -20,6 +20,7 @@ from cutlayer.model.adapters import Adapter, AdapterState
 from cutlayer.model.optimizer import AdamWSettings, PartOptimizer, gradient_scale
 from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
+from cutlayer.model.tensor_file import read_tensors
 from cutlayer.server.graphs import Graph, GraphBudget
 from cutlayer.settings import parse_settings
 from cutlayer.storage.steps import StepStore
@@ -54,6 +55,7 @@ class TrainingRun:
         opened: OpenRun,
         store: StepStore,
         graphs: GraphBudget,
+        max_micro_batches: int,
     ) -> None:
         self.step = 0
         self.opened = opened
@@ -64,6 +66,7 @@ class TrainingRun:
         )
         self._store = store
         self._graphs = graphs
+        self._max_micro_batches = max_micro_batches
         self._micros: dict[int, _Micro] = {}
         self._trunk_sq_norm: float | None = None
         self._needs_backward = bool(adapter.parameters()) or opened.wants_input_grad
@@ -83,11 +86,16 @@ class TrainingRun:
             StepExpired: the run stands at another step.
         """
         self._require_open(step)
+        known = self._micros.get(micro)
+        if known is None and len(self._micros) >= self._max_micro_batches:
+            raise ProtocolError(
+                f"step {step} has more than {self._max_micro_batches} micro-batches; "
+                "make them larger or ask the operator"
+            )
         self._adapter.activate()
         seed = _dropout_seed(self.opened.seed, step, micro)
         graph = Graph(self._trunk, h_ND, rows, seed, self.opened.wants_input_grad)
         y_ND = graph.forward(self._graphs)
-        known = self._micros.get(micro)
         if known is None:
             self._micros[micro] = _Micro(graph)
         elif known.is_done:
@@ -141,6 +149,15 @@ class TrainingRun:
         self.step = finished.step
         self._forget_open_step()
 
+    def require_at(self, step: int) -> None:
+        """Refuse a save of another step than the client means.
+
+        Raises:
+            StepExpired: the run stands elsewhere.
+        """
+        if step != self.step:
+            raise StepExpired(f"the server is at step {self.step}, so step {step} cannot be saved")
+
     def save(self, is_pinned: bool) -> None:
         """Make the last finished step durable."""
         state = {"step": self.step, "adapter": self.opened.adapter}
@@ -176,8 +193,8 @@ class TrainingRun:
                 f"run {self.opened.run_id} was started with other adapter settings; "
                 "start a new run for the new ones"
             )
-        self._adapter.load(load(files["adapter.safetensors"]))
-        self._optimizer.load(load(files["optimizer.safetensors"]))
+        self._adapter.load(read_tensors(files, "adapter.safetensors"))
+        self._optimizer.load(read_tensors(files, "optimizer.safetensors"))
         self._store.drop_after(step)
         self.step = step
 
@@ -202,8 +219,7 @@ class TrainingRun:
 
 def load_adapter_state(store: StepStore, step: int) -> AdapterState:
     """The trunk adapter that a saved step holds."""
-    state: AdapterState = load(store.load(step)["adapter.safetensors"])
-    return state
+    return read_tensors(store.load(step), "adapter.safetensors")
 
 
 def _check_scalars(finished: Step) -> None:

@@ -152,7 +152,7 @@ class SessionTable:
     @property
     def reserved_bytes(self) -> int:
         """KV bytes reserved by all open sessions."""
-        return sum(session.reserved_bytes for session in self._sessions.values())
+        return sum(session.reserved_bytes for session in list(self._sessions.values()))
 
     def _admit(self, owner: str, wanted_bytes: int) -> None:
         own = [session for session in self._sessions.values() if session.owner == owner]

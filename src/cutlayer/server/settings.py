@@ -30,7 +30,7 @@ class TrunkSettings(Settings):
     """Compute type of the trunk; CPUs without bf16 units want float32."""
     device: str = "cpu"
     """torch device."""
-    threads: int | None = None
+    threads: int | None = Field(default=None, ge=1)
     """Compute threads; None leaves torch's own choice."""
 
 
@@ -47,6 +47,14 @@ class LimitSettings(Settings):
     """Open sessions of one client."""
     max_client_runs: int = Field(default=4, ge=1)
     """Training runs of one client in memory; one more unloads the least recently used."""
+    max_client_stored_runs: int = Field(default=100, ge=1)
+    """Runs of one client on disk."""
+    max_call_tokens: int = Field(default=32768, ge=1)
+    """Tokens of one call."""
+    max_micro_batches: int = Field(default=256, ge=1)
+    """Micro-batches of one optimizer step."""
+    max_adapter_rank: int = Field(default=256, ge=1)
+    """Largest LoRA rank."""
     max_client_bytes_per_day: int | None = None
     """Bytes that one client may send in a day; None is no limit."""
     session_ttl_s: float = 600.0
@@ -86,7 +94,7 @@ class ServerSettings(Settings):
     """What it keeps."""
     revoked: Path | None = None
     """Revocation list from the federation's owner; replaced at any time, also while serving."""
-    health_port: int | None = None
+    health_port: int | None = Field(default=None, ge=0, le=65535)
     """Loopback port of /healthz, /readyz and /metrics; None serves none, 0 picks one."""
     drain_s: float = 30.0
     """After SIGTERM, calls in flight get this long."""

@@ -15,6 +15,7 @@ from cutlayer.storage.files import (
     read_private,
     remove_leftovers,
     replace_folder,
+    sync_folder,
     write_atomic,
 )
 from cutlayer.storage.vault import NoVault, Vault
@@ -89,6 +90,7 @@ class StepStore:
         doomed = self._folder / f".step-{step:08d}.cutlayer-tmp"
         with explain_os_errors(f"remove {self._path(step)}"):
             self._path(step).rename(doomed)
+            sync_folder(self._folder)
             shutil.rmtree(doomed)
 
     def _path(self, step: int) -> Path:

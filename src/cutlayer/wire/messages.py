@@ -178,6 +178,8 @@ class Commit(Header, frozen=True, kw_only=True):
     commit: Step | None
     """None when the step was finished already and only the save is wanted."""
     save: bool
+    step: int
+    """The step that the client has finished and wants saved."""
     pin: bool = False
     """Keep this step beside the newest ones: the best so far on validation rows."""
 
