@@ -138,7 +138,6 @@ EXTRA_FAMILIES: dict[str, Mapping[str, object]] = {
     "granitemoe": ROUTED,
     "helium": HEADS,
     "hunyuan_v1_dense": HEADS,
-    "internlm3": HEADS,
     "jetmoe": {"num_local_experts": 4, "kv_channels": 8, "num_key_value_heads": 4},
     "minicpm3": LATENT,
     "minimax_m2": {**ROUTED, **HEADS},

@@ -8,6 +8,7 @@ Shapes: N = tokens of all rows, H = heads, E = head dimension, q = a row's new t
 they may see.
 """
 
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,8 @@ class RowKernel:
     """Transformers' function for one attention module."""
     mask: Callable[[Tensor, int, int | None], Tensor | None]
     """(query [1, H, q, E], cached tokens, window) -> mask [1, 1, q, k], or None for none."""
+    is_plain: bool
+    """Whether it is softmax attention without caps or sinks, which a varlen kernel can do too."""
 
 
 def row_kernel(name: str) -> RowKernel:
@@ -172,6 +175,8 @@ def packed_attention(
     rows = packed_rows.rows
     if rows.num_rows == 1:
         return _attend(packed_rows, 0, module, query, key, value, options), None
+    if _fits_varlen(packed_rows, query, value, options):
+        return _attend_varlen(rows, query, key, value, options), None
     outputs = [
         _attend(
             packed_rows,
@@ -202,6 +207,42 @@ def _attend(
     key, value = packed_rows.seen(row, cast(int, module.layer_idx), window, key, value)
     mask = packed_rows.mask(query, packed_rows.rows.starts[row], window)
     return function(module, query, key, value, mask, **options)[0]
+
+
+def _fits_varlen(
+    packed_rows: PackedRows, query: Tensor, value: Tensor, options: Mapping[str, object]
+) -> bool:
+    return (
+        query.is_cuda
+        and _VARLEN is not None
+        and packed_rows.kernel.is_plain
+        and packed_rows.caches is None
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] == value.shape[-1] <= 256
+        and not options.get("dropout")
+    )
+
+
+def _attend_varlen(
+    rows: Rows, query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, object]
+) -> Tensor:
+    """All rows, none of which has a past, in one call of the varlen kernel, [1, N, H, E]."""
+    assert _VARLEN is not None
+    window = cast(int | None, options["sliding_window"])
+    ends = torch.tensor(rows.offsets, dtype=torch.int32, device=query.device)
+    longest = max(rows.lengths)
+    packed = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]
+    output_NHE = _VARLEN(
+        *packed,
+        ends,
+        ends,
+        longest,
+        longest,
+        scale=options.get("scaling"),
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output_NHE[None]
 
 
 def _check_caches(rows: Rows, caches: Sequence[RowCache] | None) -> None:
@@ -245,6 +286,18 @@ def _eager_mask(query: Tensor, start: int, window: int | None) -> Tensor | None:
     )
 
 
+def _find_varlen() -> Callable[..., Tensor] | None:
+    """torch's varlen kernel, where this torch has one that takes all that we pass."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    needed = {"scale", "window_size", "enable_gqa"}
+    is_enough = needed <= inspect.signature(varlen_attn).parameters.keys()
+    return cast(Callable[..., Tensor], varlen_attn) if is_enough else None
+
+
+_VARLEN = _find_varlen()
 _sdpa = cast(AttentionFunction, AttentionInterface()["sdpa"])
 
 
@@ -261,8 +314,8 @@ def _eager_function(module: nn.Module) -> AttentionFunction:
 
 
 _KERNELS = {
-    "sdpa": RowKernel(function=_sdpa_function, mask=_sdpa_mask),
-    "eager": RowKernel(function=_eager_function, mask=_eager_mask),
+    "sdpa": RowKernel(function=_sdpa_function, mask=_sdpa_mask, is_plain=True),
+    "eager": RowKernel(function=_eager_function, mask=_eager_mask, is_plain=False),
 }
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

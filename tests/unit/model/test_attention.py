@@ -1,5 +1,6 @@
 """Packed attention: rows do not see each other, windows hold, and strangers are refused."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from cutlayer.errors import ModelError
+from cutlayer.model import attention
 from cutlayer.model.attention import PackedRows, packed_attention, row_kernel
 from cutlayer.model.checkpoint import load_part, load_parts
 from cutlayer.model.partition import Cut, Part
@@ -142,3 +144,41 @@ def test_an_attention_without_row_kernel_is_refused_with_the_known_names() -> No
 def test_an_architecture_without_its_own_eager_function_is_refused() -> None:
     with pytest.raises(ModelError, match="has no eager_attention_forward"):
         row_kernel("eager").function(Attention())
+
+
+def varlen_by_hand(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    *_: object,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """What the documentation of torch's `varlen_attn` says, on a CPU, which has no such kernel."""
+    group = query.shape[1] // key.shape[1] if enable_gqa else 1
+    outputs = []
+    for begin, end in itertools.pairwise(ends.tolist()):
+        q, k, v = (x[begin:end].transpose(0, 1) for x in (query, key, value))
+        k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+        distance = torch.arange(end - begin)[:, None] - torch.arange(end - begin)[None]
+        left = window_size[0] if window_size[0] >= 0 else end - begin
+        scores = (q @ k.transpose(1, 2)) * scale
+        scores = scores.masked_fill((distance < -window_size[1]) | (distance > left), -torch.inf)
+        outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_varlen_kernel_is_asked_for_the_same_attention(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = packed((4, 1, 6), window)
+    settings = {"packed_rows": rows, "sliding_window": window, "scaling": 8**-0.5}
+    by_row, _ = packed_attention(Attention(), *qkv(11), None, **settings)
+    monkeypatch.setattr(attention, "_VARLEN", varlen_by_hand)
+    monkeypatch.setattr(attention, "_fits_varlen", lambda *_: True)
+    at_once, _ = packed_attention(Attention(), *qkv(11), None, **settings)
+    assert at_once.shape == by_row.shape
+    assert torch.allclose(at_once, by_row, atol=1e-6)
