@@ -1,0 +1,47 @@
+"""Sampling against transformers' own logits processors, and its own promises."""
+
+import pytest
+import torch
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from cutlayer.client import sampling
+from cutlayer.client.sampling import RowSampler
+from cutlayer.client.settings import SamplingSettings
+
+LOGITS = [torch.randn(50, generator=torch.Generator().manual_seed(seed)) * 3 for seed in range(8)]
+
+
+@pytest.mark.parametrize("logits_V", LOGITS)
+def test_filters_equal_those_of_transformers(logits_V: torch.Tensor) -> None:
+    ids = torch.tensor([[3, 4, 4, 9]])
+    cases = [
+        (sampling._top_k(logits_V, 7), TopKLogitsWarper(7)),
+        (sampling._top_p(logits_V, 0.8), TopPLogitsWarper(0.8)),
+        (sampling._min_p(logits_V, 0.1), MinPLogitsWarper(0.1)),
+        (sampling._penalised(logits_V, [3, 4, 4, 9], 1.7), RepetitionPenaltyLogitsProcessor(1.7)),
+    ]
+    for ours, theirs in cases:
+        assert torch.equal(ours, theirs(ids, logits_V[None].clone())[0])
+
+
+def test_same_seed_gives_the_same_tokens_and_rows_draw_apart() -> None:
+    settings = SamplingSettings(temperature=1.0, seed=5)
+
+    def drawn(row: int) -> list[int]:
+        sampler = RowSampler(settings, row)
+        return [sampler.next_token(torch.zeros(1000), []) for _ in range(10)]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    sampler = RowSampler(SamplingSettings(temperature=1.0), row=0)
+    logits_V = torch.tensor([0.7, 0.2, 0.1]).log()
+    counts = torch.bincount(torch.tensor([sampler.next_token(logits_V, []) for _ in range(4000)]))
+    assert torch.allclose(counts / 4000, torch.tensor([0.7, 0.2, 0.1]), atol=0.04)
