@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cutlayer.cli.options import JsonOption
+from cutlayer.cli.options import (
+    AddressOption,
+    AuthorityOption,
+    HostOption,
+    JsonOption,
+    KindOption,
+    PassphraseOption,
+    PublishOption,
+)
 from cutlayer.cli.output import Output
 from cutlayer.errors import ConfigError, StorageError
 
@@ -22,24 +30,6 @@ __all__ = ["app"]
 app = typer.Typer(help="Keys and certificates: request, approve, install, renew, revoke.")
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A member's folder.")]
-AuthorityOption = Annotated[
-    Path, typer.Option("--authority", metavar="FOLDER", help="The owner's folder (see init).")
-]
-PassphraseOption = Annotated[
-    Path | None,
-    typer.Option("--passphrase-file", metavar="FILE", help="Its first line unlocks the key."),
-]
-HostOption = Annotated[
-    list[str] | None, typer.Option("--host", help="DNS name or IP of a server; repeat.")
-]
-AddressOption = Annotated[
-    str | None, typer.Option("--address", metavar="HOST:PORT", help="Trunk server's address.")
-]
-PublishOption = Annotated[
-    list[Path] | None,
-    typer.Option("--publish", metavar="FILE", help="Write the revocation list here too; repeat."),
-]
-KindOption = Annotated[str, typer.Option("--kind", help="client or server.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -169,6 +159,9 @@ def approve(
         typer.Option("--role", help="train, generate, administer; serve. Default: by kind."),
     ] = None,
     days: Annotated[int, typer.Option("--days", help="Validity.")] = 365,
+    replaces: Annotated[
+        bool, typer.Option("--replaces", help="A new key of a member that is known already.")
+    ] = False,
     address: AddressOption = None,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -182,7 +175,15 @@ def approve(
     owner = open_authority(authority, _passphrase(passphrase_file))
     is_server = show_request(request_file).kind is MemberKind.SERVER
     granted = roles or (["serve"] if is_server else ["train", "generate"])
-    kit = grant(owner, request_file, granted, days, fingerprint=fingerprint, server_address=address)
+    kit = grant(
+        owner,
+        request_file,
+        granted,
+        days,
+        fingerprint=fingerprint,
+        server_address=address,
+        replaces=replaces,
+    )
     out.say(f"send {kit} back; it holds no secret")
     out.say(f"authority's fingerprint {owner.fingerprint}; read it out to the participant")
     out.result({"kit": str(kit), "roles": granted, "authority_fingerprint": owner.fingerprint})
