@@ -98,9 +98,12 @@ class RecordingChannel:
             self._num_frames += 1
             number = self._num_frames
         path = self._folder / f"{number:08d}-{direction}-{frame.kind.name.lower()}.frame"
+        # Renamed when whole: a recorder that is killed leaves no frame cut short.
+        part = path.with_suffix(".part")
         try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.writelines(encode(frame))
+            part.rename(path)
         except OSError as error:
             raise StorageError(f"cannot record {path}: {error.strerror}") from error
 
