@@ -5,14 +5,13 @@ It sends no tensor and opens no run.
 
 import socket
 
-from cutlayer.client.remote_trunk import OwnModel, RemoteTrunk
+from cutlayer.client.own_model import own_model
+from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.client.settings import ClientSettings
 from cutlayer.errors import ConfigError, ModelError
-from cutlayer.model.agreement import known_manifest
 from cutlayer.model.folder import HubFolder, ModelFolder
 from cutlayer.wire.endpoints import ListenSettings, check_security
 from cutlayer.wire.grpc_channel import GrpcChannel
-from cutlayer.wire.spec import Spec
 
 __all__ = ["check_listening", "check_reachable"]
 
@@ -26,18 +25,7 @@ def check_reachable(settings: ClientSettings, folder: ModelFolder) -> str:
         CutlayerError: whatever would stop training at its first call.
     """
     connection = settings.connection.model_copy(update={"connect_timeout_s": _PATIENCE_S})
-    model, config = settings.model, folder.config
-    spec = Spec(
-        model_type=config.model_type,
-        n_block=config.num_hidden_layers,
-        lower=model.lower,
-        upper=model.upper,
-        hidden_size=config.hidden_size,
-        dtype=model.dtype,
-        codec_up=connection.codec,
-        codec_down=connection.codec,
-    )
-    own = OwnModel(spec=spec, manifest=known_manifest(folder, {}), digest=model.digest)
+    own = own_model(settings, folder, {})
     trunk = RemoteTrunk(lambda: GrpcChannel(connection), own, reconnect_s=0.0)
     try:
         welcome = trunk.hello()

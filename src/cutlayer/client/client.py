@@ -78,7 +78,8 @@ class Client:
             seed=0 if settings.train is None else settings.train.seed,
         )
         self.trunk = RemoteTrunk(
-            connect or self._connect, own_model(settings, self._folder, self.head, self.tail)
+            connect or self._connect,
+            own_model(settings, self._folder, {**self.head.leaves, **self.tail.leaves}),
         )
 
     @classmethod

@@ -7,7 +7,6 @@ ledger is apart and is never taken back.
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 
 import msgspec
 from safetensors.torch import save
@@ -78,17 +77,6 @@ class RunState:
         self.privacy: RunPrivacy = open_run_privacy(self.folder, self.run_id, self.vault)
         self.audit = AuditLog(self.folder / "audit.jsonl")
         self._steps = StepStore(self.folder / "steps", self.vault)
-
-    def __enter__(self) -> "RunState":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the files."""
