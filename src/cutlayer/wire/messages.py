@@ -10,6 +10,9 @@ from enum import IntEnum
 
 import msgspec
 
+from cutlayer.wire import federation_messages as federation
+from cutlayer.wire.header import Header
+
 __all__ = [
     "HEADERS",
     "Backward",
@@ -59,12 +62,23 @@ class Kind(IntEnum):
     DECODED = 33
     CLOSE_SESSION = 34
     CLOSED = 35
-
-
-class Header(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True
-):
-    """Base of all headers. They travel as arrays: the order of fields is part of the format."""
+    JOIN = 40
+    JOINED = 41
+    ENTER_ROUND = 42
+    ROUND = 43
+    SHARE_KEYS = 44
+    PEER_KEYS = 45
+    SHARE_SECRETS = 46
+    PEER_SECRETS = 47
+    SEND_UPDATE = 48
+    UPDATE_TAKEN = 49
+    UNMASK = 50
+    UNMASKED = 51
+    LEAVE = 52
+    LEFT = 53
+    PUBLISH = 54
+    PUBLISHED = 55
+    WAIT = 56
 
 
 class Hello(Header, frozen=True, kw_only=True):
@@ -111,6 +125,9 @@ class OpenRun(Header, frozen=True, kw_only=True):
     seed: int
     saved_steps: list[int]
     """Steps that the client can go back to."""
+    federation: str | None = None
+    """The federation whose round this run is part of; it then starts from the round's adapter,
+    is kept in memory only, and `run_id` is `federation_messages.round_run_id`."""
 
 
 class RunOpened(Header, frozen=True, kw_only=True):
@@ -269,4 +286,21 @@ HEADERS: dict[Kind, type[Header]] = {
     Kind.DECODED: Decoded,
     Kind.CLOSE_SESSION: CloseSession,
     Kind.CLOSED: SessionClosed,
+    Kind.JOIN: federation.Join,
+    Kind.JOINED: federation.Joined,
+    Kind.ENTER_ROUND: federation.EnterRound,
+    Kind.ROUND: federation.Round,
+    Kind.SHARE_KEYS: federation.ShareKeys,
+    Kind.PEER_KEYS: federation.PeerKeys,
+    Kind.SHARE_SECRETS: federation.ShareSecrets,
+    Kind.PEER_SECRETS: federation.PeerSecrets,
+    Kind.SEND_UPDATE: federation.SendUpdate,
+    Kind.UPDATE_TAKEN: federation.UpdateTaken,
+    Kind.UNMASK: federation.Unmask,
+    Kind.UNMASKED: federation.Unmasked,
+    Kind.LEAVE: federation.Leave,
+    Kind.LEFT: federation.Left,
+    Kind.PUBLISH: federation.Publish,
+    Kind.PUBLISHED: federation.Published,
+    Kind.WAIT: federation.Wait,
 }

@@ -37,6 +37,8 @@ def _sample(info: inspect.Type) -> object:
             return [_sample(item), _sample(item)]
         case inspect.UnionType(types=types):
             return _sample(types[0])
+        case inspect.BytesType():
+            return b"some bytes"
         case inspect.StrType():
             return "some text"
         case inspect.BoolType():

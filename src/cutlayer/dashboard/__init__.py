@@ -1,0 +1,1 @@
+"""The server's HTTP port: page, metrics, health; it changes nothing."""

@@ -1,0 +1,146 @@
+"""Settings of a federation: who, how often, by which rule, and how updates are kept secret.
+
+It does nothing. The part that members are told is `FederationPolicy`.
+"""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from cutlayer.model.adapters import AdapterSettings
+from cutlayer.settings import Settings
+
+__all__ = [
+    "FederationPolicy",
+    "FederationSettings",
+    "SecureSettings",
+    "StrategySettings",
+    "TrunkSharing",
+]
+
+MIN_SECURE_COHORT = 3
+"""With two members each would know the other's update from the sum."""
+
+
+class TrunkSharing(StrEnum):
+    """Whose trunk adapters become one at the end of a round."""
+
+    SHARED = "shared"
+    """All members': one trunk adapter."""
+    CLIENT = "client"
+    """Nobody's: every member keeps its own."""
+    GROUP = "group"
+    """Those of a group of `federation.groups`."""
+
+
+class StrategySettings(Settings):
+    """How updates become the next round's adapters."""
+
+    kind: str = "fedavg"
+    """Registered name: see `federation.strategy`."""
+    proximal: float = Field(default=0.01, ge=0)
+    """fedprox: weight of the squared distance from the round's start."""
+    lr: float = Field(default=1e-3, gt=0)
+    """fedadam and every_step: learning rate of the server's optimizer."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """fedadam and every_step: decay of the first moment."""
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    """fedadam and every_step: decay of the second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """every_step: added to the root of the second moment; fedadam: its tau."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """every_step: decoupled decay."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """every_step: largest global norm of the mean gradient over all parts."""
+    trim: float = Field(default=0.2, ge=0, lt=0.5)
+    """trimmed_mean: share of members cut off at each end, per value."""
+
+
+class SecureSettings(Settings):
+    """Secure aggregation of head and tail updates."""
+
+    enabled: bool = True
+    """Off, the server sees every member's update; members must agree to it in their settings."""
+    threshold: float = Field(default=0.67, gt=0.5, le=1)
+    """Share of a member's neighbours that must answer to open a secret, rounded up."""
+    neighbours: int | None = Field(default=None, ge=2)
+    """Neighbours of a member; None grows with the logarithm of the cohort."""
+    value_range: float = Field(default=16.0, gt=0)
+    """Values are clipped to plus and minus this before they are masked."""
+    value_bits: int = Field(default=30, ge=8, le=40)
+    """Binary places after the point."""
+    max_weight: int = Field(default=1 << 20, ge=1)
+    """Largest weight (scored tokens) of one member in a round; more counts as this."""
+    hides_aggregate: bool = False
+    """The sum stays hidden from the server too; members share a group key."""
+
+
+class FederationPolicy(Settings):
+    """What a member is told when it joins."""
+
+    name: str = Field(pattern=r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+    """The federation's name."""
+    rounds: int = Field(ge=1)
+    """Rounds to train."""
+    local_steps: int = Field(default=10, ge=1)
+    """Optimizer steps of each member in a round; every_step takes exactly one gradient."""
+    adapter: AdapterSettings = AdapterSettings()
+    """What is trained; members must have the same."""
+    strategy: StrategySettings = StrategySettings()
+    """How updates become the next round's adapters."""
+    secure: SecureSettings = SecureSettings()
+    """How updates are kept secret."""
+    trunk: TrunkSharing = TrunkSharing.SHARED
+    """Whose trunk adapters become one."""
+
+
+class FederationSettings(FederationPolicy):
+    """One federation, as its coordinator runs it."""
+
+    members: list[str] = Field(default_factory=list)
+    """Certificate names that may join; empty admits every certificate with the role train."""
+    groups: dict[str, list[str]] = Field(default_factory=dict)
+    """Members of each group, for trunk = "group"."""
+    cohort: int | None = Field(default=None, ge=1)
+    """Members asked in a round; None asks all who wait."""
+    min_members: int = Field(default=3, ge=1)
+    """A round begins when so many wait."""
+    quorum: int = Field(default=3, ge=1)
+    """Fewer updates than this are no round."""
+    gather_s: float = Field(default=5.0, ge=0)
+    """How long a round waits for more members after `min_members` are there."""
+    phase_deadline_s: float = Field(default=60.0, gt=0)
+    """Each step of secure aggregation but the training."""
+    round_deadline_s: float = Field(default=3600.0, gt=0)
+    """Training and sending the update; who is later is a straggler."""
+    max_attempts: int = Field(default=20, ge=1)
+    """Begins of one round before the federation stops with QuorumNotMet."""
+    seed: int = 0
+    """Of cohorts and graphs."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.quorum > self.min_members:
+            raise ValueError(
+                f"federation.quorum={self.quorum} exceeds min_members={self.min_members}; "
+                "a round could never end"
+            )
+        if self.cohort is not None and self.cohort < self.quorum:
+            raise ValueError(f"federation.cohort={self.cohort} is below quorum={self.quorum}")
+        if self.secure.enabled and self.quorum < MIN_SECURE_COHORT:
+            raise ValueError(
+                f"federation.quorum={self.quorum}: secure aggregation needs {MIN_SECURE_COHORT}, "
+                "for with fewer a member can compute another's update; set secure.enabled=false "
+                "to share updates in the open"
+            )
+        if (self.trunk is TrunkSharing.GROUP) != bool(self.groups):
+            raise ValueError('federation.groups belongs to trunk = "group", and only to it')
+        return self
+
+    def policy(self) -> FederationPolicy:
+        """The part that members are told."""
+        return FederationPolicy(**{name: getattr(self, name) for name in _POLICY_FIELDS})
+
+
+_POLICY_FIELDS = tuple(FederationPolicy.model_fields)

@@ -1,0 +1,1 @@
+"""Federations on one machine, from one file; it composes clients and servers."""
