@@ -101,6 +101,9 @@ class Welcome(Header, frozen=True, kw_only=True):
     leaves: dict[str, str]
     software: str
     """Name and version of the server's software, for the logs."""
+    place: str = ""
+    """host:port of the replica that is to serve this client's runs and sessions; empty means that
+    this server does."""
 
 
 class Failed(Header, frozen=True, kw_only=True):
