@@ -3,9 +3,50 @@
 Nothing here names a token, a text or a loss.
 """
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["ServerMetrics"]
+__all__ = ["FederationMetrics", "ServerMetrics", "Totals"]
+
+_ONWARD = {"FORWARD", "DECODE"}
+"""Kinds that bring new tokens; a BACKWARD brings those of its FORWARD again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Since the server's start; whoever shows a rate looks twice."""
+
+    tokens: float = 0.0
+    """Rows' tokens, once each."""
+    bytes_up: float = 0.0
+    """Tensors from clients, as they travelled."""
+    bytes_down: float = 0.0
+    """Tensors to clients."""
+
+
+class FederationMetrics:
+    """Where the rounds of a federation stand; zero on a server without one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.round = Gauge("cutlayer_federation_round", "Round that is going on", registry=registry)
+        self.rounds = Counter(
+            "cutlayer_federation_rounds", "Rounds finished by this process", registry=registry
+        )
+        self.failed_attempts = Counter(
+            "cutlayer_federation_failed_attempts", "Rounds that began anew", registry=registry
+        )
+        self.stragglers = Counter(
+            "cutlayer_federation_stragglers", "Members asked whose update was late or missing",
+            registry=registry,
+        )  # fmt: skip
+        self.members = Gauge(
+            "cutlayer_federation_members", "Members that have not left", registry=registry
+        )
+        self.waiting = Gauge(
+            "cutlayer_federation_members_waiting", "Members that wait for a round",
+            registry=registry,
+        )  # fmt: skip
 
 
 class ServerMetrics:
@@ -21,6 +62,10 @@ class ServerMetrics:
         self.calls = Counter(
             "cutlayer_calls", "Calls answered", ["kind", "outcome"], registry=registry
         )
+        self.bytes = Counter(
+            "cutlayer_tensor_bytes", "Bytes of tensors, up from clients or down to them",
+            ["direction"], registry=registry,
+        )  # fmt: skip
         self.seconds = Histogram(
             "cutlayer_call_seconds", "Seconds from arrival to answer", ["kind"], registry=registry
         )
@@ -33,7 +78,26 @@ class ServerMetrics:
         self.graph_bytes = Gauge(
             "cutlayer_graph_bytes", "Activations waiting for their BACKWARD", registry=registry
         )
+        self.federation = FederationMetrics(registry)
+
+    def totals(self) -> Totals:
+        """What went through since the start."""
+        return Totals(
+            tokens=sum(_total(self.tokens, "kind", kind) for kind in _ONWARD),
+            bytes_up=_total(self.bytes, "direction", "up"),
+            bytes_down=_total(self.bytes, "direction", "down"),
+        )
 
     def render(self) -> bytes:
         """The text format that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+
+def _total(counter: Counter, label: str, value: str) -> float:
+    """Read without creating the label's series."""
+    samples = (sample for metric in counter.collect() for sample in metric.samples)
+    return sum(
+        sample.value
+        for sample in samples
+        if sample.name.endswith("_total") and sample.labels.get(label) == value
+    )
