@@ -22,7 +22,8 @@ from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.client.run_state import Progress, RunState
 from cutlayer.client.schedule import batch_plan
 from cutlayer.client.settings import ClientSettings, SamplingSettings, TrainSettings
-from cutlayer.client.train import Boundaries, Report, Trainer, TrainingData
+from cutlayer.client.step import Boundaries, SplitStep
+from cutlayer.client.train import Report, Trainer, TrainingData
 from cutlayer.data.load import Dataset, load_dataset
 from cutlayer.data.template import RowLimits
 from cutlayer.errors import ConfigError, DataError
@@ -37,6 +38,7 @@ from cutlayer.privacy.ledger import LedgerSummary
 from cutlayer.privacy.mechanism import Mechanism
 from cutlayer.settings import load_settings, settings_digest
 from cutlayer.storage.audit_log import AuditEntry, AuditEvent
+from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.codec import get_codec
 from cutlayer.wire.grpc_channel import GrpcChannel
@@ -50,19 +52,24 @@ class Client:
     """One data owner. Open it with `with`; the run folder is its own while it is open."""
 
     def __init__(
-        self, settings: ClientSettings, connect: Callable[[], Channel] | None = None
+        self,
+        settings: ClientSettings,
+        connect: Callable[[], Channel] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """Load head, tail and tokenizer, open the run folder; the network is not touched yet.
 
         Args:
             settings: everything about this owner.
             connect: opens a channel; None connects by gRPC as `settings.connection` says.
+            tracer: where the timeline of training goes.
 
         Raises:
             ConfigError: wrong settings or model.
             StorageError: the run folder is in use, open to others or damaged.
         """
         self.settings = settings
+        self._tracer = tracer or NoTrace()
         model = settings.model
         if model.threads is not None:
             torch.set_num_threads(model.threads)
@@ -162,7 +169,7 @@ class Client:
         return Trainer(
             self._parts,
             self.trunk,
-            self._boundaries(),
+            self._split_step(settings),
             data,
             settings,
             self._state,
@@ -284,12 +291,13 @@ class Client:
             step=step,
         )
 
-    def _boundaries(self) -> Boundaries:
+    def _split_step(self, settings: TrainSettings) -> SplitStep:
         privacy = self.settings.privacy
-        return Boundaries(
+        boundaries = Boundaries(
             activations=self._boundary(BoundaryName.ACTIVATIONS, privacy.activation_rule()),
             gradients=self._boundary(BoundaryName.GRADIENTS, privacy.gradient_rule()),
         )
+        return SplitStep(self._parts, self.trunk, boundaries, settings.in_flight, self._tracer)
 
     def _boundary(self, name: BoundaryName, mechanism: Mechanism) -> Boundary:
         privacy = self._state.privacy

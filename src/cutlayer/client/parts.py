@@ -72,6 +72,51 @@ class TrainedParts:
         for optimizer in self._optimizers.values():
             optimizer.step(scale, lr)
 
+    def step_towards(
+        self, scale: float, lr: float, start: Mapping[str, Mapping[str, Tensor]], weight: float
+    ) -> None:
+        """A step on the loss plus weight / 2 times the squared distance from `start`.
+
+        Args:
+            scale: as in `step`.
+            lr: as in `step`.
+            start: adapter states of head and tail, by part.
+            weight: mu of FedProx.
+
+        Source: Li et al., Federated Optimization in Heterogeneous Networks (arXiv 1812.06127).
+        """
+        for name, adapter in self._adapters.items():
+            for key, parameter in adapter.trainable().items():
+                if parameter.grad is not None and scale:
+                    # Before the scale: `step` multiplies the sum by it.
+                    distance = parameter.detach() - start[name][key].to(parameter.device)
+                    parameter.grad.add_(distance, alpha=weight / scale)
+        self.step(scale, lr)
+
+    def adapter_states(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of both adapters' weights, by part."""
+        return {name: dict(adapter.state()) for name, adapter in self._adapters.items()}
+
+    def gradient_states(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of both adapters' accumulated gradients of the summed loss, by part."""
+        return {
+            name: {
+                key: torch.zeros_like(p, device="cpu") if p.grad is None else p.grad.cpu().clone()
+                for key, p in adapter.trainable().items()
+            }
+            for name, adapter in self._adapters.items()
+        }
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take over adapter weights of both parts, with fresh optimizers.
+
+        Args:
+            state: keys of head and tail together, as a federation's round gives them.
+        """
+        for name, adapter in self._adapters.items():
+            adapter.load({key: state[key] for key in adapter.state() if key in state})
+            self._optimizers[name].load({})
+
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Adapters and optimizers, by file name."""
         adapters = {name: dict(adapter.state()) for name, adapter in self._adapters.items()}

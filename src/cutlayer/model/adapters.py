@@ -88,6 +88,10 @@ class Adapter:
         """The trainable weights, sorted by their key in `state`."""
         return list(self._parameters.values())
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trainable weights by their key in `state`, sorted."""
+        return dict(self._parameters)
+
     def state(self) -> AdapterState:
         """A copy of the weights: float32, on the CPU, sorted by key."""
         return {key: value.detach().cpu().clone() for key, value in self._parameters.items()}
