@@ -11,6 +11,7 @@ from enum import IntEnum
 import msgspec
 
 from cutlayer.wire import federation_messages as federation
+from cutlayer.wire import replica_messages as replica
 from cutlayer.wire.header import Header
 
 __all__ = [
@@ -79,6 +80,17 @@ class Kind(IntEnum):
     PUBLISH = 54
     PUBLISHED = 55
     WAIT = 56
+    DESCRIBE = 60
+    TAKE_STATS = 61
+    STATS = 62
+    ADAPTER_LAYOUT = 63
+    LAYOUT = 64
+    BEGIN_ROUND = 65
+    ROUND_BEGUN = 66
+    COLLECT = 67
+    COLLECTED = 68
+    END_ROUND = 69
+    ROUND_ENDED = 70
 
 
 class Hello(Header, frozen=True, kw_only=True):
@@ -306,4 +318,15 @@ HEADERS: dict[Kind, type[Header]] = {
     Kind.PUBLISH: federation.Publish,
     Kind.PUBLISHED: federation.Published,
     Kind.WAIT: federation.Wait,
+    Kind.DESCRIBE: replica.Describe,
+    Kind.TAKE_STATS: replica.TakeStats,
+    Kind.STATS: replica.Stats,
+    Kind.ADAPTER_LAYOUT: replica.AdapterLayout,
+    Kind.LAYOUT: replica.Layout,
+    Kind.BEGIN_ROUND: replica.BeginRound,
+    Kind.ROUND_BEGUN: replica.RoundBegun,
+    Kind.COLLECT: replica.Collect,
+    Kind.COLLECTED: replica.Collected,
+    Kind.END_ROUND: replica.EndRound,
+    Kind.ROUND_ENDED: replica.RoundEnded,
 }

@@ -161,6 +161,9 @@ def test_every_kind_has_a_header_and_every_number_is_fixed() -> None:
         **dict(JOIN=40, JOINED=41, ENTER_ROUND=42, ROUND=43, SHARE_KEYS=44, PEER_KEYS=45),
         **dict(SHARE_SECRETS=46, PEER_SECRETS=47, SEND_UPDATE=48, UPDATE_TAKEN=49, UNMASK=50),
         **dict(UNMASKED=51, LEAVE=52, LEFT=53, PUBLISH=54, PUBLISHED=55, WAIT=56),
+        **dict(DESCRIBE=60, TAKE_STATS=61, STATS=62, ADAPTER_LAYOUT=63, LAYOUT=64),
+        **dict(BEGIN_ROUND=65, ROUND_BEGUN=66, COLLECT=67, COLLECTED=68, END_ROUND=69),
+        **dict(ROUND_ENDED=70),
     }
 
 
