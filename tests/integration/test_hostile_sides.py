@@ -24,11 +24,11 @@ def test_a_refused_server_gets_no_later_call_either(tmp_path: Path) -> None:
     with running_server(server_settings(model, tmp_path)) as server:
         channel = loopback(server)
         with client_of(server, pinned) as client:
-            client.trunk._connect = lambda: channel
+            client.trunk._link._connect = lambda place: channel
             with pytest.raises(SpecMismatch, match="digest"):
                 client.generate_ids([PROMPT], SHORT)
             sent = channel.bytes_sent
-            client.trunk._connect = lambda: loopback(server)
+            client.trunk._link._connect = lambda place: loopback(server)
             with pytest.raises(SpecMismatch, match="digest"):
                 client.generate_ids([PROMPT], SHORT)
         assert channel.bytes_sent == sent
@@ -74,7 +74,7 @@ def test_lengths_that_do_not_fit_the_tensor_are_refused(tmp_path: Path) -> None:
         client_of(server, client_settings(model, tmp_path)) as client,
     ):
         client.train()
-        channel = client.trunk._channel
+        channel = client.trunk._link._channel
         assert channel is not None
         call = Forward(run_id=client.run_id, step=7, micro=0, lengths=[10**9])
         packed = get_codec("raw").encode(torch.zeros(2, 32))

@@ -5,8 +5,8 @@ It sends no tensor and opens no run.
 
 import socket
 
-from cutlayer.client.own_model import own_model
-from cutlayer.client.remote_trunk import RemoteTrunk
+from cutlayer.client.link import Link
+from cutlayer.client.own_model import own_model, placed
 from cutlayer.client.settings import ClientSettings
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.folder import HubFolder, ModelFolder
@@ -26,16 +26,16 @@ def check_reachable(settings: ClientSettings, folder: ModelFolder) -> str:
     """
     connection = settings.connection.model_copy(update={"connect_timeout_s": _PATIENCE_S})
     own = own_model(settings, folder, {})
-    trunk = RemoteTrunk(lambda: GrpcChannel(connection), own, reconnect_s=0.0)
+    link = Link(lambda place: GrpcChannel(placed(connection, place)), own, reconnect_s=0.0)
     try:
-        welcome = trunk.hello()
+        welcome = link.hello()
     except ModelError:
         if not isinstance(folder, HubFolder):
             raise
         # Nothing of it was downloaded, so there is no hash of the own parts to add to theirs.
         return f"{connection.address} answers; model hashes are compared when parts are loaded"
     finally:
-        trunk.close()
+        link.close()
     return f"{connection.address} answers ({welcome.software}); model, cut and formats match"
 
 

@@ -4,7 +4,6 @@ It wires the rooms together and decides nothing: one step is in `train`, one tok
 what leaves in `privacy.boundary`.
 """
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from cutlayer.client.chat import Chat, TextPiece, require_chat_template, text_pieces
 from cutlayer.client.generate import GenerationSession, SplitModel, generate_tokens
-from cutlayer.client.own_model import own_model
+from cutlayer.client.link import Link
+from cutlayer.client.own_model import opener, own_model
 from cutlayer.client.parts import TrainedParts
 from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.client.run_state import Progress, RunState
@@ -41,9 +41,7 @@ from cutlayer.storage.audit_log import AuditEntry, AuditEvent
 from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.codec import get_codec
-from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.messages import OpenRun
-from cutlayer.wire.recording import RecordingChannel
 
 __all__ = ["Client"]
 
@@ -84,10 +82,9 @@ class Client:
             (settings.train or TrainSettings(steps=1)).optimizer,
             seed=0 if settings.train is None else settings.train.seed,
         )
-        self.trunk = RemoteTrunk(
-            connect or self._connect,
-            own_model(settings, self._folder, {**self.head.leaves, **self.tail.leaves}),
-        )
+        own = own_model(settings, self._folder, {**self.head.leaves, **self.tail.leaves})
+        self._connect = opener(settings) if connect is None else lambda place: connect()
+        self.trunk = RemoteTrunk(Link(self._connect, own))
 
     @classmethod
     def from_file(cls, path: Path, overrides: Iterable[str] = ()) -> "Client":
@@ -327,15 +324,6 @@ class Client:
             "dtype": model.dtype,
             "order": f"{train.seed}:{train.rows_per_step}",
         }
-
-    def _connect(self) -> Channel:
-        settings = self.settings
-        channel: Channel = GrpcChannel(settings.connection)
-        if settings.run.record_folder is not None:
-            # One folder a connection: a lost one leaves its recording as it is.
-            folder = settings.run.record_folder / f"connection-{time.time_ns()}"
-            channel = RecordingChannel(channel, folder)
-        return channel
 
     def _note(self, event: AuditEvent, step: int) -> None:
         self._state.audit.record(

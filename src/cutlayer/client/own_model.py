@@ -1,14 +1,20 @@
-"""What a client believes of the model, to be compared in the handshake. It does not connect."""
+"""What a client believes of the model, and how it reaches its server. It does not connect."""
 
+import time
 from collections.abc import Mapping
 
-from cutlayer.client.remote_trunk import OwnModel
+from cutlayer.client.link import Connect, OwnModel
 from cutlayer.client.settings import ClientSettings
 from cutlayer.model.agreement import known_manifest
 from cutlayer.model.folder import ModelFolder
+from cutlayer.settings import parse_settings
+from cutlayer.wire.channel import Channel
+from cutlayer.wire.endpoints import ConnectionSettings
+from cutlayer.wire.grpc_channel import GrpcChannel
+from cutlayer.wire.recording import RecordingChannel
 from cutlayer.wire.spec import Spec
 
-__all__ = ["own_model"]
+__all__ = ["opener", "own_model", "placed"]
 
 
 def own_model(settings: ClientSettings, folder: ModelFolder, loaded: Mapping[str, str]) -> OwnModel:
@@ -30,3 +36,25 @@ def own_model(settings: ClientSettings, folder: ModelFolder, loaded: Mapping[str
     )
     manifest = known_manifest(folder, loaded)
     return OwnModel(spec=spec, manifest=manifest, digest=settings.model.digest)
+
+
+def opener(settings: ClientSettings) -> Connect:
+    """Opens channels by gRPC to the server of the settings, or to a replica that it names."""
+
+    def connect(place: str | None) -> Channel:
+        channel: Channel = GrpcChannel(placed(settings.connection, place))
+        if settings.run.record_folder is not None:
+            # One folder a connection: a lost one leaves its recording as it is.
+            folder = settings.run.record_folder / f"connection-{time.time_ns()}"
+            channel = RecordingChannel(channel, folder)
+        return channel
+
+    return connect
+
+
+def placed(settings: ConnectionSettings, place: str | None) -> ConnectionSettings:
+    """The same link to another address; the server chose it, so it is checked as a setting is."""
+    if place is None:
+        return settings
+    table = {**settings.model_dump(), "address": place}
+    return parse_settings(ConnectionSettings, table, "the replica that the server named")

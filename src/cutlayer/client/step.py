@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cutlayer.client.link import PendingCall
 from cutlayer.client.parts import TrainedParts
-from cutlayer.client.remote_trunk import PendingCall, RemoteTrunk, trunk_sq_norm
+from cutlayer.client.remote_trunk import RemoteTrunk, trunk_sq_norm
 from cutlayer.client.run_state import StepRecord
 from cutlayer.data.batches import Batch
 from cutlayer.errors import ConfigError
