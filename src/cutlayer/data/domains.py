@@ -1,0 +1,190 @@
+"""Four natural owners of one task: is a movie review, product review, tweet or editorial positive?
+
+It makes records, as the owners' files would have them, and the settings that read them; tokens and
+labels come about on the ordinary path. Held-out rows are the same for every seed, and no owner
+trains on a row that resembles one of any owner's held-out rows.
+"""
+
+import hashlib
+import html
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from cutlayer.data.settings import DataSettings
+from cutlayer.errors import DataError
+from cutlayer.storage.files import explain_os_errors, write_atomic
+
+__all__ = [
+    "DOMAINS",
+    "SENTIMENTS",
+    "DomainData",
+    "DomainRecord",
+    "domain_settings",
+    "domains",
+    "write_domain",
+]
+
+DOMAINS: Mapping[str, str] = {
+    "movies": "movieReviewSnippets_GroundTruth.txt",
+    "amazon": "amazonReviewSnippets_GroundTruth.txt",
+    "tweets": "tweets_GroundTruth.txt",
+    "nyt": "nytEditorialSnippets_GroundTruth.txt",
+}
+"""File of the asset `sentiment` by owner."""
+
+SENTIMENTS = ("negative", "positive")
+"""The answers."""
+
+_MIN_SCORE = 1.0
+"""Raters scored from -4 to 4; nearer to zero they did not agree."""
+_MIN_WORDS, _MAX_WORDS = 4, 14
+_RESEMBLANCE = 0.6
+"""Share of common words from which two texts count as one."""
+_PROMPT = "{text}\nSentiment:"
+_COMPLETION = " {sentiment}"
+
+
+@dataclass(frozen=True)
+class DomainRecord:
+    """One line of an owner's data files."""
+
+    text: str = field(repr=False)
+    """The snippet."""
+    sentiment: str
+    """One of `SENTIMENTS`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainData:
+    """Records of one owner."""
+
+    train: list[DomainRecord] = field(repr=False)
+    """By seed, both sentiments alike, shuffled."""
+    heldout: list[DomainRecord] = field(repr=False)
+    """Fixed, both sentiments alike."""
+
+
+def domains(
+    folder: Path, seed: int, num_train: int, num_heldout: int, names: Sequence[str] = tuple(DOMAINS)
+) -> dict[str, DomainData]:
+    """Choose every owner's rows.
+
+    Args:
+        folder: the asset `sentiment`.
+        seed: of the training rows; the held-out rows do not depend on it.
+        num_train: training rows of each owner, even.
+        num_heldout: held-out rows of each owner, even.
+        names: owners, keys of `DOMAINS`.
+
+    Raises:
+        DataError: an unknown owner, a missing or damaged file, or too few rows.
+    """
+    for name, count in (("num_train", num_train), ("num_heldout", num_heldout)):
+        if count < len(SENTIMENTS) or count % len(SENTIMENTS):
+            raise DataError(f"{name}={count}: each sentiment has half of the rows; give 2, 4, ...")
+    pools = {name: list(_distinct(_read(folder, name))) for name in names}
+    heldout = {name: _balanced(pools[name], num_heldout, name) for name in names}
+    kept = _Resembling(record for records in heldout.values() for record in records)
+    chosen: dict[str, DomainData] = {}
+    for name in names:
+        others = (record for record in _by_seed(pools[name], seed) if record not in kept)
+        train = _by_seed(_balanced(others, num_train, name), seed)
+        chosen[name] = DomainData(train=train, heldout=heldout[name])
+    return chosen
+
+
+def write_domain(data: DomainData, folder: Path) -> tuple[Path, Path]:
+    """Write `train.jsonl` and `heldout.jsonl` as an owner would have them; returns both paths."""
+    train, heldout = folder / "train.jsonl", folder / "heldout.jsonl"
+    with explain_os_errors(f"create folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, records in ((train, data.train), (heldout, data.heldout)):
+        lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records]
+        write_atomic(path, "".join(lines).encode())
+    return train, heldout
+
+
+def domain_settings(train: Path, heldout: Path) -> DataSettings:
+    """The data settings of an owner: plain prompt, loss on the answer alone."""
+    return DataSettings(
+        train=train,
+        validation=heldout,
+        prompt_template=_PROMPT,
+        completion_template=_COMPLETION,
+        chat_template=False,
+        append_eos=False,
+    )
+
+
+class _Resembling:
+    """Records, and whether another one says nearly the same."""
+
+    def __init__(self, records: Iterable[DomainRecord]) -> None:
+        self._words = [_words(record.text) for record in records]
+
+    def __contains__(self, record: DomainRecord) -> bool:
+        words = _words(record.text)
+        return any(len(words & other) >= _RESEMBLANCE * len(words | other) for other in self._words)
+
+
+def _words(text: str) -> frozenset[str]:
+    letters = "".join(c if c.isalnum() else " " for c in text.casefold())
+    return frozenset(letters.split())
+
+
+def _read(folder: Path, name: str) -> Iterator[DomainRecord]:
+    """The clear and short snippets of one file."""
+    if name not in DOMAINS:
+        raise DataError(f"no owner {name!r} in the asset; there are {', '.join(DOMAINS)}")
+    path = folder / DOMAINS[name]
+    with explain_os_errors(f"read {path}"):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not lines:
+        raise DataError(f"{path} is missing or empty; fetch the asset sentiment again")
+    for number, line in enumerate(lines, start=1):
+        score, text = _parse(line, f"{path}:{number}")
+        if abs(score) >= _MIN_SCORE and _MIN_WORDS <= len(text.split()) <= _MAX_WORDS:
+            yield DomainRecord(text, SENTIMENTS[score > 0])
+
+
+def _parse(line: str, where: str) -> tuple[float, str]:
+    """Score and text of `id <tab> score <tab> text`."""
+    try:
+        _, score, text = line.split("\t")
+        return float(score), " ".join(html.unescape(text).split())
+    except ValueError as error:
+        raise DataError(f"{where} is not id, score and text; fetch the asset again") from error
+
+
+def _distinct(records: Iterable[DomainRecord]) -> Iterator[DomainRecord]:
+    """One record per set of words, in an order that no file and no seed touches."""
+    seen: set[frozenset[str]] = set()
+    for record in sorted(records, key=lambda record: _rank("", record)):
+        words = _words(record.text)
+        if words and words not in seen:
+            seen.add(words)
+            yield record
+
+
+def _balanced(records: Iterable[DomainRecord], count: int, name: str) -> list[DomainRecord]:
+    """The first records of each sentiment, alike in number; no more are looked at than needed."""
+    missing = dict.fromkeys(SENTIMENTS, count // len(SENTIMENTS))
+    chosen: list[DomainRecord] = []
+    for record in records:
+        if missing[record.sentiment]:
+            missing[record.sentiment] -= 1
+            chosen.append(record)
+        if len(chosen) == count:
+            return chosen
+    raise DataError(f"{name} has only {len(chosen)} of {count} balanced rows; ask for fewer")
+
+
+def _by_seed(records: Iterable[DomainRecord], seed: int) -> list[DomainRecord]:
+    """In an order that is the seed's own, on every version of Python."""
+    return sorted(records, key=lambda record: _rank(f"{seed}|", record))
+
+
+def _rank(salt: str, record: DomainRecord) -> str:
+    return hashlib.sha256(f"{salt}{record.text.casefold()}".encode()).hexdigest()
