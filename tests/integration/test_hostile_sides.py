@@ -96,7 +96,7 @@ def test_a_reply_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, .
             header=Decoded(),
             tensors={"y": get_codec("raw").encode(torch.zeros(shape))},
         )
-        client.trunk._wait = lambda call: reply  # type: ignore[method-assign]
+        client.trunk._link._wait = lambda call: reply  # type: ignore[method-assign]
         with pytest.raises(ProtocolError, match="shape"):
             session.step([PROMPT], [0])
 
