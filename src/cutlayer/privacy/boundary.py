@@ -6,8 +6,9 @@ named by identifiers that the caller makes.
 Shapes: N = vectors of all rows together, D = values of one vector.
 """
 
+import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
 from typing import Never
@@ -19,11 +20,11 @@ from torch import Tensor
 from cutlayer.errors import ConfigError
 from cutlayer.model.rows import Rows
 from cutlayer.privacy.ledger import Ledger, Release
-from cutlayer.privacy.mechanism import Mechanism
+from cutlayer.privacy.mechanism import Mechanism, PrivacyEvent
 from cutlayer.privacy.noise import NoiseContext, RowNoise, RunSecret, release_key
 from cutlayer.wire.codec import Codec, Packed, get_codec
 
-__all__ = ["Boundary", "BoundaryName", "Released"]
+__all__ = ["Boundary", "BoundaryName", "Released", "ReleasedUpdate", "UpdateGate"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
@@ -37,6 +38,10 @@ class BoundaryName(StrEnum):
     """Gradient of the summed loss, at the upper cut: labels leak here."""
     GENERATION = "generation"
     """Head output of a generation, at the lower cut."""
+    UPDATES = "updates"
+    """What a round taught head and tail: adapters that leave for the federation."""
+    METRICS = "metrics"
+    """Numbers such as a loss that the owner chose to publish."""
 
 
 class _Gate:
@@ -212,6 +217,81 @@ class Boundary:
         ]
         event = self.mechanism.event(rows.num_tokens)
         return self._ledger.account(self.name, event, version, releases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedUpdate:
+    """Tensors of an update that may go to the federation. Only this module makes one."""
+
+    tensors: Mapping[str, Packed] = field(repr=False)
+    gate: InitVar[_Gate]
+
+    def __post_init__(self, gate: _Gate) -> None:
+        if gate is not _GATE:
+            raise TypeError("only UpdateGate makes a ReleasedUpdate")
+
+
+class UpdateGate:
+    """The gate of a federation: adapter updates, and numbers that the owner publishes."""
+
+    def __init__(self, ledger: Ledger, allows_plain: bool, publishes: bool) -> None:
+        """
+        Args:
+            ledger: the run's ledger.
+            allows_plain: the owner accepts that the server sees its update by itself.
+            publishes: the owner shows its losses to the federation.
+        """
+        self._ledger = ledger
+        self._allows_plain = allows_plain
+        self._publishes = publishes
+
+    def masked(self, masked_M: Tensor, name: str) -> ReleasedUpdate:
+        """An update under secure aggregation: int64 ring elements, uniform to whoever sees them.
+
+        Args:
+            masked_M: values and weight, masked.
+            name: identifier of federation, round and attempt.
+        """
+        self._account(BoundaryName.UPDATES, "masked_sum", name)
+        return ReleasedUpdate(tensors={"masked": get_codec("ring64").encode(masked_M)}, gate=_GATE)
+
+    def plain(self, update: Mapping[str, Tensor], name: str) -> ReleasedUpdate:
+        """An update that the server sees by itself.
+
+        Raises:
+            ConfigError: the owner has not accepted that.
+        """
+        self.require_plain_accepted()
+        self._account(BoundaryName.UPDATES, "none", name)
+        raw = get_codec("raw")
+        return ReleasedUpdate(tensors={k: raw.encode(x) for k, x in update.items()}, gate=_GATE)
+
+    def require_plain_accepted(self) -> None:
+        """Refuse before any work what `plain` would refuse after it.
+
+        Raises:
+            ConfigError: the owner has not accepted that the server sees its updates.
+        """
+        if not self._allows_plain:
+            raise ConfigError(
+                "this federation aggregates without secure aggregation: the server would see your "
+                "adapter update, from which text can be rebuilt; ask its operator for "
+                "secure.enabled=true, or accept it with federation.share_plain_updates=true"
+            )
+
+    def metrics(self, values: Mapping[str, float], name: str) -> dict[str, float] | None:
+        """What of these numbers may be shown; None where the owner shows none."""
+        if not self._publishes:
+            return None
+        self._account(BoundaryName.METRICS, "none", name)
+        return dict(values)
+
+    def _account(self, boundary: BoundaryName, mechanism: str, name: str) -> None:
+        if not _IDENTIFIER.fullmatch(name):
+            raise ConfigError(f"{boundary}: {name!r:.80} is no identifier of a round")
+        key = hashlib.sha256(f"{boundary}|{name}".encode()).hexdigest()[:32]
+        event = PrivacyEvent(mechanism=mechanism, scale=None, num_vectors=1)
+        self._ledger.account(boundary, event, name, [Release(key=key, num_vectors=1)])
 
 
 def _vector_bytes(packed: Packed) -> tuple[int, ...]:

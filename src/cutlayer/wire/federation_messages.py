@@ -11,6 +11,8 @@ import msgspec
 from cutlayer.wire.header import Header
 
 __all__ = [
+    "Adopt",
+    "Adopted",
     "EnterRound",
     "Join",
     "Joined",
@@ -202,6 +204,21 @@ class Publish(Header, frozen=True, kw_only=True):
 
 class Published(Header, frozen=True, kw_only=True):
     """Kept."""
+
+
+class Adopt(Header, frozen=True, kw_only=True):
+    """Keep the trunk's adapter of the last finished round as a saved step of one's own run."""
+
+    federation: str
+    round: int
+    run_id: str
+    """The member's own run, from which it then generates and exports."""
+
+
+class Adopted(Header, frozen=True, kw_only=True):
+    """The run has a saved step of this number, which is the round's."""
+
+    step: int
 
 
 class Wait(Header, frozen=True, kw_only=True):

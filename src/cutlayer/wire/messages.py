@@ -80,6 +80,8 @@ class Kind(IntEnum):
     PUBLISH = 54
     PUBLISHED = 55
     WAIT = 56
+    ADOPT = 57
+    ADOPTED = 58
     DESCRIBE = 60
     TAKE_STATS = 61
     STATS = 62
@@ -318,6 +320,8 @@ HEADERS: dict[Kind, type[Header]] = {
     Kind.PUBLISH: federation.Publish,
     Kind.PUBLISHED: federation.Published,
     Kind.WAIT: federation.Wait,
+    Kind.ADOPT: federation.Adopt,
+    Kind.ADOPTED: federation.Adopted,
     Kind.DESCRIBE: replica.Describe,
     Kind.TAKE_STATS: replica.TakeStats,
     Kind.STATS: replica.Stats,
