@@ -8,6 +8,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from cutlayer.federation.strategy import STRATEGIES
+from cutlayer.federation.strategy_settings import StrategySettings
+from cutlayer.federation.trunk_pool import UpdateKind
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.settings import Settings
 
@@ -32,29 +35,6 @@ class TrunkSharing(StrEnum):
     """Nobody's: every member keeps its own."""
     GROUP = "group"
     """Those of a group of `federation.groups`."""
-
-
-class StrategySettings(Settings):
-    """How updates become the next round's adapters."""
-
-    kind: str = "fedavg"
-    """Registered name: see `federation.strategy`."""
-    proximal: float = Field(default=0.01, ge=0)
-    """fedprox: weight of the squared distance from the round's start."""
-    lr: float = Field(default=1e-3, gt=0)
-    """fedadam and every_step: learning rate of the server's optimizer."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """fedadam and every_step: decay of the first moment."""
-    beta2: float = Field(default=0.99, ge=0, lt=1)
-    """fedadam and every_step: decay of the second moment."""
-    eps: float = Field(default=1e-8, gt=0)
-    """every_step: added to the root of the second moment; fedadam: its tau."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """every_step: decoupled decay."""
-    clip_norm: float | None = Field(default=None, gt=0)
-    """every_step: largest global norm of the mean gradient over all parts."""
-    trim: float = Field(default=0.2, ge=0, lt=0.5)
-    """trimmed_mean: share of members cut off at each end, per value."""
 
 
 class SecureSettings(Settings):
@@ -93,6 +73,35 @@ class FederationPolicy(Settings):
     """How updates are kept secret."""
     trunk: TrunkSharing = TrunkSharing.SHARED
     """Whose trunk adapters become one."""
+
+    @model_validator(mode="after")
+    def _strategy_sees_enough(self) -> Self:
+        if self.strategy.kind not in STRATEGIES:
+            known = ", ".join(STRATEGIES)
+            raise ValueError(f"no strategy is called {self.strategy.kind!r}; known: {known}")
+        strategy = STRATEGIES.get(self.strategy.kind)
+        if self.secure.enabled and strategy.needs_single_updates:
+            raise ValueError(
+                f"strategy {self.strategy.kind} needs to see every member's update, and secure "
+                "aggregation shows their sum alone; only where the aggregation runs in an "
+                "attested enclave can both hold, which this version does not offer. Choose "
+                "fedavg, fedavg_frozen_a, fedprox, fedadam or every_step, or set "
+                "secure.enabled=false to show updates to the server"
+            )
+        if self.secure.hides_aggregate and not self.secure.enabled:
+            raise ValueError("secure.hides_aggregate needs secure.enabled")
+        if self.secure.hides_aggregate and strategy.sends is not UpdateKind.DELTA:
+            raise ValueError(
+                f"strategy {self.strategy.kind} steps at the server, which cannot see a hidden "
+                "aggregate; set secure.hides_aggregate=false or choose another strategy"
+            )
+        return self
+
+    def round_adapter(self) -> AdapterSettings:
+        """What members and the trunk train: `adapter`, without A where the strategy freezes it."""
+        if not STRATEGIES.get(self.strategy.kind).freezes_a:
+            return self.adapter
+        return self.adapter.model_copy(update={"train_a": False})
 
 
 class FederationSettings(FederationPolicy):
@@ -136,7 +145,22 @@ class FederationSettings(FederationPolicy):
             )
         if (self.trunk is TrunkSharing.GROUP) != bool(self.groups):
             raise ValueError('federation.groups belongs to trunk = "group", and only to it')
+        self._check_groups()
         return self
+
+    def group_of(self, member: str) -> str | None:
+        """The member's group; None where it is in none."""
+        return next((name for name, members in self.groups.items() if member in members), None)
+
+    def _check_groups(self) -> None:
+        grouped = [member for members in self.groups.values() for member in members]
+        twice = sorted({member for member in grouped if grouped.count(member) > 1})
+        missing = sorted(set(self.members) - set(grouped)) if self.groups else []
+        if twice or missing:
+            raise ValueError(
+                f"federation.groups: every member is in exactly one group; {twice} are in more, "
+                f"{missing} in none"
+            )
 
     def policy(self) -> FederationPolicy:
         """The part that members are told."""
