@@ -1,15 +1,15 @@
 """LoRA on one part of a model, through PEFT's own layers, keyed as a standard PEFT adapter.
 
-It does not step (`optimizer`), save (`storage`) or join parts (`export`). Keys carry global block
+It does not step (`optimizer`), save (`storage`), join parts (`export`) or mix several adapters in
+one call (`grouped_lora`). Keys carry global block
 indices, so a state fits every cut and the states of the parts together are one PEFT adapter.
 """
 
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -17,23 +17,31 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from cutlayer.errors import ModelError
-from cutlayer.model.families import meta_model
+from cutlayer.model.grouped_lora import Segment, Slots
+from cutlayer.model.lora_targets import find_targets, is_transposed, layer_shape
 from cutlayer.model.partition import Part, PartModule
 from cutlayer.settings import Settings
 
-__all__ = ["Adapter", "AdapterSettings", "AdapterState", "attach", "base_only"]
+__all__ = [
+    "Adapter",
+    "AdapterSettings",
+    "AdapterState",
+    "attach",
+    "base_only",
+    "initial_state",
+    "layout",
+    "layout_of",
+    "use_segments",
+]
 
 AdapterState = dict[str, Tensor]
 """Standard PEFT keys, `base_model.model.model.layers.{GLOBAL}.self_attn.q_proj.lora_A.weight`,
 to float32 tensors on the CPU, sorted by key."""
 
-_LINEAR = (nn.Linear, Conv1D)
-_INSIDE_LORA = frozenset({"base_layer", "lora_A", "lora_B"})
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_SLOTS = "cutlayer_adapters"
+_ATTRIBUTE = "cutlayer_adapters"
 
 
 class AdapterSettings(Settings):
@@ -51,42 +59,30 @@ class AdapterSettings(Settings):
     """Layers of the blocks: all linear ones, or those whose name ends with one of these."""
     parts: list[Part] = Field(default=[Part.HEAD, Part.TRUNK, Part.TAIL])
     """Which parts are trained; the others stay frozen."""
+    train_a: bool = True
+    """Whether factor A learns too; with A frozen the mean of factors B is the mean of updates."""
     seed: int = 0
     """Seed of the initial weights, which do not depend on the cut."""
-
-
-@dataclass
-class _Slots:
-    """All LoRA layers of one part, and whose adapter is in use on them."""
-
-    layers: list[LoraLayer] = field(default_factory=list)
-    active: str | None = None
-
-    names: set[str] = field(default_factory=set)
-
-    def use(self, name: str | None) -> None:
-        if name == self.active:
-            return
-        self.active = name
-        for layer in self.layers:
-            # PEFT's set_adapter also takes requires_grad from the others: a graph that was built
-            # for one of them would then lose its gradient without an error.
-            layer._active_adapter = [] if name is None else [name]
 
 
 class Adapter:
     """One named set of LoRA weights on one part; made by `attach`."""
 
-    def __init__(self, slots: _Slots, name: str, layers: Mapping[str, LoraLayer]) -> None:
+    def __init__(self, slots: Slots, name: str, layers: Mapping[str, LoraLayer]) -> None:
         """Use `attach`."""
         self.name = name
         self._slots = slots
         self._layers = dict(layers)
         self._parameters = _parameters(name, layers)
+        self._trained = {key: p for key, p in self._parameters.items() if p.requires_grad}
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable weights, sorted by their key in `state`."""
-        return list(self._parameters.values())
+        return list(self._trained.values())
+
+    def trained_keys(self) -> list[str]:
+        """Keys of `parameters`, sorted; fewer than in `state` where factor A is frozen."""
+        return list(self._trained)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trainable weights by their key in `state`, sorted."""
@@ -127,19 +123,19 @@ class Adapter:
             self._slots.use(None)
         for layer in self._layers.values():
             layer.delete_adapter(self.name)
-        self._layers, self._parameters = {}, {}
-        self._slots.names.discard(self.name)
+        self._layers, self._parameters, self._trained = {}, {}, {}
+        self._slots.trains_a.pop(self.name, None)
 
     def sq_norm(self) -> float:
         """Squared L2 norm of all gradients, summed in float64 in key order."""
-        grads = [p.grad for p in self._parameters.values() if p.grad is not None]
+        grads = [p.grad for p in self._trained.values() if p.grad is not None]
         return math.fsum(
             torch.stack([grad.double().square().sum() for grad in grads]).tolist() if grads else []
         )
 
     def scale_grads(self, factor: float) -> None:
         """Multiply every gradient."""
-        for parameter in self._parameters.values():
+        for parameter in self._trained.values():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
@@ -158,7 +154,7 @@ def attach(part: PartModule, settings: AdapterSettings, name: str = "default") -
         ModelError: the name is taken or malformed, or a target is no linear layer of any block.
     """
     slots = _slots_of(part)
-    if not _NAME.fullmatch(name) or name in slots.names:
+    if not _NAME.fullmatch(name) or name in slots.trains_a:
         raise ModelError(f"adapter name {name!r} is taken or malformed; choose another")
     targets = _targets(part, settings)
     if targets:
@@ -170,8 +166,8 @@ def attach(part: PartModule, settings: AdapterSettings, name: str = "default") -
     layers = _layers(part, targets)
     for path, layer in layers.items():
         _initialise(layer, name, path, settings.seed)
+    slots.trains_a[name] = settings.train_a
     _freeze_base(part, slots)
-    slots.names.add(name)
     slots.active = None
     slots.use(name)
     # Fresh dropout layers start in training mode, whatever the part is in.
@@ -191,52 +187,54 @@ def base_only(part: PartModule) -> Iterator[None]:
         slots.use(before)
 
 
-def _slots_of(part: PartModule) -> _Slots:
-    slots = vars(part).setdefault(_SLOTS, _Slots())
-    assert isinstance(slots, _Slots)
+def use_segments(part: PartModule, segments: Sequence[Segment]) -> AbstractContextManager[None]:
+    """Inside, each segment of a call's packed tokens goes through its own adapter.
+
+    A call then has as many tokens as the segments together. Dropout of the adapters is the
+    segments' own; a base model with dropout of its own must not share a call between clients,
+    because its places depend on who else is in the call.
+    """
+    return _slots_of(part).segments(segments)
+
+
+def layout(adapter: Adapter) -> dict[str, list[int]]:
+    """Key -> shape of every tensor of an adapter's state, sorted by key."""
+    return {key: list(value.shape) for key, value in adapter.state().items()}
+
+
+def layout_of(part: PartModule, settings: AdapterSettings) -> dict[str, list[int]]:
+    """What `layout` says of the adapter that `attach` would put on this part; nothing changes.
+
+    Raises:
+        ModelError: a target is no linear layer of any block.
+    """
+    modules = dict(part.base.named_modules())
+    found = {}
+    for path, name in _targets(part, settings).items():
+        num_inputs, num_outputs = layer_shape(modules[name])
+        found[_key(path, "A")] = [settings.rank, num_inputs]
+        found[_key(path, "B")] = [num_outputs, settings.rank]
+    return {key: found[key] for key in sorted(found)}
+
+
+def initial_state(layout: Mapping[str, Sequence[int]], seed: int) -> AdapterState:
+    """The fresh weights that `attach` draws for these keys and shapes, for any part of the model.
+
+    Args:
+        layout: key -> shape, as `layout` gives it.
+        seed: `AdapterSettings.seed`.
+    """
+    return {key: _fresh(key, layout[key], seed) for key in sorted(layout)}
+
+
+def _slots_of(part: PartModule) -> Slots:
+    slots = vars(part).setdefault(_ATTRIBUTE, Slots())
+    assert isinstance(slots, Slots)
     return slots
 
 
 def _targets(part: PartModule, settings: AdapterSettings) -> dict[str, str]:
-    """Global path of every layer to adapt -> its name within the part's base model."""
-    if part.part not in settings.parts:
-        return {}
-    names = _linear_names(part.base, part.layout.blocks)
-    paths = {part.global_name(f"base.{name}"): name for name in names}
-    if settings.targets == "all-linear" or not paths:
-        return paths
-    _check_patterns(part, settings.targets, paths)
-    return {path: name for path, name in paths.items() if _matches(path, settings.targets)}
-
-
-def _linear_names(base: nn.Module, blocks: str) -> list[str]:
-    """Names, within a base model, of every linear layer inside a block."""
-    return [
-        name
-        for name, module in base.named_modules()
-        if name.startswith(f"{blocks}.")
-        and not _INSIDE_LORA & set(name.split("."))
-        and isinstance(module, (*_LINEAR, LoraLayer))
-    ]
-
-
-def _matches(path: str, patterns: Sequence[str]) -> bool:
-    """PEFT's rule for a list of target modules."""
-    return any(path == pattern or path.endswith(f".{pattern}") for pattern in patterns)
-
-
-def _check_patterns(part: PartModule, patterns: Sequence[str], paths: Iterable[str]) -> None:
-    """Refuse a pattern that fits no block of the whole model; not every part needs to have it."""
-    unused = [pattern for pattern in patterns if not any(_matches(p, [pattern]) for p in paths)]
-    if not unused:
-        return
-    prefix, blocks = part.layout.prefix, part.layout.blocks
-    whole = getattr(meta_model(part.config), prefix)
-    known = [f"{prefix}.{name}" for name in _linear_names(whole, blocks)]
-    wrong = [pattern for pattern in unused if not any(_matches(p, [pattern]) for p in known)]
-    if wrong:
-        names = sorted({path.rpartition(".")[2] for path in known})
-        raise ModelError(f"adapter.targets {wrong} fit no linear layer of a block; known: {names}")
+    return find_targets(part, settings.targets) if part.part in settings.parts else {}
 
 
 def _lora_config(
@@ -251,7 +249,7 @@ def _lora_config(
         lora_dropout=settings.dropout,
         # One pattern of whole names: suffixes would also find layers outside the blocks.
         target_modules="|".join(re.escape(name) for name in targets.values()),
-        fan_in_fan_out=any(isinstance(base, Conv1D) for base in bases),
+        fan_in_fan_out=any(is_transposed(base) for base in bases),
     )
 
 
@@ -261,26 +259,32 @@ def _layers(part: PartModule, targets: Mapping[str, str]) -> dict[str, LoraLayer
 
 
 def _initialise(layer: LoraLayer, name: str, path: str, seed: int) -> None:
-    """Uniform A as PEFT draws it, but seeded by the global path; B zero. Both are new tensors."""
+    """Replace both factors by new tensors."""
     device = layer.get_base_layer().weight.device
-    rank, in_features = layer.lora_A[name].weight.shape
-    digest = hashlib.sha256(f"{seed}|{_key(path, 'A')}".encode()).digest()
+    for factor, modules in (("A", layer.lora_A), ("B", layer.lora_B)):
+        fresh = _fresh(_key(path, factor), modules[name].weight.shape, seed)
+        modules[name].weight = nn.Parameter(fresh.to(device))
+
+
+def _fresh(key: str, shape: Sequence[int], seed: int) -> Tensor:
+    """Uniform A as PEFT draws it, but seeded by the global key; B zero."""
+    if key.endswith(".lora_B.weight"):
+        return torch.zeros(*shape)
+    digest = hashlib.sha256(f"{seed}|{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    # Kaiming with a = sqrt(5) is uniform within 1 / sqrt(in_features).
-    a = (torch.rand(rank, in_features, generator=generator) * 2 - 1) / math.sqrt(in_features)
-    b = torch.zeros(layer.lora_B[name].weight.shape)
-    layer.lora_A[name].weight = nn.Parameter(a.to(device))
-    layer.lora_B[name].weight = nn.Parameter(b.to(device))
+    # Kaiming with a = sqrt(5) is uniform within 1 / sqrt(inputs).
+    return (torch.rand(*shape, generator=generator) * 2 - 1) / math.sqrt(shape[-1])
 
 
-def _freeze_base(part: PartModule, slots: _Slots) -> None:
+def _freeze_base(part: PartModule, slots: Slots) -> None:
     """Adapters of all names stay trainable: PEFT froze the older ones for the new one."""
     for parameter in part.parameters():
         parameter.requires_grad_(False)
     slots.layers = [module for module in part.base.modules() if isinstance(module, LoraLayer)]
     for layer in slots.layers:
-        for factors in (layer.lora_A, layer.lora_B):
-            factors.requires_grad_(True)
+        layer.lora_B.requires_grad_(True)
+        for name, factor in layer.lora_A.items():
+            factor.requires_grad_(slots.trains_a[name])
 
 
 def _parameters(name: str, layers: Mapping[str, LoraLayer]) -> dict[str, nn.Parameter]:

@@ -35,7 +35,7 @@ class PartOptimizer:
 
     def __init__(self, adapter: Adapter, settings: AdamWSettings) -> None:
         self._adapter = adapter
-        self._names = list(adapter.state())
+        self._names = adapter.trained_keys()
         self._parameters = list(adapter.parameters())
         self._adamw = _adamw(self._parameters, settings)
 

@@ -10,7 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cutlayer.errors import ConfigError, ModelError
-from cutlayer.model.adapters import Adapter, AdapterSettings, attach, base_only
+from cutlayer.model.adapters import (
+    Adapter,
+    AdapterSettings,
+    attach,
+    base_only,
+    initial_state,
+    layout,
+    layout_of,
+)
+from cutlayer.model.optimizer import AdamWSettings, PartOptimizer
 from cutlayer.model.partition import Part
 from cutlayer.settings import parse_settings
 from tests.tiny_models import tiny_model
@@ -317,3 +326,43 @@ def test_a_view_is_what_a_part_is(model: PreTrainedModel) -> None:
     trunk = views(model, 1, 3)[1]
     assert isinstance(trunk, PartView)
     assert list(trunk.block_range) == [1, 2]
+
+
+def test_frozen_a_is_kept_in_the_state_but_not_trained(model: PreTrainedModel) -> None:
+    part = views(model, 1, 3)[1]
+    whole = attach(part, SETTINGS, "whole")
+    half = attach(part, SETTINGS.model_copy(update={"train_a": False}), "b_only")
+    again = attach(part, SETTINGS, "again")
+    assert half.state().keys() == whole.state().keys()
+    assert half.trained_keys() == [key for key in half.state() if "lora_B" in key]
+    assert [p.requires_grad for p in half.parameters()] == [True] * len(half.trained_keys())
+    assert len(again.parameters()) == len(whole.parameters()) == 2 * len(half.parameters())
+    stir(half)
+    half.activate()
+    model(TOKENS).logits.square().sum().backward()
+    assert half.sq_norm() > 0
+    optimizer = PartOptimizer(half, AdamWSettings())
+    before = half.state()
+    optimizer.step(1.0, 0.1)
+    changed = {key for key, value in half.state().items() if not torch.equal(value, before[key])}
+    assert changed == set(half.trained_keys())
+    optimizer.load(optimizer.state())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_layout_and_fresh_weights_are_known_without_attaching(family: str, tmp_path: Path) -> None:
+    for part in views(tiny_model(family, tmp_path)[1], 1, 3):
+        shapes = layout_of(part, SETTINGS)
+        adapter = attach(part, SETTINGS)
+        assert shapes == layout(adapter) == layout_of(part, SETTINGS)
+        fresh = initial_state(shapes, SETTINGS.seed)
+        assert list(fresh) == list(adapter.state())
+        assert all(torch.equal(value, fresh[key]) for key, value in adapter.state().items())
+        assert not all(
+            torch.equal(value, initial_state(shapes, 1)[key]) for key, value in fresh.items()
+        )
+
+
+def test_layout_of_a_part_that_is_not_trained_is_empty(model: PreTrainedModel) -> None:
+    settings = SETTINGS.model_copy(update={"parts": [Part.TAIL]})
+    assert layout_of(views(model, 1, 3)[1], settings) == {}
