@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from cutlayer.cli import assets, demo, doctor, export, generate, provision, purge, serve, train
+from cutlayer.cli import (
+    assets,
+    demo,
+    doctor,
+    export,
+    generate,
+    provision,
+    purge,
+    serve,
+    status,
+    train,
+)
 
 __all__ = ["app"]
 
@@ -19,6 +30,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(provision.app, name="provision")
 app.command("serve")(serve.serve)
+app.command("status")(status.status)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("chat")(generate.chat)

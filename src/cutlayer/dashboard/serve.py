@@ -33,27 +33,18 @@ class Dashboard:
     ) -> None:
         self._server = server
         self._socket = listening
-        self._scheme = scheme
+        host, port = listening.getsockname()[:2]
+        self.port: int = port
+        """Where it listens."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{scheme}://{shown}:{self.port}"
+        """Where a browser on this machine finds it."""
         self.token_file = token_file
         """Who may read it may look at the page."""
         self._thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listening]}, name="page", daemon=True
         )
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        port = self._socket.getsockname()[1]
-        assert isinstance(port, int)
-        return port
-
-    @property
-    def url(self) -> str:
-        """Where a browser on this machine finds it, or on the address that was set."""
-        host = str(self._socket.getsockname()[0])
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        shown = f"[{host}]" if ":" in host else host
-        return f"{self._scheme}://{shown}:{self.port}"
 
     def start(self) -> None:
         """Answer in a thread of its own; returns when it does."""
@@ -121,7 +112,8 @@ def _listen(settings: HttpSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
+        # Python adds the address once more.
+        reason = (error.strerror or str(error)).partition(" (while")[0]
         raise ConfigError(
-            f"cannot listen on http.address {settings.address}: {error.strerror or error}; "
-            "choose another"
+            f"cannot listen on http.address {settings.address}: {reason}; choose another"
         ) from error
