@@ -1,27 +1,5 @@
-"""Settings as TOML lines `section.key = value`: to print, to save, to read again.
+"""The name under which the commands know `simulation.settings_text`."""
 
-It does not read (`cutlayer.settings`). The same form is what `--set` takes.
-"""
-
-import json
-from collections.abc import Iterator, Mapping
-
-from cutlayer.settings import Settings
+from cutlayer.simulation.settings_text import settings_text
 
 __all__ = ["settings_text"]
-
-
-def settings_text(settings: Settings) -> str:
-    """Every setting that has a value, one a line, in the order of the classes."""
-    table = settings.model_dump(mode="json", exclude_none=True)
-    return "".join(f"{key} = {value}\n" for key, value in _lines(table, ()))
-
-
-def _lines(table: Mapping[str, object], path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for key, value in table.items():
-        place = (*path, key)
-        if isinstance(value, Mapping):
-            yield from _lines(value, place)
-        else:
-            # JSON's strings, numbers, truth values and lists of them are TOML too.
-            yield ".".join(place), json.dumps(value, ensure_ascii=False)
