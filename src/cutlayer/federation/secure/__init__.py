@@ -1,0 +1,1 @@
+"""Secure aggregation: members send masked integers, the server learns their sum alone."""
