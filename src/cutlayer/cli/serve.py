@@ -1,44 +1,71 @@
-"""`cutlayer serve`: run a trunk server until it is told to stop. Serving itself is in `server`."""
+"""`cutlayer serve`: run a trunk server, or a front with replicas, until it is told to stop.
+
+Serving itself is in `server`.
+"""
 
 import signal
 import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from cutlayer.cli.options import ConfigOption, JsonOption, SetOption
 from cutlayer.cli.output import Output
 from cutlayer.errors import ModelError
 
 if TYPE_CHECKING:
+    from cutlayer.server.front import TrunkFront
     from cutlayer.server.server import TrunkServer
+    from cutlayer.server.settings import ServerSettings
 
 __all__ = ["serve"]
 
+ReplicasOption = Annotated[
+    int | None,
+    typer.Option("--replicas", min=0, metavar="N", help="Copies of the trunk; 0 is none."),
+]
 
-def serve(config: ConfigOption, set_: SetOption = None, as_json: JsonOption = False) -> None:
+
+def serve(
+    config: ConfigOption,
+    set_: SetOption = None,
+    replicas: ReplicasOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Run a trunk server; SIGTERM and SIGINT let calls in flight finish, then stop it."""
     from cutlayer.cli.certificates import warn_of_expiry
-    from cutlayer.server.server import TrunkServer
     from cutlayer.server.settings import ServerSettings
     from cutlayer.settings import load_settings
 
     out = Output(as_json)
-    settings = load_settings(ServerSettings, config, set_ or ())
+    changes = [] if replicas is None else [f"replicas.count={replicas}"]
+    settings = load_settings(ServerSettings, config, [*(set_ or ()), *changes])
     warn_of_expiry(settings.listen, out)
     asked = _stop_signals()
-    server = TrunkServer(settings)
+    server = _make_server(settings)
     began_s = time.monotonic()
     try:
         server.start()
         host = settings.listen.address.rpartition(":")[0]
-        _announce(server, f"{host}:{server.port}", out)
+        _announce(server, f"{host}:{server.port}", settings.replicas.count, out)
         asked.wait()
         out.say("draining: calls in flight finish, new ones are refused")
     finally:
         server.stop()
     out.say("stopped")
     out.result({"event": "stopped", "uptime_s": round(time.monotonic() - began_s, 3)})
+
+
+def _make_server(settings: "ServerSettings") -> "TrunkServer | TrunkFront":
+    if settings.replicas.count:
+        from cutlayer.server.front import TrunkFront
+
+        return TrunkFront(settings)
+    from cutlayer.server.server import TrunkServer
+
+    return TrunkServer(settings)
 
 
 def _stop_signals() -> threading.Event:
@@ -52,13 +79,17 @@ def _stop_signals() -> threading.Event:
     return asked
 
 
-def _announce(server: "TrunkServer", address: str, out: Output) -> None:
+def _announce(
+    server: "TrunkServer | TrunkFront", address: str, num_replicas: int, out: Output
+) -> None:
     digest = _digest(server)
     spec = server.model.spec
     out.say(
         f"serving blocks {spec.lower} to {spec.upper - 1} of {spec.n_block} ({spec.model_type})"
     )
     out.say(f"address      {address}")
+    if num_replicas:
+        out.say(f"replicas     {num_replicas}")
     if server.health_port is not None:
         out.say(f"health       http://127.0.0.1:{server.health_port}/readyz")
     out.say(f"model digest {digest or 'unknown: this side does not hold the whole model'}")
@@ -71,11 +102,12 @@ def _announce(server: "TrunkServer", address: str, out: Output) -> None:
             "model_digest": digest,
             "lower": spec.lower,
             "upper": spec.upper,
+            "replicas": num_replicas,
         }
     )
 
 
-def _digest(server: "TrunkServer") -> str | None:
+def _digest(server: "TrunkServer | TrunkFront") -> str | None:
     try:
         return server.model.manifest.root()
     except ModelError:

@@ -8,7 +8,6 @@ from enum import StrEnum
 from pydantic import Field
 
 from cutlayer.settings import Settings
-from cutlayer.wire.endpoints import ListenSettings
 
 __all__ = ["ReplicaEngine", "ReplicaSettings"]
 
@@ -48,5 +47,3 @@ class ReplicaSettings(Settings):
     """CPUs that Ray keeps for each replica."""
     ray_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray keeps for each replica."""
-    admin: ListenSettings | None = None
-    """Set by the front for its replicas: where they take its orders. Leave it alone."""

@@ -21,6 +21,7 @@ from cutlayer.server.connection import ClientConnection, ServedModel
 from cutlayer.server.health import HealthServer
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.quota import DailyQuota
+from cutlayer.server.replica_admin import AdminService
 from cutlayer.server.runner import Runner
 from cutlayer.server.scheduler import FairScheduler
 from cutlayer.server.settings import ServerSettings
@@ -29,6 +30,7 @@ from cutlayer.storage.files import private_folder
 from cutlayer.storage.vault import open_vault
 from cutlayer.wire.channel import Connection, Peer
 from cutlayer.wire.grpc_listener import GrpcListener
+from cutlayer.wire.replica_messages import Stats
 from cutlayer.wire.spec import Spec
 
 __all__ = ["TrunkServer"]
@@ -75,6 +77,10 @@ class TrunkServer:
         """What the server tells in the handshake."""
         return self._model
 
+    def admin(self) -> AdminService:
+        """What a front may order this server to do, if it is one of its replicas."""
+        return AdminService(self._model, self._host, self._runner, self._stats)
+
     def connect(self, peer: Peer) -> Connection:
         """Accept a peer; its calls are checked one by one."""
         return ClientConnection(
@@ -112,6 +118,20 @@ class TrunkServer:
             self._health.stop()
         self._audit.record(AuditEvent.STOPPED)
         self._audit.close()
+
+    def _stats(self) -> Stats:
+        totals, host = self._metrics.totals(), self._host
+        return Stats(
+            num_tokens=round(totals.tokens),
+            bytes_up=round(totals.bytes_up),
+            bytes_down=round(totals.bytes_down),
+            num_waiting=self._runner.num_waiting,
+            num_connections=0 if self._listener is None else self._listener.num_streams,
+            num_runs=host.num_runs,
+            num_sessions=host.sessions.num_sessions,
+            cache_bytes=host.sessions.reserved_bytes,
+            graph_bytes=host.graph_bytes,
+        )
 
     def _revocations(self) -> RevocationList | None:
         settings = self._settings

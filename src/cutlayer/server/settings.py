@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cutlayer.server.replica_settings import ReplicaSettings
 from cutlayer.server.sessions import SessionLimits
 from cutlayer.settings import Settings
 from cutlayer.wire.endpoints import ListenSettings
@@ -92,6 +93,8 @@ class ServerSettings(Settings):
     """What it lends."""
     state: StateSettings = StateSettings()
     """What it keeps."""
+    replicas: ReplicaSettings = ReplicaSettings()
+    """Copies of the trunk behind this address; none by default."""
     revoked: Path | None = None
     """Revocation list from the federation's owner; replaced at any time, also while serving."""
     health_port: int | None = Field(default=None, ge=0, le=65535)

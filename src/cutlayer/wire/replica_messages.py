@@ -34,13 +34,22 @@ class Stats(Header, frozen=True, kw_only=True):
     """What the replica does now."""
 
     num_tokens: int
-    """Tokens that its trunk was sent since the process started."""
+    """Rows' tokens that its trunk was sent since the process started."""
+    bytes_up: int
+    """Tensors from clients since then, as they travelled."""
+    bytes_down: int
+    """Tensors to clients."""
     num_waiting: int
     """Calls that wait for its trunk."""
+    num_connections: int
     num_runs: int
     """Training runs in memory."""
     num_sessions: int
     """Generation sessions."""
+    cache_bytes: int
+    """KV bytes reserved by sessions."""
+    graph_bytes: int
+    """Activations that wait for their BACKWARD."""
 
 
 class AdapterLayout(Header, frozen=True, kw_only=True):

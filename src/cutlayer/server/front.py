@@ -1,0 +1,192 @@
+"""The front of a hierarchical server: no trunk of its own, N replicas behind one address.
+
+It greets clients, tells each its replica, and coordinates the federation if there is one. It does
+not compute (`replica`), restart (`replica_group`) nor average (`federation`).
+"""
+
+import secrets
+from collections.abc import Callable
+
+from cutlayer.errors import ConfigError
+from cutlayer.identity.admission import Admission
+from cutlayer.identity.revocation import RevocationList
+from cutlayer.model.manifest import Manifest
+from cutlayer.server.admin_keys import REPLICA_HOST, AdminKeys, make_admin_keys
+from cutlayer.server.audit import Audit
+from cutlayer.server.connection import ServedModel
+from cutlayer.server.front_connection import FederationCalls, FrontConnection, FrontDesk
+from cutlayer.server.front_metrics import render_replicas
+from cutlayer.server.health import HealthServer
+from cutlayer.server.launchers import Launcher, LocalProcesses
+from cutlayer.server.quota import DailyQuota
+from cutlayer.server.replica_group import ReplicaGroup, ReplicaStatus
+from cutlayer.server.replica_pool import ReplicaPool
+from cutlayer.server.replica_settings import ReplicaEngine
+from cutlayer.server.settings import ServerSettings
+from cutlayer.storage.audit_log import AuditEvent, AuditLog
+from cutlayer.storage.files import private_folder
+from cutlayer.wire.channel import Channel, Connection, Peer
+from cutlayer.wire.endpoints import ConnectionSettings
+from cutlayer.wire.grpc_channel import GrpcChannel
+from cutlayer.wire.grpc_listener import GrpcListener
+from cutlayer.wire.messages import Welcome
+from cutlayer.wire.spec import Spec
+
+__all__ = ["TrunkFront", "make_launcher"]
+
+_STOP_S = 10.0
+
+
+class TrunkFront:
+    """From settings to a listening front with its replicas; a `Service` as a `TrunkServer` is."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        federation: Callable[[ReplicaPool], FederationCalls] | None = None,
+        launcher: Callable[[ServerSettings, AdminKeys], Launcher] | None = None,
+    ) -> None:
+        """Open the state folder; nothing runs yet.
+
+        Args:
+            settings: an ordinary server's, with `replicas.count` above 0.
+            federation: makes the coordinator's service, given the trunk that it is to use.
+            launcher: starts replicas; None takes the engine that the settings name.
+
+        Raises:
+            ConfigError: wrong settings or certificates.
+            StorageError: the state folder is in use or open to others.
+        """
+        if settings.replicas.count < 1:
+            raise ConfigError("replicas.count=0: a front needs at least one replica")
+        self._settings = settings
+        folder = private_folder(settings.state.folder)
+        # Its lock keeps a second front off this folder; replicas have logs of their own.
+        self._audit = Audit(AuditLog(folder / "audit.jsonl"))
+        keys = make_admin_keys(private_folder(folder / "replicas") / "keys")
+        make = launcher or make_launcher
+        self._group = ReplicaGroup(make(settings, keys), settings.replicas, _connect_by(keys))
+        self.pool = ReplicaPool(self._group)
+        self._federation = None if federation is None else federation(self.pool)
+        self._desk: FrontDesk | None = None
+        self._listener: GrpcListener | None = None
+        self._health: HealthServer | None = None
+        self._is_ready = False
+
+    @property
+    def port(self) -> int:
+        """Where clients connect."""
+        assert self._listener is not None
+        return self._listener.port
+
+    @property
+    def health_port(self) -> int | None:
+        """Where /healthz answers, if it does."""
+        return None if self._health is None else self._health.port
+
+    @property
+    def model(self) -> ServedModel:
+        """What the replicas serve."""
+        assert self._desk is not None
+        return self._desk.model
+
+    def replicas(self) -> tuple[ReplicaStatus, ...]:
+        """The replicas as they are now."""
+        return self._group.status()
+
+    def connect(self, peer: Peer) -> Connection:
+        """Accept a peer; its calls are checked one by one."""
+        assert self._desk is not None
+        return FrontConnection(peer, self._desk)
+
+    def start(self) -> None:
+        """Start the replicas, then listen.
+
+        Raises:
+            ConfigError: an address is taken, or settings or certificates are unusable.
+            CutlayerError: a replica did not start.
+        """
+        settings = self._settings
+        if settings.health_port is not None:
+            self._health = HealthServer(settings.health_port, lambda: self._is_ready, self.metrics)
+            self._health.start()
+        admission = Admission(self._revocations())
+        self._listener = GrpcListener(
+            self,
+            settings.listen,
+            identify=admission.identify,
+            is_allowed=lambda peer: admission.is_allowed(peer.serial),
+        )
+        self._desk = FrontDesk(
+            model=_served(self._group.start(), settings.model.digest),
+            place=self._place,
+            federation=self._federation,
+            quota=DailyQuota(settings.limits.max_client_bytes_per_day),
+            audit=self._audit,
+        )
+        self._listener.start()
+        self._is_ready = True
+        self._audit.record(AuditEvent.STARTED)
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Refuse new connections, let calls in flight finish, end the replicas."""
+        self._is_ready = False
+        drain_s = self._settings.drain_s if grace_s is None else grace_s
+        if self._listener is not None:
+            self._listener.stop(drain_s)
+        self._group.stop(drain_s + _STOP_S if drain_s else 0.0)
+        if self._health is not None:
+            self._health.stop()
+        self._audit.record(AuditEvent.STOPPED)
+        self._audit.close()
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""
+        return render_replicas(self.replicas())
+
+    def _place(self, client: str) -> str:
+        address = self._group.place(client).address
+        # Before the client can open its run there: the round's start must be known by then.
+        self.pool.follow(client)
+        return address
+
+    def _revocations(self) -> RevocationList | None:
+        settings = self._settings
+        if settings.revoked is None or settings.listen.tls is None:
+            return None
+        return RevocationList(settings.revoked, settings.listen.tls.authority)
+
+
+def make_launcher(settings: ServerSettings, keys: AdminKeys) -> Launcher:
+    """The engine that the settings name.
+
+    Raises:
+        ConfigError: it is not installed, or clients could not reach the replicas.
+    """
+    if settings.replicas.engine is ReplicaEngine.PROCESS:
+        return LocalProcesses(settings, keys)
+    # Imported late: ray is an extra, and starts slowly.
+    from cutlayer.server.ray_launcher import RayActors
+
+    return RayActors(settings, keys)
+
+
+def _connect_by(keys: AdminKeys) -> Callable[[str], Channel]:
+    def connect(address: str) -> Channel:
+        return GrpcChannel(
+            ConnectionSettings(
+                address=address, tls=keys.front, server_name=REPLICA_HOST, codec="raw"
+            )
+        )
+
+    return connect
+
+
+def _served(welcome: Welcome, digest: str | None) -> ServedModel:
+    return ServedModel(
+        spec=Spec.from_table(welcome.spec),
+        manifest=Manifest(dict(welcome.leaves)),
+        digest=digest,
+        boot_id=secrets.token_hex(16),
+        software=welcome.software,
+    )
