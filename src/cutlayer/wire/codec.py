@@ -1,7 +1,8 @@
 """Codecs: a tensor to wire buffers and back, one registered class each; the spec is docs/wire.md.
 
 It does not frame, send or noise, and knows no tensor's meaning. Only floating-point tensors can be
-packed: there is no form for token ids, labels or masks.
+packed: there is no form for token ids, labels or masks. Masked integers have one of their own
+(`ring`), which nothing here makes or takes.
 
 Shapes: R = rows (all dimensions but the last, flattened), W = width of the last dimension,
 G = groups per row, S = values per group (the last group of a row may be padded in memory).
@@ -33,16 +34,21 @@ from cutlayer.wire.packed import (
 
 __all__ = [
     "CODECS",
+    "RING64",
     "Buffer",
     "Codec",
     "Packed",
     "Registry",
+    "checked_buffers",
     "decode",
     "encode",
     "get_codec",
 ]
 
 T = TypeVar("T")
+
+RING64 = "ring64"
+"""Name of the wire form of masked integers (`ring`)."""
 
 _BF16_MAX = torch.finfo(torch.bfloat16).max
 _SMALLEST_SCALE = torch.finfo(torch.bfloat16).tiny
@@ -113,6 +119,12 @@ def get_codec(name: str) -> Codec:
     Raises:
         ConfigError: no codec has that name; lists the known ones.
     """
+    if name == RING64:
+        known = ", ".join(CODECS)
+        raise ConfigError(
+            f"{RING64} carries the masked integers of secure aggregation (`wire.ring`) and no "
+            f"activation or gradient; choose one of {known}"
+        )
     return CODECS.get(name)
 
 
@@ -127,6 +139,8 @@ def decode(packed: Packed, device: Device = "cpu") -> Tensor:
     Raises:
         ProtocolError: unknown codec, wrong buffers, or a value that is NaN or infinite.
     """
+    if packed.codec == RING64:
+        raise ProtocolError(f"{RING64} tensor where floating-point values are meant")
     if packed.codec not in CODECS:
         known = ", ".join(CODECS)
         raise ProtocolError(f"tensor in unknown codec {packed.codec[:40]!r}; known: {known}")
@@ -285,13 +299,27 @@ def _only_float32(codec: str, dtype: str) -> None:
 
 
 def _checked(codec: Codec, packed: Packed) -> tuple[Buffer, ...]:
-    """The buffers, once their sizes are what shape and dtype ask for."""
+    return checked_buffers(packed, codec.layout)
+
+
+def checked_buffers(
+    packed: Packed, layout: Callable[[tuple[int, ...], str], tuple[int, ...]]
+) -> tuple[Buffer, ...]:
+    """The buffers, once their sizes are what shape and dtype ask for.
+
+    Args:
+        packed: from a peer.
+        layout: bytes of each buffer, by shape and dtype.
+
+    Raises:
+        ProtocolError: they are not, or the shape is impossible.
+    """
     shape = packed.shape
     if len(shape) > MAX_RANK or any(size < 0 for size in shape):
         raise ProtocolError(f"tensor of shape {list(shape)[:16]}; allowed: {MAX_RANK} sizes >= 0")
     if prod(max(size, 1) for size in shape) > MAX_VALUES:
         raise ProtocolError(f"tensor of shape {list(shape)} is larger than {MAX_VALUES} values")
-    wanted = codec.layout(shape, packed.dtype)
+    wanted = layout(shape, packed.dtype)
     found = tuple(len(buffer) for buffer in packed.buffers)
     if wanted != found:
         raise ProtocolError(

@@ -37,7 +37,7 @@ FLOAT_DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 }
-"""Types that may travel, by name; integers have no wire form, so token ids cannot leave."""
+"""Types that may travel, by name; integers have no form here, so token ids cannot leave."""
 
 
 @dataclass(frozen=True, kw_only=True)
