@@ -92,6 +92,13 @@ class Adapter:
         """A copy of the weights: float32, on the CPU, sorted by key."""
         return {key: value.detach().cpu().clone() for key, value in self._parameters.items()}
 
+    def gradients(self) -> AdapterState:
+        """A copy of the accumulated gradients, keyed as `state`; zero where there is none."""
+        return {
+            key: torch.zeros_like(p, device="cpu") if p.grad is None else p.grad.cpu().clone()
+            for key, p in self._parameters.items()
+        }
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over weights; all are checked before the first is changed.
 

@@ -16,7 +16,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cutlayer.errors import ProtocolError, StepExpired, StorageError
-from cutlayer.model.adapters import Adapter, AdapterState
+from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
+from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState
 from cutlayer.model.optimizer import AdamWSettings, PartOptimizer, gradient_scale
 from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
@@ -53,12 +54,21 @@ class TrainingRun:
         trunk: Trunk,
         adapter: Adapter,
         opened: OpenRun,
-        store: StepStore,
+        store: StepStore | None,
         graphs: GraphBudget,
         max_micro_batches: int,
     ) -> None:
+        """Args:
+        trunk: what is trained.
+        adapter: the owner's.
+        opened: what the owner said.
+        store: where steps are saved; None for a run of a round, which lives in memory.
+        graphs: bytes for activations.
+        max_micro_batches: of one step.
+        """
         self.step = 0
         self.opened = opened
+        self._num_scored = 0
         self._trunk = trunk
         self._adapter = adapter
         self._optimizer = PartOptimizer(
@@ -70,7 +80,13 @@ class TrainingRun:
         self._micros: dict[int, _Micro] = {}
         self._trunk_sq_norm: float | None = None
         self._needs_backward = bool(adapter.parameters()) or opened.wants_input_grad
-        self._go_to_common_step(opened.saved_steps)
+        if store is not None:
+            self._go_to_common_step(store, opened.saved_steps)
+
+    @property
+    def is_in_round(self) -> bool:
+        """Whether it is a federation's: the adapter is lent, and nothing is saved."""
+        return self._store is None
 
     def evaluate(self, h_ND: Tensor, rows: Rows) -> Tensor:
         """Trunk output without a graph; changes nothing."""
@@ -147,7 +163,18 @@ class TrainingRun:
         )
         self._optimizer.step(scale, finished.lr)
         self.step = finished.step
+        self._num_scored += finished.num_tokens
         self._forget_open_step()
+
+    def update(self, kind: UpdateKind) -> TrunkUpdate | None:
+        """What the rows did to the adapter since the run was opened; None if nothing yet."""
+        if kind is UpdateKind.DELTA:
+            if self.step == 0:
+                return None
+            return TrunkUpdate(state=self._adapter.state(), weight=self._num_scored)
+        if self._trunk_sq_norm is None and self._adapter.parameters():
+            return None
+        return TrunkUpdate(state=self._adapter.gradients(), weight=0)
 
     def require_at(self, step: int) -> None:
         """Refuse a save of another step than the client means.
@@ -159,7 +186,9 @@ class TrainingRun:
             raise StepExpired(f"the server is at step {self.step}, so step {step} cannot be saved")
 
     def save(self, is_pinned: bool) -> None:
-        """Make the last finished step durable."""
+        """Make the last finished step durable; in a round the round is, so that nothing is done."""
+        if self._store is None:
+            return
         state = {"step": self.step, "adapter": self.opened.adapter}
         files = {
             "state.json": json.dumps(state, sort_keys=True).encode(),
@@ -169,12 +198,13 @@ class TrainingRun:
         self._store.save(self.step, files, is_pinned)
 
     def close(self) -> None:
-        """Free graphs and the adapter's weights; saved steps stay."""
+        """Free graphs and the adapter's weights, unless they are lent; saved steps stay."""
         self._forget_open_step()
-        self._adapter.remove()
+        if not self.is_in_round:
+            self._adapter.remove()
 
-    def _go_to_common_step(self, client_steps: list[int]) -> None:
-        own = self._store.steps()
+    def _go_to_common_step(self, store: StepStore, client_steps: list[int]) -> None:
+        own = store.steps()
         if not own and 0 in client_steps:
             self.save(is_pinned=False)
             return
@@ -184,18 +214,20 @@ class TrainingRun:
                 f"run {self.opened.run_id}: the server has steps {own}, the client {client_steps}, "
                 "none in common; restore one side's state folder or start a new run"
             )
-        self._restore(common[-1])
+        self._restore(store, common[-1])
 
-    def _restore(self, step: int) -> None:
-        files = self._store.load(step)
-        if json.loads(files["state.json"])["adapter"] != self.opened.adapter:
+    def _restore(self, store: StepStore, step: int) -> None:
+        files = store.load(step)
+        # Parsed, so that a setting which an older release did not write has its default.
+        saved = parse_settings(AdapterSettings, json.loads(files["state.json"])["adapter"], "saved")
+        if saved != parse_settings(AdapterSettings, self.opened.adapter, "opened"):
             raise StorageError(
                 f"run {self.opened.run_id} was started with other adapter settings; "
                 "start a new run for the new ones"
             )
         self._adapter.load(read_tensors(files, "adapter.safetensors"))
         self._optimizer.load(read_tensors(files, "optimizer.safetensors"))
-        self._store.drop_after(step)
+        store.drop_after(step)
         self.step = step
 
     def _require_open(self, step: int) -> None:

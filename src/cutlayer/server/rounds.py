@@ -1,0 +1,118 @@
+"""The trunk's side of a federation's rounds: start states, and members' adapters to train them in.
+
+It does not choose members, aggregate (`federation`) or train (`runs`), and writes nothing to disk.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cutlayer.errors import ConfigError, ProtocolError, StepExpired
+from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState, attach, layout_of
+from cutlayer.model.partition import Trunk
+from cutlayer.wire.messages import OpenRun
+
+__all__ = ["RoundTable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    settings: AdapterSettings
+    states: dict[str, AdapterState]
+
+
+@dataclass(kw_only=True)
+class _Slot:
+    """One member's adapter on the trunk; putting one on is slow, so it serves many rounds."""
+
+    adapter: Adapter
+    settings: AdapterSettings
+    run_id: str
+    used_s: float
+
+
+class RoundTable:
+    """Open rounds, and one adapter per member and federation."""
+
+    def __init__(self, trunk: Trunk, new_name: Callable[[], str]) -> None:
+        """Args:
+        trunk: where adapters are put.
+        new_name: gives each adapter its own name.
+        """
+        self._trunk = trunk
+        self._new_name = new_name
+        self._rounds: dict[str, _Round] = {}
+        self._slots: dict[tuple[str, str], _Slot] = {}
+
+    def begin(
+        self, run_id: str, settings: AdapterSettings, states: Mapping[str, AdapterState]
+    ) -> None:
+        """Keep the weights that members' runs start from; called again, it adds members.
+
+        Raises:
+            ConfigError: the round is known with other adapter settings.
+            ProtocolError: a state does not fit the trunk.
+        """
+        shapes = layout_of(self._trunk, settings)
+        for member, state in states.items():
+            if shapes != {key: list(value.shape) for key, value in state.items()}:
+                raise ProtocolError(
+                    f"round {run_id}: the start state of {member} does not fit this trunk's "
+                    "blocks and adapter settings"
+                )
+        known = self._rounds.setdefault(run_id, _Round(settings=settings, states={}))
+        if known.settings != settings:
+            raise ConfigError(f"round {run_id} has begun with other adapter settings")
+        known.states.update(states)
+
+    def end(self, run_id: str) -> None:
+        """Forget a round's start states; adapters stay for the members' next round."""
+        self._rounds.pop(run_id, None)
+
+    def adapter_for(
+        self, owner: str, opened: OpenRun, settings: AdapterSettings, now_s: float
+    ) -> tuple[Adapter, str | None]:
+        """The member's adapter at the round's start, and which run of the member lost it.
+
+        Raises:
+            StepExpired: the round has not begun, is over, or is not this member's.
+            ConfigError: the round has other adapter settings.
+        """
+        known = self._rounds.get(opened.run_id)
+        if known is None or owner not in known.states:
+            raise StepExpired(
+                f"round {opened.run_id} is not open for {owner}; enter the federation's next round"
+            )
+        if settings != known.settings:
+            raise ConfigError(
+                f"round {opened.run_id} trains {known.settings.model_dump(mode='json')}, this "
+                f"client {settings.model_dump(mode='json')}; take the federation's settings"
+            )
+        slot, before = self._slot(owner, opened, settings, now_s)
+        slot.adapter.load(known.states[owner])
+        for parameter in slot.adapter.parameters():
+            parameter.grad = None
+        return slot.adapter, before
+
+    def drop_idle(self, used_before_s: float) -> None:
+        """Take adapters off the trunk whose members have not trained since."""
+        open_runs = self._rounds.keys()
+        for key, slot in list(self._slots.items()):
+            if slot.used_s < used_before_s and slot.run_id not in open_runs:
+                self._slots.pop(key).adapter.remove()
+
+    def _slot(
+        self, owner: str, opened: OpenRun, settings: AdapterSettings, now_s: float
+    ) -> tuple[_Slot, str | None]:
+        assert opened.federation is not None
+        key = (owner, opened.federation)
+        slot = self._slots.get(key)
+        before = None if slot is None else slot.run_id
+        if slot is not None and slot.settings != settings:
+            self._slots.pop(key).adapter.remove()
+            slot = None
+        if slot is None:
+            adapter = attach(self._trunk, settings, self._new_name())
+            slot = _Slot(adapter=adapter, settings=settings, run_id=opened.run_id, used_s=now_s)
+            self._slots[key] = slot
+        slot.run_id, slot.used_s = opened.run_id, now_s
+        return slot, before if before != opened.run_id else None
