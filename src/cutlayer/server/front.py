@@ -50,7 +50,8 @@ class TrunkFront:
 
         Args:
             settings: an ordinary server's, with `replicas.count` above 0.
-            federation: makes the coordinator's service, given the trunk that it is to use.
+            federation: makes the coordinator's service when the replicas are up, given the trunk
+                that it is to use; closed before them.
             launcher: starts replicas; None takes the engine that the settings name.
 
         Raises:
@@ -67,7 +68,8 @@ class TrunkFront:
         make = launcher or make_launcher
         self._group = ReplicaGroup(make(settings, keys), settings.replicas, _connect_by(keys))
         self.pool = ReplicaPool(self._group)
-        self._federation = None if federation is None else federation(self.pool)
+        self._make_federation = federation
+        self._federation: FederationCalls | None = None
         self._desk: FrontDesk | None = None
         self._listener: GrpcListener | None = None
         self._health: HealthServer | None = None
@@ -117,8 +119,11 @@ class TrunkFront:
             identify=admission.identify,
             is_allowed=lambda peer: admission.is_allowed(peer.serial),
         )
+        welcome = self._group.start()
+        if self._make_federation is not None:
+            self._federation = self._make_federation(self.pool)
         self._desk = FrontDesk(
-            model=_served(self._group.start(), settings.model.digest),
+            model=_served(welcome, settings.model.digest),
             place=self._place,
             federation=self._federation,
             quota=DailyQuota(settings.limits.max_client_bytes_per_day),
@@ -134,6 +139,8 @@ class TrunkFront:
         drain_s = self._settings.drain_s if grace_s is None else grace_s
         if self._listener is not None:
             self._listener.stop(drain_s)
+        if self._federation is not None:
+            self._federation.close()
         self._group.stop(drain_s + _STOP_S if drain_s else 0.0)
         if self._health is not None:
             self._health.stop()

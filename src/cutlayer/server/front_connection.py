@@ -35,6 +35,9 @@ class FederationCalls(Protocol):
     def lost(self, peer: Peer) -> None:
         """A connection of this peer has ended."""
 
+    def close(self) -> None:
+        """Answer no more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrontDesk:

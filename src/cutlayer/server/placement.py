@@ -33,15 +33,16 @@ class Placement:
     from 0 to 2: clients count before they send anything, and a busy client counts for more.
     """
 
-    def __init__(self, half_life_s: float = 60.0, forget_s: float = 86_400.0) -> None:
+    def __init__(self, half_life_s: float = 60.0, idle_s: float = 86_400.0) -> None:
         """Nothing is up yet.
 
         Args:
             half_life_s: after so long a token counts half.
-            forget_s: a client that did not come back for so long is placed anew.
+            idle_s: a client that was not placed again for so long counts as load no more. It
+                keeps its replica: it may be connected there all the time.
         """
         self._half_life_s = half_life_s
-        self._forget_s = forget_s
+        self._idle_s = idle_s
         self._loads: dict[int, _Load] = {}
         self._places: dict[str, _Place] = {}
 
@@ -64,7 +65,6 @@ class Placement:
 
     def place(self, client: str, now_s: float) -> int | None:
         """The client's replica, chosen now if it has none; None where no replica is up."""
-        self._forget_old(now_s)
         if not self._loads:
             return None
         known = self._places.get(client)
@@ -88,7 +88,8 @@ class Placement:
     def load(self, replica: int, now_s: float) -> float:
         """Share of placed clients plus share of recent tokens, 0 to 2."""
         recent = {index: self._recent(load, now_s) for index, load in self._loads.items()}
-        clients = len(self.clients_of(replica)) / max(1, len(self._places))
+        active = [p.replica for p in self._places.values() if now_s - p.seen_s <= self._idle_s]
+        clients = active.count(replica) / max(1, len(active))
         tokens = recent[replica] / max(1.0, sum(recent.values()))
         return clients + tokens
 
@@ -98,8 +99,3 @@ class Placement:
     def _recent(self, load: _Load, now_s: float) -> float:
         age_s = max(0.0, now_s - load.noted_s)
         return float(load.recent_tokens * 0.5 ** (age_s / self._half_life_s))
-
-    def _forget_old(self, now_s: float) -> None:
-        old = [n for n, p in self._places.items() if now_s - p.seen_s > self._forget_s]
-        for name in old:
-            del self._places[name]

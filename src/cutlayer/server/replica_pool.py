@@ -4,6 +4,7 @@ It implements `federation.trunk_pool.TrunkPool`. It averages nothing: members' c
 the coordinator one by one, so the result is that of a single server.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,12 @@ from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from cutlayer.model.adapters import AdapterSettings, AdapterState
 from cutlayer.server.replica_group import Placed
 from cutlayer.server.replica_link import ReplicaLink, update_of
+from cutlayer.settings import settings_digest
 
 __all__ = ["ReplicaPool", "Replicas"]
 
-_MAX_TRIES = 50
+_log = logging.getLogger(__name__)
+_MAX_TRIES = 10
 _RETRY_S = 0.2
 
 
@@ -49,6 +52,7 @@ class ReplicaPool:
         """Nothing is open yet."""
         self._replicas = replicas
         self._rounds: dict[str, _OpenRound] = {}
+        self._layouts: dict[str, Mapping[str, Sequence[int]]] = {}
         self._lock = threading.Lock()
 
     def layout(self, adapter: AdapterSettings) -> Mapping[str, Sequence[int]]:
@@ -57,23 +61,29 @@ class ReplicaPool:
         Raises:
             TransportError: no replica is up.
         """
-        for link in self._replicas.links():
+        name = settings_digest(adapter)
+        for link in self._replicas.links() if name not in self._layouts else ():
             with suppress(TransportError):
-                return link.layout(adapter)
-        raise TransportError("no replica of this server is up; try again soon")
+                self._layouts[name] = link.layout(adapter)
+                break
+        if name not in self._layouts:
+            raise TransportError("no replica of this server is up; try again soon")
+        return self._layouts[name]
 
     def begin_round(
         self, run_id: str, adapter: AdapterSettings, states: Mapping[str, AdapterState]
     ) -> None:
         """Give every member's replica the state that its run starts from.
 
-        Raises:
-            TransportError: no replica is up.
+        Whose replica is down is told later: the member greets the front again, see `follow`.
         """
         begun = _OpenRound(adapter=adapter, states=dict(states))
         with self._lock:
             self._rounds[run_id] = begun
-            self._tell(run_id, begun, sorted(states))
+            try:
+                self._tell(run_id, begun, sorted(states))
+            except TransportError as error:
+                _log.warning("round %s begins without some of its members: %s", run_id, error)
 
     def follow(self, member: str) -> None:
         """A member was placed: its new replica learns its start state of every open round.

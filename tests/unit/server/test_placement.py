@@ -73,12 +73,15 @@ def test_with_no_replica_up_nobody_is_placed_and_tokens_are_ignored() -> None:
     assert placed.place("a", 2.0) == 0
 
 
-def test_a_client_that_stays_away_for_long_is_forgotten() -> None:
-    placed = placement(1, forget_s=100.0)
-    placed.place("a", 0.0)
-    placed.place("b", 60.0)
-    placed.place("c", 130.0)
-    assert placed.clients_of(0) == ["b", "c"]
+def test_a_client_that_stays_away_keeps_its_replica_but_is_no_load() -> None:
+    placed = placement(2, idle_s=100.0)
+    for name in "abcd":
+        placed.place(name, 0.0)
+    placed.place("b", 150.0)
+    placed.place("d", 150.0)
+    assert [placed.load(replica, 150.0) for replica in (0, 1)] == [0.0, 1.0]
+    assert placed.place("new", 150.0) == 0
+    assert placed.place("a", 150.0) == 0
 
 
 @given(
