@@ -78,8 +78,8 @@ def test_the_token_opens_the_page_and_the_rows_are_there(
     ]
     rounds = _rows(browser, "rounds")
     assert [row[0] for row in rounds] == ["6", "5", "4", "3", "2", "1"]
-    assert rounds[3][1:6] == ["1 min 18 s", "3 of 4", "2", "48,264", "3.4 MB"]
-    assert rounds[3][7] == "tweets"
+    assert rounds[3][1:7] == ["1 min 18 s", "3 of 4", "2", "48,264", "3.4 MB", "2.9 MB"]
+    assert rounds[3][8] == "tweets"
     assert len(_rows(browser, "runs")) == 4
     assert [row[1] for row in _rows(browser, "replicas")] == ["alive", "restarting"]
     assert _text(browser, "phase") == "Round 7 of 20, attempt 2: training and sending updates"

@@ -38,6 +38,8 @@ class MemberStatus(StrEnum):
     """Joined, but not connected."""
     LEFT = "left"
     """It said so."""
+    JOINED = "joined"
+    """What it does is not known: the server is not asked, only its store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,9 @@ class RoundView:
     seconds: float | None = None
     total_weight: float = 0
     """Scored tokens; 0 where the server does not know."""
-    num_bytes: int = 0
-    """Of the updates, as they travelled."""
+    bytes_up: int = 0
+    """Of its last attempt's federation calls, as they travelled."""
+    bytes_down: int = 0
     ended_s: float | None = None
     """Unix time."""
 

@@ -130,7 +130,8 @@ def _round(number: int, names: tuple[str, ...]) -> RoundView:
         num_attempts=2 if late else 1,
         seconds=41.0 + 7 * (number * 37 % 5) + 30 * len(late),
         total_weight=48_213 + 17 * number,
-        num_bytes=3_400_000 + 900 * number,
+        bytes_up=3_400_000 + 900 * number,
+        bytes_down=2_900_000,
         ended_s=NOW_S - 70 * (20 - number),
     )
 

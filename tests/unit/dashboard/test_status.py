@@ -8,8 +8,8 @@ from threading import Thread
 
 import pytest
 
+from cutlayer.cli.federation_tables import printable
 from cutlayer.cli.main import run
-from cutlayer.cli.status import printable
 from cutlayer.dashboard.auth import ensure_token, read_token
 from cutlayer.dashboard.fetch import fetch_state
 from cutlayer.dashboard.serve import Dashboard, start_dashboard

@@ -93,7 +93,7 @@ function drawMembers(members, now) {
 function drawRounds(rounds) {
   fill("rounds", rounds.toReversed().map((r) => [
     count(r.round), duration(r.seconds), `${count(r.num_survivors)} of ${count(r.num_cohort)}`, count(r.num_attempts),
-    r.total_weight ? count(r.total_weight) : "–", bytes(r.num_bytes), clock(r.ended_s), r.stragglers.join(", "),
+    r.total_weight ? count(r.total_weight) : "–", bytes(r.bytes_up), bytes(r.bytes_down), clock(r.ended_s), few(r.stragglers),
   ]));
   const timed = rounds.filter((r) => r.seconds !== null);
   byId("seconds-figure").hidden = timed.length === 0;
