@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cutlayer.federation.secure.attempt import Attempt
 from cutlayer.federation.secure.member import SecureMember
+from cutlayer.federation.secure.peers import Signer, Verifier
 from cutlayer.federation.secure.ring import dequantise
 from cutlayer.federation.secure.server import SecureRound
 from cutlayer.federation.settings import SecureSettings
@@ -74,12 +75,16 @@ class Crowd:
 
     attempt: Attempt
     num_values: int = NUM_VALUES
+    credentials: Mapping[str, tuple[Signer, Verifier]] = field(default_factory=dict)
     members: dict[str, SecureMember] = field(init=False)
     server: SecureRound = field(init=False)
 
     def __post_init__(self) -> None:
         self.members = {
-            name: SecureMember(name, self.attempt, self.num_values) for name in self.attempt.cohort
+            name: SecureMember(
+                name, self.attempt, self.num_values, *self.credentials.get(name, (None, None))
+            )
+            for name in self.attempt.cohort
         }
         self.server = SecureRound(self.attempt, self.num_values)
 
