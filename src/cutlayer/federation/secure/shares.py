@@ -6,7 +6,7 @@ pycryptodome's; envelopes are ChaCha20-Poly1305 of `cryptography`, each under a 
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations, islice
+from random import Random
 
 import msgspec
 from Crypto.Protocol.SecretSharing import Shamir
@@ -29,8 +29,11 @@ __all__ = [
 
 _NONCE = bytes(12)
 """Constant: every envelope has a key that seals nothing else."""
-_MAX_TRIES = 200
-"""Subsets of shares that are tried when some are wrong."""
+_MAX_DRAWS = 150
+"""Subsets of shares that are drawn when several are wrong; any one wrong share is found before."""
+
+_Point = tuple[int, bytes]
+"""Number of the holder, from 1, and its share."""
 
 
 class Secrets(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +117,13 @@ def seed_digest(seed: bytes, owner: str, attempt: Attempt) -> bytes:
     return hashlib.sha256(attempt.binding("seed", owner, seed)).digest()
 
 
-def _subsets(points: Sequence[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
-    """The first subset alone is needed unless somebody lied."""
+def _subsets(points: Sequence[_Point], size: int) -> Iterator[list[_Point]]:
+    """The first alone is needed unless somebody lied: windows leave each holder out, then draws."""
     usable = [point for point in points if len(point[1]) == SECRET_BYTES]
-    return (list(subset) for subset in islice(combinations(usable, size), _MAX_TRIES))
+    if len(usable) < size:
+        return
+    for begin in range(len(usable) if len(usable) > size else 1):
+        yield (usable[begin:] + usable[:begin])[:size]
+    draws = Random(0)
+    for _ in range(_MAX_DRAWS if len(usable) > size + 1 else 0):
+        yield draws.sample(usable, size)
