@@ -28,14 +28,18 @@ def write_rows(path: Path, num_rows: int = 24) -> Path:
     return path
 
 
-def server_settings(model: Path, folder: Path, **limits: object) -> ServerSettings:
-    """A trunk of blocks 1 to 3 in `folder`."""
-    table = {
+def server_settings(
+    model: Path, folder: Path, federation: Table | None = None, **limits: object
+) -> ServerSettings:
+    """A trunk of blocks 1 to 3 in `folder`, which coordinates a federation if there is one."""
+    table: dict[str, object] = {
         "model": {"path": str(model), "lower": 1, "upper": 3},
         "listen": {"address": "127.0.0.1:0", "plaintext": True},
         "limits": limits,
         "state": {"folder": str(folder / "server")},
     }
+    if federation is not None:
+        table["federation"] = federation
     return parse_settings(ServerSettings, table, "test server")
 
 
@@ -71,11 +75,13 @@ def running_server(settings: ServerSettings) -> Iterator[TrunkServer]:
         server.stop(grace_s=0)
 
 
-def loopback(server: TrunkServer, roles: frozenset[str] = ALL_ROLES) -> Channel:
-    """A channel of the owner called clinic."""
-    return LoopbackChannel(server, Peer(name="clinic", roles=roles, serial=None, address="test"))
+def loopback(
+    server: TrunkServer, roles: frozenset[str] = ALL_ROLES, name: str = "clinic"
+) -> Channel:
+    """A channel of the owner of that name."""
+    return LoopbackChannel(server, Peer(name=name, roles=roles, serial=None, address="test"))
 
 
-def client_of(server: TrunkServer, settings: ClientSettings) -> Client:
+def client_of(server: TrunkServer, settings: ClientSettings, name: str = "clinic") -> Client:
     """An owner whose every connection goes to this server."""
-    return Client(settings, connect=lambda: loopback(server))
+    return Client(settings, connect=lambda: loopback(server, name=name))

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["NoTrace", "Trace", "Tracer", "merge_traces"]
+__all__ = ["NoTrace", "Trace", "Tracer", "merge_traces", "written"]
 
 
 class Tracer(Protocol):
@@ -87,6 +87,16 @@ class Trace:
             for lane, tid in self._lanes.items()
         ]
         return [process, *lanes]
+
+
+@contextmanager
+def written(trace: Trace | None, path: Path | None) -> Iterator[None]:
+    """Write the trace, if there is one, when the block ends, however it ends."""
+    try:
+        yield
+    finally:
+        if trace is not None and path is not None:
+            trace.write(path)
 
 
 def merge_traces(files: Sequence[Path], out: Path) -> None:

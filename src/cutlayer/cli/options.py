@@ -15,6 +15,7 @@ __all__ = [
     "PassphraseOption",
     "PublishOption",
     "SetOption",
+    "TraceOption",
 ]
 
 ConfigOption = Annotated[
@@ -45,3 +46,9 @@ PublishOption = Annotated[
     typer.Option("--publish", metavar="FILE", help="Write the revocation list here too; repeat."),
 ]
 KindOption = Annotated[str, typer.Option("--kind", help="client or server.")]
+TraceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", metavar="FILE", help="Write a timeline (Chrome trace; Perfetto opens it)."
+    ),
+]

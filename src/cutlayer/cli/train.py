@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cutlayer.cli.options import ConfigOption, JsonOption, SetOption
+from cutlayer.cli.options import ConfigOption, JsonOption, SetOption, TraceOption
 from cutlayer.cli.output import Output, format_bytes
 
 if TYPE_CHECKING:
@@ -25,19 +25,25 @@ def train(
     config: ConfigOption,
     set_: SetOption = None,
     shows_settings: SettingsOption = True,
+    trace: TraceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune; started again, it goes on from the newest step that both sides have saved."""
+    """Fine-tune; started again, it goes on from the newest step that both sides have saved.
+
+    With a [federation] section it trains in that federation's rounds, until they end.
+    """
     from cutlayer.cli.certificates import warn_of_expiry
     from cutlayer.cli.progress import TrainingProgress
     from cutlayer.client.client import Client
     from cutlayer.client.settings import ClientSettings
     from cutlayer.settings import load_settings
+    from cutlayer.trace import Trace, written
 
     out = Output(as_json)
     settings = load_settings(ClientSettings, config, set_ or ())
     warn_of_expiry(settings.connection, out)
-    with Client(settings) as client:
+    tracer = None if trace is None else Trace(f"client {settings.run.folder.name}")
+    with Client(settings, tracer=tracer) as client, written(tracer, trace):
         _keep_settings(settings, out if shows_settings else None)
         out.say(f"privacy: {client.guarantee}")
         with TrainingProgress(client) as shown:
@@ -64,12 +70,15 @@ def _keep_settings(settings: "ClientSettings", out: Output | None) -> None:
 def _result(client: "Client", progress: "Progress", shown: "TrainingProgress") -> dict[str, object]:
     from cutlayer.settings import settings_digest
 
+    settings = client.settings
     losses = [record.loss for record in progress.history]
     validation = list(progress.evaluations.values())
     num_tokens = max(1, shown.num_tokens)
     return {
         "run_id": client.run_id,
-        "folder": str(client.settings.run.folder),
+        "federation": None if settings.federation is None else settings.federation.name,
+        "folder": str(settings.run.folder),
+        "unit": "step" if settings.federation is None else "round",
         "step": progress.step,
         "best_step": progress.best_step,
         "new_steps": shown.num_steps,
@@ -85,19 +94,19 @@ def _result(client: "Client", progress: "Progress", shown: "TrainingProgress") -
         "bytes_down_per_token": round(client.trunk.bytes_received / num_tokens, 2),
         "guarantee": client.guarantee,
         "ledger": asdict(client.ledger),
-        "settings_digest": settings_digest(client.settings),
+        "settings_digest": settings_digest(settings),
     }
 
 
 def _print(result: dict[str, object], out: Output) -> None:
     if not result["new_steps"]:
-        out.say(f"step {result['step']}: there was nothing left to train")
+        out.say(f"{result['unit']} {result['step']}: there was nothing left to train")
         return
     up, down = result["bytes_up_per_token"], result["bytes_down_per_token"]
     assert isinstance(up, float)
     assert isinstance(down, float)
     out.say(
-        f"step {result['step']}: loss {result['loss_first']:.4f} to {result['loss_last']:.4f}, "
+        f"{result['unit']} {result['step']}: loss {result['loss_first']:.4f} to {result['loss_last']:.4f}, "
         f"{result['tokens_per_s']} tokens/s, per token {format_bytes(up)} up and "
         f"{format_bytes(down)} down; {result['guarantee']}"
     )

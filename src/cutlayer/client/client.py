@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cutlayer.client.chat import Chat, TextPiece, require_chat_template, text_pieces
+from cutlayer.client.federated import fingerprint, make_member, open_calls
 from cutlayer.client.generate import GenerationSession, SplitModel, generate_tokens
 from cutlayer.client.link import Link
-from cutlayer.client.own_model import opener, own_model
+from cutlayer.client.member import Learner
+from cutlayer.client.own_model import opener, own_model, run_identity
 from cutlayer.client.parts import TrainedParts
 from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.client.run_state import Progress, RunState
@@ -28,7 +30,6 @@ from cutlayer.data.load import Dataset, load_dataset
 from cutlayer.data.template import RowLimits
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.model.adapters import AdapterState
-from cutlayer.model.agreement import hash_leaves
 from cutlayer.model.checkpoint import load_client_parts
 from cutlayer.model.export import export_adapter, merge_adapter
 from cutlayer.model.folder import resolve_model
@@ -36,7 +37,7 @@ from cutlayer.model.partition import Cut
 from cutlayer.privacy.boundary import Boundary, BoundaryName
 from cutlayer.privacy.ledger import LedgerSummary
 from cutlayer.privacy.mechanism import Mechanism
-from cutlayer.settings import load_settings, settings_digest
+from cutlayer.settings import load_settings
 from cutlayer.storage.audit_log import AuditEntry, AuditEvent
 from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.channel import Channel
@@ -84,6 +85,7 @@ class Client:
         )
         own = own_model(settings, self._folder, {**self.head.leaves, **self.tail.leaves})
         self._connect = opener(settings) if connect is None else lambda place: connect()
+        self._own = own
         self.trunk = RemoteTrunk(Link(self._connect, own))
 
     @classmethod
@@ -142,10 +144,12 @@ class Client:
         return load_dataset(self.settings.data, self.tokenizer, limits)
 
     def train(self, on_step: Callable[[Report], None] = lambda report: None) -> Progress:
-        """Fine-tune, from the newest step that both sides have, to the end.
+        """Fine-tune to the end: alone from the newest step that both sides have, or in the rounds
+        of a federation where the settings name one.
 
         Raises:
             TransportError: the server stayed away; call again later, nothing saved is lost.
+            QuorumNotMet: the federation gave up for want of members.
         """
         settings = self.settings.train
         if settings is None:
@@ -153,13 +157,35 @@ class Client:
         rows = self.rows()
         if not rows.train:
             raise DataError("there is no training row left; check data.train and max_length")
-        self._state.claim(self._identity(rows, settings))
-        data = TrainingData(
-            train=rows.train, validation=rows.validation, plan=batch_plan(rows, settings)
-        )
-        progress = self.trainer(data, settings).run(on_step)
+        leaves = {**self.head.leaves, **self.tail.leaves}
+        self._state.claim(run_identity(self.settings, settings, rows.digest, leaves))
+        if self.settings.federation is not None:
+            progress = self._train_together(rows, settings, on_step)
+        else:
+            data = TrainingData(
+                train=rows.train, validation=rows.validation, plan=batch_plan(rows, settings)
+            )
+            progress = self.trainer(data, settings).run(on_step)
         self._note(AuditEvent.RUN_FINISHED, progress.step)
         return progress
+
+    def _train_together(
+        self, rows: Dataset, settings: TrainSettings, on_step: Callable[[Report], None]
+    ) -> Progress:
+        learner = Learner(
+            parts=self._parts,
+            trunk=self.trunk,
+            step=self._split_step(settings),
+            settings=settings,
+            open_run=self._open_run(settings),
+        )
+        about = fingerprint(self.settings, self._own, self.tokenizer)
+        calls = open_calls(self._connect, self._own)
+        try:
+            member = make_member(self.settings, calls, self._state, about, rows, learner)
+            return member.run(on_step)
+        finally:
+            calls.close()
 
     def trainer(self, data: TrainingData, settings: TrainSettings) -> Trainer:
         """A run over rows of token ids, for whoever has no data files."""
@@ -311,19 +337,6 @@ class Client:
             seed=settings.seed,
             saved_steps=[],
         )
-
-    def _identity(self, rows: Dataset, train: TrainSettings) -> dict[str, str]:
-        """What must stay the same for a run to be continued."""
-        model = self.settings.model
-        return {
-            "data": rows.digest,
-            "adapter": settings_digest(self.settings.adapter),
-            "cut": f"{model.lower}:{model.upper}",
-            "privacy": settings_digest(self.settings.privacy),
-            "model": hash_leaves({**self.head.leaves, **self.tail.leaves}),
-            "dtype": model.dtype,
-            "order": f"{train.seed}:{train.rows_per_step}",
-        }
 
     def _note(self, event: AuditEvent, step: int) -> None:
         self._state.audit.record(

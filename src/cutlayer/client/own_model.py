@@ -4,17 +4,17 @@ import time
 from collections.abc import Mapping
 
 from cutlayer.client.link import Connect, OwnModel
-from cutlayer.client.settings import ClientSettings
-from cutlayer.model.agreement import known_manifest
+from cutlayer.client.settings import ClientSettings, TrainSettings
+from cutlayer.model.agreement import hash_leaves, known_manifest
 from cutlayer.model.folder import ModelFolder
-from cutlayer.settings import parse_settings
+from cutlayer.settings import parse_settings, settings_digest
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.endpoints import ConnectionSettings
 from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.recording import RecordingChannel
 from cutlayer.wire.spec import Spec
 
-__all__ = ["opener", "own_model", "placed"]
+__all__ = ["opener", "own_model", "placed", "run_identity"]
 
 
 def own_model(settings: ClientSettings, folder: ModelFolder, loaded: Mapping[str, str]) -> OwnModel:
@@ -36,6 +36,23 @@ def own_model(settings: ClientSettings, folder: ModelFolder, loaded: Mapping[str
     )
     manifest = known_manifest(folder, loaded)
     return OwnModel(spec=spec, manifest=manifest, digest=settings.model.digest)
+
+
+def run_identity(
+    settings: ClientSettings, train: TrainSettings, data_digest: str, leaves: Mapping[str, str]
+) -> dict[str, str]:
+    """What must stay the same for a run to be continued, by name."""
+    model, federation = settings.model, settings.federation
+    return {
+        "data": data_digest,
+        "adapter": settings_digest(settings.adapter),
+        "cut": f"{model.lower}:{model.upper}",
+        "privacy": settings_digest(settings.privacy),
+        "model": hash_leaves(leaves),
+        "dtype": model.dtype,
+        "order": f"{train.seed}:{train.rows_per_step}",
+        **({} if federation is None else {"federation": federation.name}),
+    }
 
 
 def opener(settings: ClientSettings) -> Connect:

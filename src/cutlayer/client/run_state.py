@@ -115,6 +115,30 @@ class RunState:
         self._steps.drop_after(step)
         return saved
 
+    def forget_after(self, step: int) -> None:
+        """Delete saved steps later than this one."""
+        self._steps.drop_after(step)
+
+    def read_note(self, name: str) -> dict[str, str]:
+        """A small private table kept beside the run; empty where there is none.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        path = self.folder / name
+        if not path.exists():
+            return {}
+        try:
+            data = self.vault.open(read_private(path), name)
+            return msgspec.json.decode(data, type=dict[str, str])
+        except msgspec.DecodeError as error:
+            raise StorageError(f"{path} is damaged; restore it from a copy") from error
+
+    def write_note(self, name: str, table: Mapping[str, str]) -> None:
+        """Keep a small private table, durably."""
+        data = msgspec.json.encode(dict(table))
+        write_atomic(self.folder / name, self.vault.seal(data, name))
+
     def claim(self, identity: Mapping[str, str]) -> None:
         """Fix what must not change within a run (adapter settings, data, cut), by name.
 
@@ -136,12 +160,7 @@ class RunState:
             self._known = {"run_id": secrets.token_hex(12)}
             self._write_known()
             return self._known
-        data = self.vault.open(read_private(self._run_file), "run.json")
-        try:
-            return msgspec.json.decode(data, type=dict[str, str])
-        except msgspec.DecodeError as error:
-            raise StorageError(f"{self._run_file} is damaged; restore it from a copy") from error
+        return self.read_note(self._run_file.name)
 
     def _write_known(self) -> None:
-        data = msgspec.json.encode(self._known)
-        write_atomic(self._run_file, self.vault.seal(data, "run.json"))
+        self.write_note(self._run_file.name, self._known)

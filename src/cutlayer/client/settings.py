@@ -15,6 +15,7 @@ from cutlayer.wire.endpoints import ConnectionSettings
 
 __all__ = [
     "ClientSettings",
+    "MembershipSettings",
     "ModelSettings",
     "RunSettings",
     "SamplingSettings",
@@ -63,11 +64,26 @@ class RunSettings(Settings):
     """Write every frame as the server sees it, for audits; None records nothing."""
 
 
+class MembershipSettings(Settings):
+    """Take part in a federation; its coordinator gives rounds, steps and the way to aggregate."""
+
+    name: str
+    """The federation, as its coordinator calls it."""
+    group_key_file: Path | None = None
+    """The members' common key, where the aggregate is hidden from the server too."""
+    share_plain_updates: bool = False
+    """Accept a federation without secure aggregation: the server sees every update by itself."""
+    publish_losses: bool = False
+    """Show this owner's mean training loss of each round on the federation's page."""
+    accept_rollback: bool = False
+    """Go on where the coordinator now stands although it stood further before."""
+
+
 class TrainSettings(Settings):
     """One fine-tuning run."""
 
     epochs: int | None = None
-    """Times over the rows; or set `steps`."""
+    """Times over the rows; or set `steps`. A federation sets neither: it has rounds."""
     steps: int | None = None
     """Optimizer steps."""
     rows_per_step: int = Field(default=8, ge=1)
@@ -96,12 +112,6 @@ class TrainSettings(Settings):
     """Stop after so many evaluations without a lower loss; None never stops early."""
     seed: int = Field(default=0, ge=0)
     """Order of the rows, and dropout."""
-
-    @model_validator(mode="after")
-    def _has_a_length(self) -> Self:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("set train.epochs or train.steps, one of the two")
-        return self
 
 
 class SamplingSettings(Settings):
@@ -142,5 +152,20 @@ class ClientSettings(Settings):
     """Rows to train on; generation needs none."""
     train: TrainSettings | None = None
     """How to train; generation needs none."""
+    federation: MembershipSettings | None = None
+    """Train in rounds together with other owners; absent trains alone."""
     sampling: SamplingSettings = SamplingSettings()
     """How to generate."""
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> Self:
+        if self.train is None:
+            return self
+        given = (self.train.epochs is not None) + (self.train.steps is not None)
+        if self.federation is None and given != 1:
+            raise ValueError("set train.epochs or train.steps, one of the two")
+        if self.federation is not None and given:
+            raise ValueError(
+                "the federation's rounds say how long to train; remove train.epochs and train.steps"
+            )
+        return self

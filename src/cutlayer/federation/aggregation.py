@@ -20,6 +20,8 @@ __all__ = [
     "Update",
     "by_key",
     "check_state",
+    "is_finite",
+    "mean_gradient",
     "median",
     "total_weight",
     "trimmed_mean",
@@ -101,6 +103,16 @@ def weighted_mean(updates: Sequence[Update]) -> AdapterState:
             weighted = (update.state[key].double() * update.weight for update in having)
             mean[key] = (_sum(weighted) / total).float()
     return mean
+
+
+def mean_gradient(updates: Sequence[Update], num_tokens: int) -> AdapterState:
+    """Sums of gradients of summed losses, over all tokens of a round; weights do not count."""
+    if num_tokens == 0:
+        return {}
+    return {
+        key: (_sum(update.state[key].double() for update in having) / num_tokens).float()
+        for key, having in by_key(updates).items()
+    }
 
 
 def trimmed_mean(updates: Sequence[Update], trim: float) -> AdapterState:

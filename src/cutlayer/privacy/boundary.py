@@ -23,6 +23,7 @@ from cutlayer.privacy.ledger import Ledger, Release
 from cutlayer.privacy.mechanism import Mechanism, PrivacyEvent
 from cutlayer.privacy.noise import NoiseContext, RowNoise, RunSecret, release_key
 from cutlayer.wire.codec import Codec, Packed, get_codec
+from cutlayer.wire.ring import pack_ring
 
 __all__ = ["Boundary", "BoundaryName", "Released", "ReleasedUpdate", "UpdateGate"]
 
@@ -253,7 +254,7 @@ class UpdateGate:
             name: identifier of federation, round and attempt.
         """
         self._account(BoundaryName.UPDATES, "masked_sum", name)
-        return ReleasedUpdate(tensors={"masked": get_codec("ring64").encode(masked_M)}, gate=_GATE)
+        return ReleasedUpdate(tensors={"masked": pack_ring(masked_M)}, gate=_GATE)
 
     def plain(self, update: Mapping[str, Tensor], name: str) -> ReleasedUpdate:
         """An update that the server sees by itself.

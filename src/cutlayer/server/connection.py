@@ -17,6 +17,7 @@ from cutlayer.metrics import ServerMetrics
 from cutlayer.model.agreement import agree
 from cutlayer.model.manifest import Manifest
 from cutlayer.server.audit import Audit
+from cutlayer.server.federation_calls import FEDERATION_KINDS, FederationCalls, start_call
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.quota import DailyQuota
 from cutlayer.server.runner import Runner
@@ -48,7 +49,7 @@ from cutlayer.wire.messages import (
 )
 from cutlayer.wire.spec import Spec, compare
 
-__all__ = ["ClientConnection", "ServedModel"]
+__all__ = ["ClientConnection", "ServedModel", "ServerDesk"]
 
 H = TypeVar("H", bound=Header)
 Reply = tuple[Kind, Header, Mapping[str, Tensor]]
@@ -67,6 +68,19 @@ class ServedModel:
     software: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServerDesk:
+    """What all connections of a server share."""
+
+    model: ServedModel
+    host: TrunkHost
+    runner: Runner
+    quota: DailyQuota
+    audit: Audit
+    metrics: ServerMetrics
+    federation: FederationCalls | None
+
+
 @dataclass(frozen=True)
 class _Rule:
     """How one frame kind is answered."""
@@ -83,20 +97,17 @@ class ClientConnection:
     def __init__(
         self,
         peer: Peer,
-        model: ServedModel,
-        host: TrunkHost,
-        runner: Runner,
-        quota: DailyQuota,
-        audit: Audit,
-        metrics: ServerMetrics,
+        desk: ServerDesk,
     ) -> None:
         self._peer = peer
-        self._model = model
-        self._host = host
-        self._runner = runner
-        self._quota = quota
-        self._audit = audit
-        self._metrics = metrics
+        self._federation = desk.federation
+        self._model = desk.model
+        self._host = desk.host
+        self._runner = desk.runner
+        self._quota = desk.quota
+        self._audit = desk.audit
+        self._metrics = desk.metrics
+        self._is_member = False
         self._futures: set[Future[Frame]] = set()
         self._spec: Spec | None = None
 
@@ -111,6 +122,10 @@ class ClientConnection:
             return _done(self._welcome(frame.header))
         if self._spec is None:
             raise ProtocolError(f"{frame.kind.name} before HELLO; the handshake comes first")
+        if frame.kind in FEDERATION_KINDS:
+            self._is_member = True
+            call = start_call(self._federation, self._peer, frame, self._quota, self._audit)
+            return self._kept(frame.kind, call)
         rule = _RULES.get(frame.kind)
         if rule is None:
             raise ProtocolError(f"{frame.kind.name} is not for a server")
@@ -118,17 +133,23 @@ class ClientConnection:
         num_tokens = self._checked_tokens(frame, rule.tensor)
         self._quota.charge(self._peer.name, sum(p.num_bytes for p in frame.tensors.values()))
         self._metrics.tokens.labels(frame.kind.name).inc(num_tokens)
-        arrived_s = time.monotonic()
         future = self._runner.submit(self._peer.name, num_tokens, lambda: self._answer(rule, frame))
-        self._futures.add(future)
-        future.add_done_callback(lambda done: self._count(frame.kind, arrived_s, done))
-        return future
+        return self._kept(frame.kind, future)
 
     def close(self) -> None:
         """The stream ended. Runs and sessions outlive it: the client may come back."""
         for future in list(self._futures):
             future.cancel()
+        if self._is_member and self._federation is not None:
+            self._federation.lost(self._peer)
         self._audit.record(AuditEvent.DISCONNECTED, self._peer)
+
+    def _kept(self, kind: Kind, future: "Future[Frame]") -> "Future[Frame]":
+        """Counted when it is done, cancelled when the connection ends."""
+        arrived_s = time.monotonic()
+        self._futures.add(future)
+        future.add_done_callback(lambda done: self._count(kind, arrived_s, done))
+        return future
 
     def _count(self, kind: Kind, arrived_s: float, done: "Future[Frame]") -> None:
         self._futures.discard(done)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from cutlayer.errors import ProtocolError, StepExpired, StorageError
@@ -23,6 +22,7 @@ from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.model.tensor_file import read_tensors
 from cutlayer.server.graphs import Graph, GraphBudget
+from cutlayer.server.run_files import step_files
 from cutlayer.settings import parse_settings
 from cutlayer.storage.steps import StepStore
 from cutlayer.wire.messages import OpenRun, Step
@@ -189,12 +189,9 @@ class TrainingRun:
         """Make the last finished step durable; in a round the round is, so that nothing is done."""
         if self._store is None:
             return
-        state = {"step": self.step, "adapter": self.opened.adapter}
-        files = {
-            "state.json": json.dumps(state, sort_keys=True).encode(),
-            "adapter.safetensors": save(self._adapter.state()),
-            "optimizer.safetensors": save(self._optimizer.state()),
-        }
+        files = step_files(
+            self.step, self.opened.adapter, self._adapter.state(), self._optimizer.state()
+        )
         self._store.save(self.step, files, is_pinned)
 
     def close(self) -> None:

@@ -5,6 +5,8 @@ It does not parse frames (`connection`) nor compute (`host`, on the runner's thr
 
 import secrets
 from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,9 +19,10 @@ from cutlayer.model.checkpoint import load_part
 from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut, Part, Trunk
 from cutlayer.server.audit import Audit
-from cutlayer.server.connection import ClientConnection, ServedModel
+from cutlayer.server.connection import ClientConnection, ServedModel, ServerDesk
 from cutlayer.server.health import HealthServer
 from cutlayer.server.host import TrunkHost
+from cutlayer.server.local_pool import LocalPool
 from cutlayer.server.quota import DailyQuota
 from cutlayer.server.replica_admin import AdminService
 from cutlayer.server.runner import Runner
@@ -27,11 +30,15 @@ from cutlayer.server.scheduler import FairScheduler
 from cutlayer.server.settings import ServerSettings
 from cutlayer.storage.audit_log import AuditEvent, AuditLog
 from cutlayer.storage.files import private_folder
-from cutlayer.storage.vault import open_vault
+from cutlayer.storage.vault import Vault, open_vault
+from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.channel import Connection, Peer
 from cutlayer.wire.grpc_listener import GrpcListener
 from cutlayer.wire.replica_messages import Stats
 from cutlayer.wire.spec import Spec
+
+if TYPE_CHECKING:
+    from cutlayer.server.federation import FederationService
 
 __all__ = ["TrunkServer"]
 
@@ -39,14 +46,19 @@ __all__ = ["TrunkServer"]
 class TrunkServer:
     """From settings to a listening server; also the `Service` that loopback channels use."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, tracer: Tracer | None = None) -> None:
         """Load the trunk and open the state folder; nothing listens yet.
+
+        Args:
+            settings: everything about this server.
+            tracer: where the timeline of the trunk's calls goes.
 
         Raises:
             ConfigError: wrong settings, model or certificates.
             StorageError: the state folder is in use or open to others.
         """
         self._settings = settings
+        self._tracer = tracer or NoTrace()
         if settings.model.threads is not None:
             torch.set_num_threads(settings.model.threads)
         folder = private_folder(settings.state.folder)
@@ -56,7 +68,16 @@ class TrunkServer:
         self._metrics = ServerMetrics()
         self._host = TrunkHost(trunk, settings.limits, folder, vault)
         self._runner = Runner(FairScheduler())
-        self._quota = DailyQuota(settings.limits.max_client_bytes_per_day)
+        self.federation = self._coordinate(settings, folder, vault)
+        self._desk = ServerDesk(
+            model=self._model,
+            host=self._host,
+            runner=self._runner,
+            quota=DailyQuota(settings.limits.max_client_bytes_per_day),
+            audit=self._audit,
+            metrics=self._metrics,
+            federation=self.federation,
+        )
         self._listener: GrpcListener | None = None
         self._health: HealthServer | None = None
         self._is_ready = False
@@ -83,9 +104,7 @@ class TrunkServer:
 
     def connect(self, peer: Peer) -> Connection:
         """Accept a peer; its calls are checked one by one."""
-        return ClientConnection(
-            peer, self._model, self._host, self._runner, self._quota, self._audit, self._metrics
-        )
+        return ClientConnection(peer, self._desk)
 
     def start(self) -> None:
         """Listen.
@@ -113,6 +132,8 @@ class TrunkServer:
         self._is_ready = False
         if self._listener is not None:
             self._listener.stop(self._settings.drain_s if grace_s is None else grace_s)
+        if self.federation is not None:
+            self.federation.close()
         self._runner.close()
         if self._health is not None:
             self._health.stop()
@@ -132,6 +153,16 @@ class TrunkServer:
             cache_bytes=host.sessions.reserved_bytes,
             graph_bytes=host.graph_bytes,
         )
+
+    def _coordinate(
+        self, settings: ServerSettings, folder: Path, vault: Vault
+    ) -> "FederationService | None":
+        if settings.federation is None:
+            return None
+        from cutlayer.server.federation import FederationService
+
+        pool = LocalPool(self._host, self._runner)
+        return FederationService(settings.federation, folder, vault, pool)
 
     def _revocations(self) -> RevocationList | None:
         settings = self._settings

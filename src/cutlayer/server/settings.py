@@ -4,12 +4,13 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cutlayer.federation.settings import FederationSettings
 from cutlayer.server.replica_settings import ReplicaSettings
 from cutlayer.server.sessions import SessionLimits
 from cutlayer.settings import Settings
 from cutlayer.wire.endpoints import ListenSettings
 
-__all__ = ["LimitSettings", "ServerSettings", "StateSettings", "TrunkSettings"]
+__all__ = ["BatchSettings", "LimitSettings", "ServerSettings", "StateSettings", "TrunkSettings"]
 
 _GIB = 1 << 30
 
@@ -73,6 +74,28 @@ class LimitSettings(Settings):
         )
 
 
+class BatchSettings(Settings):
+    """Which clients' calls share one call of the trunk; docs/client-batch.md."""
+
+    window_ms: float = Field(default=2.0, ge=0)
+    """A forward waits this long for other clients that are active; alone, it does not wait."""
+    backward_window_ms: float = Field(default=50.0, ge=0)
+    """A joint backward waits this long for each further gradient; later ones run by themselves."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of one call; None is 512 on a CPU, where longer calls are no faster, else 16384."""
+    max_clients: int = Field(default=64, ge=1)
+    """Clients of one call; 1 serves one client after the other."""
+
+    def for_trunk(self, device: str, can_share: bool) -> "BatchSettings":
+        """The same with what depends on the trunk filled in."""
+        most = 512 if device == "cpu" else 16384
+        changes = {
+            "max_tokens": most if self.max_tokens is None else self.max_tokens,
+            "max_clients": self.max_clients if can_share else 1,
+        }
+        return self.model_copy(update=changes)
+
+
 class StateSettings(Settings):
     """Where the server keeps runs and its audit log."""
 
@@ -91,8 +114,12 @@ class ServerSettings(Settings):
     """Where it listens and with which certificate."""
     limits: LimitSettings = LimitSettings()
     """What it lends."""
+    batch: BatchSettings = BatchSettings()
+    """Which clients' calls share one call of the trunk."""
     state: StateSettings = StateSettings()
     """What it keeps."""
+    federation: FederationSettings | None = None
+    """Rounds that this server coordinates; absent coordinates none."""
     replicas: ReplicaSettings = ReplicaSettings()
     """Copies of the trunk behind this address; none by default."""
     revoked: Path | None = None

@@ -54,6 +54,8 @@ class Joined(Header, frozen=True, kw_only=True):
     """The last finished round; 0 before the first."""
     digest: str
     """End of the chain of rounds, hex."""
+    member: str = ""
+    """Under which name the member is known: its certificate's."""
 
 
 class EnterRound(Header, frozen=True, kw_only=True):
@@ -93,6 +95,8 @@ class Round(Header, frozen=True, kw_only=True):
     """Sum of their weights; 0 where the server does not know it."""
     sealed: bytes = b""
     """Hidden aggregate: the state before `sum`, encrypted under the group's key by a member."""
+    sum_attempt: int = 0
+    """Hidden aggregate: the attempt of the round before that made `sum`; pads are bound to it."""
 
 
 class ShareKeys(Header, frozen=True, kw_only=True):

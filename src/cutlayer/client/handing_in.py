@@ -1,0 +1,135 @@
+"""How a member's update reaches the federation: masked, or in the open where both sides agreed.
+
+It does not train nor decide what may leave (`privacy.boundary`); it speaks the calls of one
+attempt of a round.
+
+Shapes: N = values of an update, M = N + 1 = values and weight.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cutlayer.client.federation_link import FederationLink
+from cutlayer.federation.secure.attempt import Attempt
+from cutlayer.federation.secure.hidden import GroupKey, pad, seal_state
+from cutlayer.federation.secure.member import SecureMember
+from cutlayer.federation.secure.peers import Signer, Verifier
+from cutlayer.federation.settings import FederationPolicy
+from cutlayer.federation.state import flatten
+from cutlayer.privacy.boundary import UpdateGate
+from cutlayer.wire.federation_messages import Round, SendUpdate, round_run_id
+
+__all__ = ["Credentials", "Handover"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """Who the member is and how others can be sure of it."""
+
+    name: str
+    """As the certificate says."""
+    signer: Signer | None
+    """None only on plaintext loopback links."""
+    verifier: Verifier | None
+    group_key: GroupKey | None
+    """Where the aggregate is hidden from the server too."""
+
+
+class Handover:
+    """One attempt of a round; a repeated call repeats the same content."""
+
+    def __init__(
+        self,
+        calls: FederationLink,
+        policy: FederationPolicy,
+        begun: Round,
+        credentials: Credentials,
+        num_values: int,
+    ) -> None:
+        """Make fresh secrets for the attempt, where aggregation is secure."""
+        self._calls, self._policy, self._begun = calls, policy, begun
+        self._credentials = credentials
+        self._member: SecureMember | None = None
+        if policy.secure.enabled:
+            attempt = Attempt(
+                federation=policy.name,
+                round=begun.round,
+                attempt=begun.attempt,
+                cohort=tuple(begun.cohort),
+                policy=policy.secure,
+            )
+            self._member = SecureMember(
+                credentials.name, attempt, num_values, credentials.signer, credentials.verifier
+            )
+
+    @property
+    def name(self) -> str:
+        """Of the attempt, as the ledger and the trunk's runs know it."""
+        return round_run_id(self._policy.name, self._begun.round, self._begun.attempt)
+
+    def is_of(self, begun: Round) -> bool:
+        """Whether this is that attempt's."""
+        own = self._begun
+        return (own.round, own.attempt, own.digest) == (begun.round, begun.attempt, begun.digest)
+
+    def agree(self) -> None:
+        """Exchange keys and shares before training, so that who drops out later can be made up."""
+        if self._member is None:
+            return
+        keys = self._calls.share_keys(self._member.share_keys())
+        secrets = self._calls.share_secrets(self._member.share_secrets(keys))
+        self._member.take_secrets(secrets)
+
+    def send(
+        self,
+        update: Mapping[str, Tensor],
+        weight: int,
+        gate: UpdateGate,
+        start: Mapping[str, Tensor],
+    ) -> None:
+        """Hand the update in, and help to open the sum of all.
+
+        Args:
+            update: change of the weights or mean gradient, by key.
+            weight: scored tokens behind it.
+            gate: what may leave.
+            start: adapters at the round's beginning; sealed for newcomers in the hidden mode.
+        """
+        if self._member is None:
+            released = gate.plain(update, self.name)
+            self._calls.send_update(self._header(weight, start), released)
+            return
+        masked_M = self._member.mask(
+            flatten(update, {key: x.shape for key, x in update.items()}), weight, self._pad(update)
+        )
+        released = gate.masked(masked_M, self.name)
+        taken = self._calls.send_update(self._header(0, start), released)
+        self._calls.unmask(self._member.unmask(taken))
+
+    def _header(self, weight: int, start: Mapping[str, Tensor]) -> SendUpdate:
+        begun, key = self._begun, self._group_key()
+        sealed = b""
+        if key is not None:
+            sealed = seal_state(key, self._policy.name, begun.round, begun.digest, dict(start))
+        return SendUpdate(
+            federation=self._policy.name,
+            round=begun.round,
+            attempt=begun.attempt,
+            weight=weight,
+            sealed=sealed,
+        )
+
+    def _pad(self, update: Mapping[str, Tensor]) -> Tensor | None:
+        key = self._group_key()
+        if key is None:
+            return None
+        count = sum(x.numel() for x in update.values()) + 1
+        begun = self._begun
+        return pad(
+            key, self._policy.name, begun.round, begun.attempt, self._credentials.name, count
+        )
+
+    def _group_key(self) -> GroupKey | None:
+        return self._credentials.group_key if self._policy.secure.hides_aggregate else None

@@ -1,0 +1,194 @@
+"""Where a member stands in its federation: its rules, the last round, the common adapters.
+
+It does not train. The chain of rounds is checked here: a coordinator that was restored from an
+older backup, or a round that does not follow from the one before, is found out.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from cutlayer.client.federation_link import FederationLink
+from cutlayer.client.run_state import RunState
+from cutlayer.client.settings import MembershipSettings
+from cutlayer.errors import ConfigError, ProtocolError, StorageError
+from cutlayer.federation.chain import next_digest, payload_digest
+from cutlayer.federation.secure.hidden import GroupKey, open_state, pad
+from cutlayer.federation.secure.ring import dequantise
+from cutlayer.federation.settings import FederationPolicy
+from cutlayer.federation.state import unflatten
+from cutlayer.federation.strategy import get_strategy
+from cutlayer.model.adapters import AdapterState
+from cutlayer.wire.federation_messages import EnterRound, Join, Joined, Round
+
+__all__ = ["Membership", "Standing", "join", "joined_states"]
+
+_NOTE = "federation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A round that begins (or the end), and what head and tail start from."""
+
+    begun: Round
+    adapters: AdapterState
+
+
+class Membership:
+    """One member of one federation."""
+
+    def __init__(
+        self,
+        settings: MembershipSettings,
+        joined: Joined,
+        state: RunState,
+        group_key: GroupKey | None,
+        update_keys: Iterable[str],
+    ) -> None:
+        """Compare what is known of the federation with where it stands.
+
+        Args:
+            settings: what the owner accepts.
+            joined: the coordinator's answer to JOIN.
+            state: the run's folder.
+            group_key: the members' common key, where there is one.
+            update_keys: tensors that an update consists of.
+
+        Raises:
+            ConfigError: the run folder belongs to another federation, or the group key is missing.
+            StorageError: the coordinator stands before a round that this member knows.
+        """
+        self.name = joined.member
+        self.policy = _policy(joined)
+        self._settings, self._state, self._group_key = settings, state, group_key
+        self._update_keys = tuple(update_keys)
+        if self.policy.secure.hides_aggregate and group_key is None:
+            raise ConfigError(
+                f"federation {self.policy.name} hides its aggregate from the server; set "
+                "federation.group_key_file to the members' common key"
+            )
+        known = state.read_note(_NOTE)
+        self._round = int(known.get("round", "0"))
+        self._digest = known.get("digest", "")
+        if joined.round < self._round:
+            self._accept_rollback(joined)
+
+    def enter(self, calls: FederationLink) -> Standing:
+        """Wait for the next round; its adapters.
+
+        Raises:
+            ProtocolError: the round does not follow from what this member knows.
+        """
+        call = EnterRound(
+            federation=self.policy.name,
+            round=self._round,
+            digest=self._digest,
+            needs_state=self._round not in self._state.saved_steps(),
+        )
+        begun, tensors = calls.enter_round(call)
+        self._check_chain(begun, tensors)
+        if "sum" not in tensors:
+            return Standing(begun=begun, adapters=tensors)
+        return Standing(begun=begun, adapters=self._unsealed(begun, tensors["sum"]))
+
+    def keep(self, begun: Round) -> None:
+        """Note that the last round's result is saved."""
+        self._round, self._digest = begun.round - 1, begun.digest
+        self._state.write_note(_NOTE, {"round": str(self._round), "digest": self._digest})
+
+    def _check_chain(self, begun: Round, tensors: Mapping[str, Tensor]) -> None:
+        done = begun.round - 1
+        if done < self._round:
+            raise ProtocolError(f"the coordinator begins round {begun.round} after {self._round}")
+        if payload_digest(tensors) != begun.payload_digest:
+            raise ProtocolError(
+                f"round {begun.round}: the adapters are not those that the coordinator's digest "
+                "names; nothing was trained on them, ask its operator"
+            )
+        if not self._digest:
+            return
+        expected = None
+        if done == self._round:
+            expected = self._digest
+        elif done == self._round + 1:
+            expected = next_digest(self._digest, self.policy.name, done, begun.payload_digest)
+        if expected is not None and begun.digest != expected:
+            raise ProtocolError(
+                f"round {done} does not follow from the one that this member knows: it was forged, "
+                "or the coordinator was restored from another backup; ask its operator, and set "
+                "federation.accept_rollback=true only if they can explain it"
+            )
+
+    def _accept_rollback(self, joined: Joined) -> None:
+        if not self._settings.accept_rollback:
+            raise StorageError(
+                f"the coordinator of {self.policy.name} stands at round {joined.round}, this "
+                f"member has seen {self._round}: it was restored from an older backup; rounds "
+                "since then are lost there. Ask its operator, then set "
+                "federation.accept_rollback=true to go on from its round"
+            )
+        self._state.forget_after(joined.round)
+        self._round, self._digest = joined.round, ""
+
+    def _unsealed(self, begun: Round, padded_M: Tensor) -> AdapterState:
+        """Hidden aggregate: the state before the sum, and the sum without its members' pads."""
+        done = begun.round - 1
+        if done in self._state.saved_steps():
+            return joined_states(self._state.load(done).tensors)
+        before = self._state_before(begun, done)
+        assert self._group_key is not None
+        policy, sum_M = self.policy, padded_M.clone()
+        for member in begun.survivors:
+            sum_M -= pad(
+                self._group_key, policy.name, done, begun.sum_attempt, member, sum_M.numel()
+            )
+        mean_N, _ = dequantise(sum_M, policy.secure, len(begun.survivors))
+        mean = unflatten(mean_N.to(torch.float32), {k: before[k].shape for k in self._update_keys})
+        return get_strategy(policy.strategy).apply(before, mean)
+
+    def _state_before(self, begun: Round, done: int) -> AdapterState:
+        if done - 1 in self._state.saved_steps():
+            return joined_states(self._state.load(done - 1).tensors)
+        assert self._group_key is not None
+        return open_state(self._group_key, self.policy.name, done, begun.sealed)
+
+
+def join(
+    calls: FederationLink, name: str, fingerprint: Mapping[str, str], state: AdapterState
+) -> Joined:
+    """Become a member of the federation called `name`.
+
+    Args:
+        calls: to its coordinator.
+        name: as the coordinator calls it.
+        fingerprint: what all members must have in common.
+        state: adapters of head and tail, for their keys and shapes.
+
+    Raises:
+        ConfigError: the coordinator has no such federation, or this member does not fit it.
+        PermissionRefused: it does not admit this member.
+    """
+    return calls.join(
+        Join(
+            federation=name,
+            fingerprint=dict(fingerprint),
+            layout={key: list(x.shape) for key, x in sorted(state.items())},
+        )
+    )
+
+
+def joined_states(states: Mapping[str, Mapping[str, Tensor]]) -> AdapterState:
+    """Adapters of head and tail as one state; keys are global, so they cannot meet."""
+    return {key: x for part in ("head", "tail") for key, x in states[part].items()}
+
+
+def _policy(joined: Joined) -> FederationPolicy:
+    try:
+        return FederationPolicy.model_validate_json(joined.policy)
+    except ValidationError as error:
+        raise ProtocolError(
+            "the coordinator's rules are not understood; its software is of another version"
+        ) from error

@@ -1,0 +1,67 @@
+"""How a connection hands a member's calls to the coordinator: rights and quota first.
+
+It does not answer them (`federation`).
+"""
+
+from concurrent.futures import Future
+from typing import Protocol
+
+from cutlayer.errors import PermissionRefused, ProtocolError
+from cutlayer.identity.certificates import Role
+from cutlayer.server.audit import Audit
+from cutlayer.server.quota import DailyQuota
+from cutlayer.storage.audit_log import AuditEvent
+from cutlayer.wire.channel import Peer
+from cutlayer.wire.frame import Frame
+from cutlayer.wire.messages import Kind
+
+__all__ = ["FEDERATION_KINDS", "FederationCalls", "start_call"]
+
+FEDERATION_KINDS = frozenset(
+    {
+        Kind.JOIN,
+        Kind.ENTER_ROUND,
+        Kind.SHARE_KEYS,
+        Kind.SHARE_SECRETS,
+        Kind.SEND_UPDATE,
+        Kind.UNMASK,
+        Kind.LEAVE,
+        Kind.PUBLISH,
+        Kind.ADOPT,
+    }
+)
+"""What a member may send to a coordinator."""
+
+
+class FederationCalls(Protocol):
+    """A coordinator's service, as connections use it."""
+
+    def submit(self, peer: Peer, frame: Frame) -> "Future[Frame]":
+        """Start a member's call."""
+
+    def lost(self, peer: Peer) -> None:
+        """A connection of this peer has ended; its open calls were cancelled."""
+
+
+def start_call(
+    federation: FederationCalls | None, peer: Peer, frame: Frame, quota: DailyQuota, audit: Audit
+) -> "Future[Frame]":
+    """Check what the peer may do, and start its call.
+
+    Raises:
+        ProtocolError: this server coordinates no federation.
+        PermissionRefused: the certificate lacks the role, or the day's quota is used up.
+    """
+    if federation is None:
+        raise ProtocolError(
+            f"{frame.kind.name}: this server coordinates no federation; remove the [federation] "
+            "section from the client's settings, or ask the operator"
+        )
+    if Role.TRAIN not in peer.roles:
+        audit.record(AuditEvent.REFUSED, peer, error=PermissionRefused.__name__)
+        raise PermissionRefused(
+            f"certificate of {peer.name} has roles {sorted(peer.roles)}, not {Role.TRAIN}; ask "
+            "the federation's owner for a certificate with it"
+        )
+    quota.charge(peer.name, sum(packed.num_bytes for packed in frame.tensors.values()))
+    return federation.submit(peer, frame)
