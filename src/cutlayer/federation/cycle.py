@@ -6,7 +6,13 @@ It does not know who waits (`gathering`) or who may join (`membership`).
 from collections.abc import Sequence
 from contextlib import suppress
 
-from cutlayer.errors import CutlayerError, QuorumNotMet, StepExpired, StorageError
+from cutlayer.errors import (
+    CutlayerError,
+    ProtocolError,
+    QuorumNotMet,
+    StepExpired,
+    StorageError,
+)
 from cutlayer.federation.checkpoints import Checkpoint
 from cutlayer.federation.exchange import Exchange, PlainExchange, SecureExchange
 from cutlayer.federation.history import History
@@ -79,7 +85,8 @@ class Cycle:
             StepExpired: it is over.
             ProtocolError, StorageError: it never began here.
         """
-        assert isinstance(call, ShareKeys | ShareSecrets | SendUpdate | Unmask)
+        if not isinstance(call, ShareKeys | ShareSecrets | SendUpdate | Unmask):
+            raise ProtocolError(f"{type(call).__name__} is no call of a round")
         named, last = (call.round, call.attempt), self.history.round
         if self.attempt is not None and named == (last + 1, self.attempt.number):
             return self.attempt

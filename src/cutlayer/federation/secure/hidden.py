@@ -65,6 +65,12 @@ class GroupKey:
             )
         return cls(secret)
 
+    @property
+    def fingerprint(self) -> str:
+        """For comparison by people: derived from the key, and no way back to it."""
+        digits = self.derived("fingerprint").hex()
+        return " ".join(digits[at : at + 4] for at in range(0, 32, 4))
+
     def __repr__(self) -> str:
         """Never the key."""
         return "GroupKey(hidden)"
