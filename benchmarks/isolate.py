@@ -11,7 +11,14 @@ from typing import TypeVar
 
 import msgspec
 
-__all__ = ["answer", "process_environment", "read_request", "run_isolated", "start_isolated"]
+__all__ = [
+    "answer",
+    "process_environment",
+    "read_request",
+    "run_isolated",
+    "start_isolated",
+    "start_process",
+]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -23,17 +30,22 @@ def process_environment(num_threads: int) -> dict[str, str]:
     return {**os.environ, **threads, **quiet, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def start_isolated(
-    module: str, request: msgspec.Struct, num_threads: int
-) -> "subprocess.Popen[str]":
-    """Start `python -m module`, write the request as one JSON line, leave its stdin open."""
-    process = subprocess.Popen(
+def start_process(module: str, num_threads: int) -> "subprocess.Popen[str]":
+    """Start `python -m module` with pipes at its stdin and stdout."""
+    return subprocess.Popen(
         [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=process_environment(num_threads),
     )
+
+
+def start_isolated(
+    module: str, request: msgspec.Struct, num_threads: int
+) -> "subprocess.Popen[str]":
+    """Start `python -m module`, write the request as one JSON line, leave its stdin open."""
+    process = start_process(module, num_threads)
     assert process.stdin is not None
     process.stdin.write(msgspec.json.encode(request).decode() + "\n")
     process.stdin.flush()

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.isolate import answer, read_request, start_isolated
+from benchmarks.isolate import answer, start_isolated
 from benchmarks.naive_parts import MASK_FORMS, NaivePart, completion_loss, pad_left
 from benchmarks.naive_server import GENERATE, TRAIN, ServerRequest
 from benchmarks.naive_wire import NaiveKind, NaiveSocket
+from benchmarks.workers import requests
 
 __all__ = [
     "NaiveClient",
@@ -42,7 +43,7 @@ __all__ = [
 
 
 class NaiveRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One measurement by a client process of its own, through `isolate.run_isolated`."""
+    """One measurement by a client process of its own."""
 
     port: int
     """Of the server, or of the proxy before it."""
@@ -57,6 +58,8 @@ class NaiveRequest(msgspec.Struct, frozen=True, kw_only=True):
     new_tokens: int = 0
     lengths_sampled: int | None = 8
     lr: float = 5e-4
+    num_threads: int | None = None
+    """Torch threads of client and server from this measurement on; None leaves them."""
 
 
 class NaiveTraining(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,7 +241,8 @@ class NaiveClient:
     def _run(
         self, steps: Sequence[Callable[[], float]], mode: int, mask_form: str, lr: float = 0.0
     ) -> "_Done":
-        job = torch.tensor([mode, list(MASK_FORMS).index(mask_form), len(steps)])
+        threads = torch.get_num_threads()
+        job = torch.tensor([mode, list(MASK_FORMS).index(mask_form), len(steps), threads])
         self._socket.send(NaiveKind.JOB, job, value=lr)
         values, up, down = [], [], []
         for step in steps:
@@ -274,11 +278,24 @@ def _apply(optimizer: torch.optim.Optimizer) -> None:
 
 
 def main() -> None:
-    """Answer one `NaiveRequest` from stdin with `NaiveTraining` or `NaiveGeneration`."""
-    request = read_request(NaiveRequest)
-    folder = Path(request.model_folder)
-    with NaiveClient(request.port, folder, request.lower, request.upper) as client:
+    """Answer `NaiveRequest`s from stdin with `NaiveTraining` or `NaiveGeneration`, until it closes.
+
+    The connection and the weights stay while the server is the same one.
+    """
+    client: NaiveClient | None = None
+    port = 0
+    for request in requests(NaiveRequest):
+        if client is None or port != request.port:
+            if client is not None:
+                client.close()
+            folder = Path(request.model_folder)
+            client = NaiveClient(request.port, folder, request.lower, request.upper)
+            port = request.port
+        if request.num_threads is not None:
+            torch.set_num_threads(request.num_threads)
         answer(_train(client, request) if request.steps else _generate(client, request))
+    if client is not None:
+        client.close()
 
 
 def _train(client: NaiveClient, request: NaiveRequest) -> NaiveTraining:

@@ -40,7 +40,8 @@ class _Job:
 
     def __init__(self, trunk: NaivePart, peer: NaiveSocket) -> None:
         message = peer.receive(NaiveKind.JOB)
-        mode, form, self.num_steps = message.tensors[0].tolist()
+        mode, form, self.num_steps, num_threads = message.tensors[0].tolist()
+        torch.set_num_threads(num_threads)
         self._trunk, self._peer = trunk, peer
         self._use_mask = list(MASK_FORMS.values())[form].use
         self._step: Callable[[], None] = self._train if mode == TRAIN else self._generate

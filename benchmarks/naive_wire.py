@@ -29,7 +29,7 @@ class NaiveKind(IntEnum):
     """What a message is for."""
 
     JOB = 1
-    """Client to server: int64 (mode, mask form, number of steps); its scalar: learning rate."""
+    """Client to server: int64 (mode, mask form, steps, torch threads); scalar: learning rate."""
     ASK = 2
     HIDDEN = 3
     """h [b, s, H], mask, positions int64 [b, s]."""

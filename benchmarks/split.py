@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -18,14 +18,28 @@ from benchmarks.isolate import answer, read_request, start_isolated
 from benchmarks.link import Counters, DelayingProxy
 from cutlayer import Client, ClientSettings, ServerSettings, TrunkServer
 from cutlayer.client.settings import Schedule, TrainSettings
-from cutlayer.client.train import Report, TrainingData
+from cutlayer.client.train import Report, Trainer, TrainingData
 from cutlayer.data.batches import BatchPlan
 from cutlayer.data.template import Example
 from cutlayer.identity.provision import LocalFolders, local, member_files
 from cutlayer.model.optimizer import AdamWSettings
 from cutlayer.settings import parse_settings
 
-__all__ = ["SplitRequest", "SplitResult", "SplitServer", "make_kits", "run_client"]
+__all__ = [
+    "ServeRequest",
+    "Setting",
+    "SplitRequest",
+    "SplitResult",
+    "SplitServer",
+    "client_settings",
+    "make_kits",
+    "new_trainer",
+    "run_client",
+    "server_settings",
+]
+
+
+Setting = bool | int | float | str | None
 
 
 class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +50,8 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     upper: int
     kit: str
     state: str
+    extra: dict[str, dict[str, Setting]] = {}
+    """More sections of the server's settings, or keys that replace those of a section."""
 
 
 class SplitRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,8 +95,23 @@ class SplitServer:
     """A running trunk server process; a context manager."""
 
     def __init__(
-        self, model_folder: Path, lower: int, upper: int, kits: LocalFolders, num_threads: int
+        self,
+        model_folder: Path,
+        lower: int,
+        upper: int,
+        kits: LocalFolders,
+        num_threads: int,
+        extra: Mapping[str, Mapping[str, Setting]] | None = None,
     ) -> None:
+        """
+        Args:
+            model_folder: plain transformers model folder.
+            lower: first block of the trunk.
+            upper: one past its last block.
+            kits: certificates.
+            num_threads: torch threads of the server.
+            extra: more sections of the server's settings.
+        """
         self._state = tempfile.TemporaryDirectory()
         request = ServeRequest(
             model_folder=str(model_folder),
@@ -88,6 +119,7 @@ class SplitServer:
             upper=upper,
             kit=str(kits.server),
             state=str(Path(self._state.name) / "state"),
+            extra={name: dict(section) for name, section in (extra or {}).items()},
         )
         self._process = start_isolated("benchmarks.split", _Request(serve=request), num_threads)
         assert self._process.stdout is not None
@@ -105,10 +137,15 @@ class SplitServer:
         self._process.communicate("\n", timeout=30)
         self._state.cleanup()
 
+    @property
+    def pid(self) -> int:
+        """Of the server process."""
+        return self._process.pid
 
-def make_kits(folder: Path) -> LocalFolders:
-    """Certificates for one server and one owner."""
-    return local(folder, names=("owner",))
+
+def make_kits(folder: Path, names: Sequence[str] = ("owner",)) -> LocalFolders:
+    """Certificates for one server and its owners."""
+    return local(folder, names=tuple(names))
 
 
 def run_client(
@@ -137,14 +174,15 @@ def _mark() -> None:
     sys.stdin.readline()
 
 
-def _serve(request: ServeRequest) -> None:
+def server_settings(request: ServeRequest) -> ServerSettings:
+    """A trunk server on a free port of loopback, over mutual TLS."""
     files = member_files(Path(request.kit))
     tls = {
         "certificate": str(files.certificate),
         "key": str(files.key),
         "authority": str(files.authority),
     }
-    table = {
+    table: dict[str, dict[str, object]] = {
         "model": {
             "path": request.model_folder,
             "lower": request.lower,
@@ -153,14 +191,21 @@ def _serve(request: ServeRequest) -> None:
         "listen": {"address": "127.0.0.1:0", "tls": tls},
         "state": {"folder": request.state},
     }
-    server = TrunkServer(parse_settings(ServerSettings, table, "benchmark server"))
+    for name, section in request.extra.items():
+        table.setdefault(name, {}).update(section)
+    return parse_settings(ServerSettings, table, "benchmark server")
+
+
+def _serve(request: ServeRequest) -> None:
+    server = TrunkServer(server_settings(request))
     server.start()
     print(json.dumps({"port": server.port}), flush=True)
     sys.stdin.readline()
     server.stop(grace_s=0)
 
 
-def _client_settings(request: SplitRequest, folder: str) -> ClientSettings:
+def client_settings(request: SplitRequest, folder: str) -> ClientSettings:
+    """An owner without noise; its run lies in `folder`."""
     files = member_files(Path(request.kit))
     parts = ["head", "trunk", "tail"] if request.is_head_trained else ["trunk", "tail"]
     table = {
@@ -181,7 +226,8 @@ def _client_settings(request: SplitRequest, folder: str) -> ClientSettings:
     return parse_settings(ClientSettings, table, "benchmark client")
 
 
-def _train(client: Client, request: SplitRequest) -> SplitResult:
+def new_trainer(client: Client, request: SplitRequest) -> Trainer:
+    """A run over the request's rows, all of them in every step."""
     settings = TrainSettings(
         steps=request.steps,
         rows_per_step=len(request.rows),
@@ -202,8 +248,12 @@ def _train(client: Client, request: SplitRequest) -> SplitResult:
         steps=request.steps,
         micro_batch_rows=request.micro_batch_rows,
     )
+    return client.trainer(TrainingData(train=examples, validation=[], plan=plan), settings)
+
+
+def _train(client: Client, request: SplitRequest) -> SplitResult:
     seconds: list[float] = []
-    trainer = client.trainer(TrainingData(train=examples, validation=[], plan=plan), settings)
+    trainer = new_trainer(client, request)
     clock = _Clock(seconds)
     history = trainer.run(clock.on_step).history
     if request.export_folder is not None:
@@ -248,7 +298,7 @@ def _measure(request: SplitRequest) -> SplitResult:
     measured = _train if request.steps else _generate
     with (
         tempfile.TemporaryDirectory() as folder,
-        Client(_client_settings(request, folder)) as client,
+        Client(client_settings(request, folder)) as client,
     ):
         return measured(client, request)
 

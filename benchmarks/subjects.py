@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-__all__ = ["equal_rows", "ragged_rows", "subject_folder", "write_tiny_llama"]
+__all__ = ["equal_rows", "ragged_rows", "subject_folder", "write_small_llama", "write_tiny_llama"]
 
 
 def write_tiny_llama(folder: Path, *, num_blocks: int = 6, hidden_size: int = 64) -> Path:
@@ -22,6 +22,23 @@ def write_tiny_llama(folder: Path, *, num_blocks: int = 6, hidden_size: int = 64
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_small_llama(folder: Path) -> Path:
+    """Write a random Llama of 15 million parameters as a plain model folder; returns the folder."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=288,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

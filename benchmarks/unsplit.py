@@ -22,7 +22,15 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from benchmarks.isolate import answer, read_request
 from benchmarks.naive_parts import LORA_ALPHA, LORA_RANK, pad_left
 
-__all__ = ["Decoding", "Training", "UnsplitRequest", "main", "measure_decoding", "measure_training"]
+__all__ = [
+    "Decoding",
+    "Training",
+    "UnsplitRequest",
+    "main",
+    "measure_decoding",
+    "measure_training",
+    "new_peft_model",
+]
 
 
 class UnsplitRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +43,8 @@ class UnsplitRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Training steps; 0 means decode."""
     new_tokens: int = 0
     lr: float = 5e-4
+    micro_batch_rows: int | None = None
+    """Rows of one forward and backward; None is all rows of the step."""
     adapter_file: str | None = None
     """Safetensors with PEFT's own keys to start from; None is a fresh random adapter."""
 
@@ -64,6 +74,7 @@ def measure_training(
     steps: int,
     lr: float = 5e-4,
     adapter_file: Path | None = None,
+    micro_batch_rows: int | None = None,
 ) -> Training:
     """Time optimizer steps, each on all the rows; the first ones also warm up.
 
@@ -73,23 +84,27 @@ def measure_training(
         steps: optimizer steps.
         lr: constant learning rate.
         adapter_file: safetensors with the adapter to start from.
+        micro_batch_rows: rows of one forward and backward, whose gradients add up; None is all.
     """
-    peft_model = _wrap(model)
+    peft_model = new_peft_model(model)
     if adapter_file is not None:
         set_peft_model_state_dict(peft_model, load_file(adapter_file))
     peft_model.train()
     trainable = [weight for weight in peft_model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=lr)
-    inputs = _inputs(rows)
+    micros = _micro_batches(rows, micro_batch_rows or len(rows))
     seconds, losses = [], []
     for _ in range(steps):
         begin_s = time.perf_counter()
-        loss: Tensor = peft_model(**inputs, use_cache=False).loss
-        torch.autograd.backward(loss)
+        loss_sum = 0.0
+        for inputs, share in micros:
+            loss: Tensor = peft_model(**inputs, use_cache=False).loss * share
+            torch.autograd.backward(loss)
+            loss_sum += loss.item()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - begin_s)
-        losses.append(loss.item())
+        losses.append(loss_sum)
     return Training(seconds=tuple(seconds), losses=tuple(losses))
 
 
@@ -113,7 +128,8 @@ def measure_decoding(model: PreTrainedModel, prompt: Sequence[int], new_tokens: 
     )
 
 
-def _wrap(model: PreTrainedModel) -> PeftModel:
+def new_peft_model(model: PreTrainedModel) -> PeftModel:
+    """The model with fresh LoRA weights on all linear layers, wrapped in place."""
     torch.manual_seed(0)
     config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear")
     with warnings.catch_warnings():
@@ -134,6 +150,17 @@ def _time_generate(model: PreTrainedModel, prompt: Sequence[int], new_tokens: in
         pad_token_id=0,
     )
     return time.perf_counter() - begin_s
+
+
+def _micro_batches(
+    rows: Sequence[Sequence[int]], size: int
+) -> list[tuple[dict[str, Tensor], float]]:
+    """Inputs of each micro-batch, and its share of the step's scored tokens."""
+    chunks = [rows[first : first + size] for first in range(0, len(rows), size)]
+    scored = [sum(len(row) - 1 for row in chunk) for chunk in chunks]
+    return [
+        (_inputs(chunk), count / sum(scored)) for chunk, count in zip(chunks, scored, strict=True)
+    ]
 
 
 def _inputs(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
@@ -157,7 +184,16 @@ def main() -> None:
     )
     if request.steps:
         adapter_file = Path(request.adapter_file) if request.adapter_file else None
-        answer(measure_training(model, request.rows, request.steps, request.lr, adapter_file))
+        answer(
+            measure_training(
+                model,
+                request.rows,
+                request.steps,
+                request.lr,
+                adapter_file,
+                request.micro_batch_rows,
+            )
+        )
         return
     (prompt,) = request.rows
     answer(measure_decoding(model, prompt, request.new_tokens))
