@@ -61,7 +61,7 @@ class AdapterSource:
     def changes(self) -> tuple[AdapterChange, list[Tensor]]:
         """What to tell for the next call, and the weights of `loaded` as flat float32 vectors."""
         used = {name: found for name in self._in_use() if (found := self._weights(name))}
-        dropped = [name for name in self._sent if self._is_gone(name)]
+        dropped = [name for name in self._sent if self._is_gone(name, used.get(name))]
         for name in dropped:
             del self._sent[name], self._versions[name]
         added = [self._describe(name) for name in used if name not in self._sent]
@@ -86,10 +86,14 @@ class AdapterSource:
     def _weights(self, name: str) -> list[nn.Parameter]:
         return _weights(self._slots.layers, name)
 
-    def _is_gone(self, name: str) -> bool:
-        now = self._weights(name)
+    def _is_gone(self, name: str, weights: Sequence[nn.Parameter] | None) -> bool:
+        """Whether it was removed; another one may have its name by now."""
+        if weights is None:
+            return name not in self._slots.trains_a
         before = self._sent[name]
-        return len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True))
+        if len(weights) != len(before):
+            return True
+        return any(a is not b for a, b in zip(weights, before, strict=True))
 
     def _is_stale(self, name: str, weights: Sequence[nn.Parameter]) -> bool:
         return self._versions.get(name) != [weight._version for weight in weights]

@@ -43,20 +43,20 @@ class Ranks:
         self,
         rank: int,
         size: int,
-        group: dist.ProcessGroup | None = None,
         control: dist.ProcessGroup | None = None,
+        meeting: dist.ProcessGroup | None = None,
     ) -> None:
         """
         Args:
             rank: this process; 0 leads.
             size: how many there are.
-            group: who computes; None is everybody.
-            control: the same processes on the CPU with patience for commands.
+            control: all of them on the CPU; followers have patience there.
+            meeting: all of them on the CPU; everybody has patience there.
         """
         self.rank = rank
         self.size = size
-        self._group = group
         self._control = control
+        self._meeting = meeting
         self._lost: str | None = None
         self._when_lost: list[Callable[[str], None]] = []
 
@@ -82,27 +82,27 @@ class Ranks:
         """
         total = x.detach().clone(memory_format=torch.contiguous_format)
         with self._talking():
-            dist.all_reduce(total, group=self._group)
+            dist.all_reduce(total)
         return total
 
     def add_up_at_leader(self, x: Tensor) -> Tensor:
         """Sum over ranks at rank 0; without meaning elsewhere."""
         total = x.detach().clone(memory_format=torch.contiguous_format)
         with self._talking():
-            dist.reduce(total, dst=0, group=self._group)
+            dist.reduce(total, dst=0)
         return total
 
     def gather(self, own: Tensor) -> Tensor:
         """Every rank's share of the last dimension, joined."""
         shares = [own.new_empty(own.shape) for _ in range(self.size)]
         with self._talking():
-            dist.all_gather(shares, own.detach().contiguous(), group=self._group)
+            dist.all_gather(shares, own.detach().contiguous())
         return torch.cat(shares, dim=-1)
 
     def from_leader(self, x: Tensor) -> Tensor:
         """Rank 0's values, written into a contiguous `x` on the others."""
         with self._talking():
-            dist.broadcast(x, src=0, group=self._group)
+            dist.broadcast(x, src=0)
         return x
 
     def tell(self, message: bytes) -> None:
@@ -131,7 +131,7 @@ class Ranks:
     def meet(self) -> None:
         """Wait, however long, until every rank is here."""
         with self._talking():
-            dist.barrier(group=self._control)
+            dist.barrier(group=self._meeting)
 
     def leave(self) -> None:
         """End this process's part; nothing is waited for."""
@@ -180,7 +180,11 @@ def join_ranks(device: torch.device, timeout_s: float) -> Ranks:
     try:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-        control = dist.new_group(backend="gloo", timeout=_PATIENT)
+        rank, size = dist.get_rank(), dist.get_world_size()
+        # Of one process alone: gloo's sender waits until the receiver takes what it sends.
+        patience = timeout if rank == 0 else _PATIENT
+        control = dist.new_group(backend="gloo", timeout=patience)
+        meeting = dist.new_group(backend="gloo", timeout=_PATIENT)
     except ValueError as error:
         raise ConfigError(f"{error}; start the processes with torchrun") from error
     except RuntimeError as error:
@@ -188,7 +192,7 @@ def join_ranks(device: torch.device, timeout_s: float) -> Ranks:
             f"the processes of this tensor-parallel trunk did not meet ({error}); "
             "start all of them again"
         ) from error
-    return Ranks(dist.get_rank(), dist.get_world_size(), control=control)
+    return Ranks(rank, size, control, meeting)
 
 
 def sum_gradient(x: Tensor, ranks: Ranks) -> Tensor:

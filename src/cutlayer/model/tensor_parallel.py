@@ -75,7 +75,7 @@ class ParallelTrunk(Trunk):
         """Global name of every tensor that is shared out -> along which dimension."""
         self._is_running = False
         self._entry = Entry(ranks)
-        self._hooked: dict[int, weakref.ref[nn.Parameter]] = {}
+        self._hooked: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
         self._shards: list[Shard] = []
         # While its layers are still whole: shares cannot run on the meta device.
         check_blocks(self)
@@ -103,7 +103,8 @@ class ParallelTrunk(Trunk):
         # What is refused has to be refused before the other ranks hear of it.
         PackedRows(rows, self._kernel, len(self.block_range), self._windows, caches)
         call = None if self.mirror is None else self.mirror.call(inputs, rows, caches)
-        self._sum_adapter_gradients()
+        if torch.is_grad_enabled():
+            self._sum_adapter_gradients()
         self._is_running = True
         try:
             y_ND = super()._run(inputs, rows, caches)
@@ -124,11 +125,9 @@ class ParallelTrunk(Trunk):
                     self._sum_gradient_of(cast(nn.Parameter, factor.weight))
 
     def _sum_gradient_of(self, weight: nn.Parameter) -> None:
-        known = self._hooked.get(id(weight))
-        if not weight.requires_grad or (known is not None and known() is weight):
-            return
-        weight.register_hook(self.ranks.add_up_at_leader)
-        self._hooked[id(weight)] = weakref.ref(weight)
+        if weight.requires_grad and self._hooked.get(id(weight)) is not weight:
+            weight.register_hook(self.ranks.add_up_at_leader)
+            self._hooked[id(weight)] = weight
 
 
 def load_parallel_trunk(
