@@ -12,13 +12,15 @@ from cutlayer.client.federation_link import FederationLink
 from cutlayer.client.handing_in import Credentials
 from cutlayer.client.link import Connect, Link, OwnModel
 from cutlayer.client.member import Learner, Member, steps_per_round
-from cutlayer.client.membership import Membership, join, joined_states
+from cutlayer.client.membership import Adapters, Membership, join, joined_states
 from cutlayer.client.run_state import RunState
 from cutlayer.client.schedule import batch_plan
 from cutlayer.client.settings import ClientSettings
 from cutlayer.client.train import TrainingData
 from cutlayer.data.load import Dataset
+from cutlayer.errors import SpecMismatch
 from cutlayer.federation.secure.hidden import GroupKey
+from cutlayer.identity.signing import CertificateVerifier, KitSigner
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.agreement import hash_leaves
 from cutlayer.privacy.boundary import UpdateGate
@@ -77,10 +79,15 @@ def make_member(
     mine, train = settings.federation, settings.train
     assert mine is not None
     assert train is not None
-    parts = learner.parts
-    joined = join(calls, mine.name, about, joined_states(parts.adapter_states()))
+    states = joined_states(learner.parts.adapter_states())
+    adapters = Adapters(
+        layout={key: list(x.shape) for key, x in sorted(states.items())},
+        update_keys=tuple(learner.parts.update_keys()),
+    )
+    joined = join(calls, mine.name, about, adapters)
     key = None if mine.group_key_file is None else GroupKey.read(mine.group_key_file)
-    membership = Membership(mine, joined, state, key, parts.update_keys())
+    membership = Membership(mine, joined, state, key, adapters)
+    _check_adapter(settings.adapter, membership.policy.round_adapter())
     num_steps = membership.policy.rounds * steps_per_round(membership.policy)
     data = TrainingData(
         train=rows.train,
@@ -93,8 +100,6 @@ def make_member(
 
 
 def _credentials(settings: ClientSettings, name: str, key: GroupKey | None) -> Credentials:
-    from cutlayer.identity.signing import CertificateVerifier, KitSigner
-
     tls = settings.connection.tls
     return Credentials(
         name=name,
@@ -102,6 +107,16 @@ def _credentials(settings: ClientSettings, name: str, key: GroupKey | None) -> C
         verifier=None if tls is None else CertificateVerifier(tls.authority),
         group_key=key,
     )
+
+
+def _check_adapter(mine: AdapterSettings, wanted: AdapterSettings) -> None:
+    """Refuse before the first round what the trunk would refuse in it."""
+    own, theirs = _adapter_entries(mine), _adapter_entries(wanted)
+    wrong = [
+        f"adapter.{key}={theirs[key]} (here {own[key]})" for key in own if own[key] != theirs[key]
+    ]
+    if wrong:
+        raise SpecMismatch(f"the federation trains with {', '.join(wrong)}; set the same")
 
 
 def _adapter_entries(adapter: AdapterSettings) -> dict[str, str]:

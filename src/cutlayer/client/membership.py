@@ -4,7 +4,7 @@ It does not train. The chain of rounds is checked here: a coordinator that was r
 older backup, or a round that does not follow from the one before, is found out.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +21,10 @@ from cutlayer.federation.secure.ring import dequantise
 from cutlayer.federation.settings import FederationPolicy
 from cutlayer.federation.state import unflatten
 from cutlayer.federation.strategy import get_strategy
-from cutlayer.model.adapters import AdapterState
+from cutlayer.model.adapters import AdapterState, initial_state
 from cutlayer.wire.federation_messages import EnterRound, Join, Joined, Round
 
-__all__ = ["Membership", "Standing", "join", "joined_states"]
+__all__ = ["Adapters", "Membership", "Standing", "join", "joined_states"]
 
 _NOTE = "federation.json"
 
@@ -37,6 +37,16 @@ class Standing:
     adapters: AdapterState
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """What the adapters of head and tail consist of."""
+
+    layout: dict[str, list[int]]
+    """Key and shape of every tensor."""
+    update_keys: tuple[str, ...]
+    """Those that train: an update has these."""
+
+
 class Membership:
     """One member of one federation."""
 
@@ -46,7 +56,7 @@ class Membership:
         joined: Joined,
         state: RunState,
         group_key: GroupKey | None,
-        update_keys: Iterable[str],
+        adapters: Adapters,
     ) -> None:
         """Compare what is known of the federation with where it stands.
 
@@ -55,7 +65,7 @@ class Membership:
             joined: the coordinator's answer to JOIN.
             state: the run's folder.
             group_key: the members' common key, where there is one.
-            update_keys: tensors that an update consists of.
+            adapters: of head and tail.
 
         Raises:
             ConfigError: the run folder belongs to another federation, or the group key is missing.
@@ -64,7 +74,8 @@ class Membership:
         self.name = joined.member
         self.policy = _policy(joined)
         self._settings, self._state, self._group_key = settings, state, group_key
-        self._update_keys = tuple(update_keys)
+        self._update_keys = adapters.update_keys
+        self._first = initial_state(adapters.layout, self.policy.adapter.seed)
         if self.policy.secure.hides_aggregate and group_key is None:
             raise ConfigError(
                 f"federation {self.policy.name} hides its aggregate from the server; set "
@@ -90,8 +101,10 @@ class Membership:
         )
         begun, tensors = calls.enter_round(call)
         self._check_chain(begun, tensors)
-        if "sum" not in tensors:
+        if not self.policy.secure.hides_aggregate:
             return Standing(begun=begun, adapters=tensors)
+        if "sum" not in tensors:
+            return Standing(begun=begun, adapters=self._first)
         return Standing(begun=begun, adapters=self._unsealed(begun, tensors["sum"]))
 
     def keep(self, begun: Round) -> None:
@@ -157,7 +170,7 @@ class Membership:
 
 
 def join(
-    calls: FederationLink, name: str, fingerprint: Mapping[str, str], state: AdapterState
+    calls: FederationLink, name: str, fingerprint: Mapping[str, str], adapters: Adapters
 ) -> Joined:
     """Become a member of the federation called `name`.
 
@@ -165,19 +178,13 @@ def join(
         calls: to its coordinator.
         name: as the coordinator calls it.
         fingerprint: what all members must have in common.
-        state: adapters of head and tail, for their keys and shapes.
+        adapters: of head and tail.
 
     Raises:
         ConfigError: the coordinator has no such federation, or this member does not fit it.
         PermissionRefused: it does not admit this member.
     """
-    return calls.join(
-        Join(
-            federation=name,
-            fingerprint=dict(fingerprint),
-            layout={key: list(x.shape) for key, x in sorted(state.items())},
-        )
-    )
+    return calls.join(Join(federation=name, fingerprint=dict(fingerprint), layout=adapters.layout))
 
 
 def joined_states(states: Mapping[str, Mapping[str, Tensor]]) -> AdapterState:

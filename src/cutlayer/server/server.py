@@ -6,7 +6,6 @@ It does not parse frames (`connection`) nor compute (`host`, on the runner's thr
 import secrets
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +19,7 @@ from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut, Part, Trunk
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ClientConnection, ServedModel, ServerDesk
+from cutlayer.server.federation import FederationService
 from cutlayer.server.health import HealthServer
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.local_pool import LocalPool
@@ -36,9 +36,6 @@ from cutlayer.wire.channel import Connection, Peer
 from cutlayer.wire.grpc_listener import GrpcListener
 from cutlayer.wire.replica_messages import Stats
 from cutlayer.wire.spec import Spec
-
-if TYPE_CHECKING:
-    from cutlayer.server.federation import FederationService
 
 __all__ = ["TrunkServer"]
 
@@ -156,11 +153,9 @@ class TrunkServer:
 
     def _coordinate(
         self, settings: ServerSettings, folder: Path, vault: Vault
-    ) -> "FederationService | None":
+    ) -> FederationService | None:
         if settings.federation is None:
             return None
-        from cutlayer.server.federation import FederationService
-
         pool = LocalPool(self._host, self._runner)
         return FederationService(settings.federation, folder, vault, pool)
 
