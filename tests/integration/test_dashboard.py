@@ -9,10 +9,13 @@ import pytest
 
 from cutlayer.dashboard.auth import read_token
 from cutlayer.dashboard.serve import Dashboard, start_dashboard
+from cutlayer.dashboard.server_view import OneServerView
 from cutlayer.dashboard.view import MemberStatus
 from cutlayer.server.http_settings import HttpSettings
 from tests.integration.browser import Browser, browsing
+from tests.unit.dashboard.server_world import StandInFederation, StandInServer
 from tests.unit.dashboard.stand_in import HOSTILE, StandInView, snapshot, without_federation
+from tests.unit.dashboard.store_world import finish_round, new_store
 
 pytestmark = pytest.mark.system
 
@@ -82,8 +85,10 @@ def test_the_token_opens_the_page_and_the_rows_are_there(
     assert rounds[3][8] == "tweets"
     assert len(_rows(browser, "runs")) == 4
     assert [row[1] for row in _rows(browser, "replicas")] == ["alive", "restarting"]
-    assert _text(browser, "phase") == "Round 7 of 20, attempt 2: training and sending updates"
-    assert _text(browser, "waits") == "Waiting for amazon, tweets"
+    assert (
+        _text(browser, "phase") == "Round 7 of 20, attempt 2: members train and send their updates"
+    )
+    assert _text(browser, "waits") == "Waiting for amazon"
     assert "secure aggregation on" in str(_text(browser, "rules"))
 
 
@@ -219,3 +224,25 @@ def test_a_young_and_an_old_federation_fit_the_page(
     assert len(_rows(browser, "rounds")) == num_rounds
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")
     assert "NaN" not in str(browser.run("document.body.outerHTML"))
+
+
+def test_a_real_store_fills_the_page_while_rounds_are_written(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with new_store(tmp_path / "store", num_rounds=4) as store:
+        view = OneServerView(StandInServer(), StandInFederation(store))
+        served = start_dashboard(view, HttpSettings(address="127.0.0.1:0"), tmp_path)
+        try:
+            _sign_in(browser, served)
+            assert _text(browser, "phase") == "Round 5 of 10: members train and send their updates"
+            assert [row[:4] for row in _rows(browser, "members")] == [
+                ["amazon", "waiting", "4", "0"],
+                ["movies", "training", "4", "0"],
+                ["nyt", "left", "4", "0"],
+                ["tweets", "straggler", "2", "2"],
+            ]
+            finish_round(store, 5)
+            browser.wait_for("document.querySelectorAll('#rounds tbody tr').length === 5")
+            assert _rows(browser, "published")[0] == ["amazon", "loss", "5", "0.4"]
+        finally:
+            served.stop()

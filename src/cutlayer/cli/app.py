@@ -13,6 +13,7 @@ from cutlayer.cli import (
     generate,
     provision,
     purge,
+    runs,
     serve,
     status,
     train,
@@ -31,6 +32,7 @@ app.command("demo")(demo.demo)
 app.add_typer(provision.app, name="provision")
 app.command("serve")(serve.serve)
 app.command("status")(status.status)
+app.add_typer(runs.app, name="runs")
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("chat")(generate.chat)

@@ -75,7 +75,7 @@ def _print_federation(federation: "FederationView", now_s: float, out: Output) -
     name = printable(federation.name)
     out.say(f"federation   {name}: {printable(federation.strategy)}, {_aggregation(federation)}")
     out.say(f"round        {_where(federation)}")
-    if federation.waits_for and not federation.is_finished:
+    if federation.waits_for:
         out.say(f"waiting for  {joined_names(federation.waits_for)}")
     print_members(federation.members, now_s, out)
     if federation.rounds:
@@ -108,6 +108,8 @@ def _aggregation(federation: "FederationView") -> str:
 def _where(federation: "FederationView") -> str:
     if federation.is_finished:
         return f"finished after {federation.num_rounds}"
+    if federation.stopped:
+        return f"stopped after {federation.round}: {printable(federation.stopped)}"
     attempt = f", attempt {federation.attempt}" if federation.attempt > 1 else ""
     phase = printable(federation.phase)
     return f"{federation.round} of {federation.num_rounds}{attempt}: {phase}"

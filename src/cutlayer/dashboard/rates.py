@@ -30,7 +30,12 @@ class RateMeter:
         if seconds <= 0:
             return Rates()
         return Rates(
-            tokens_per_s=(new.tokens - old.tokens) / seconds,
-            bytes_up_per_s=(new.bytes_up - old.bytes_up) / seconds,
-            bytes_down_per_s=(new.bytes_down - old.bytes_down) / seconds,
+            tokens_per_s=_rise(old.tokens, new.tokens) / seconds,
+            bytes_up_per_s=_rise(old.bytes_up, new.bytes_up) / seconds,
+            bytes_down_per_s=_rise(old.bytes_down, new.bytes_down) / seconds,
         )
+
+
+def _rise(old: float, new: float) -> float:
+    """A replica that is started anew counts from zero again: no throughput is below zero."""
+    return max(0.0, new - old)

@@ -107,6 +107,8 @@ class FederationView:
     waits_for: tuple[str, ...] = ()
     """Members whose answer is missing."""
     is_finished: bool = False
+    stopped: str = ""
+    """Why the federation gave up; empty if it did not."""
     members: tuple[MemberView, ...] = ()
     rounds: tuple[RoundView, ...] = ()
     """Finished ones, ascending; perhaps the newest only."""

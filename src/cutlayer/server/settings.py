@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from cutlayer.federation.settings import FederationSettings
+from cutlayer.server.http_settings import HttpSettings
 from cutlayer.server.replica_settings import ReplicaSettings
 from cutlayer.server.sessions import SessionLimits
 from cutlayer.settings import Settings
@@ -126,5 +127,7 @@ class ServerSettings(Settings):
     """Revocation list from the federation's owner; replaced at any time, also while serving."""
     health_port: int | None = Field(default=None, ge=0, le=65535)
     """Loopback port of /healthz, /readyz and /metrics; None serves none, 0 picks one."""
+    http: HttpSettings | None = None
+    """The web page, and `/metrics`, for whoever has the token; absent serves none."""
     drain_s: float = 30.0
     """After SIGTERM, calls in flight get this long."""

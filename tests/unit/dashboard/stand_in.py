@@ -89,8 +89,8 @@ def _federation(names: tuple[str, ...], num_rounds: int) -> FederationView:
         num_rounds=20,
         round=num_rounds + 1,
         attempt=2,
-        phase="training and sending updates",
-        waits_for=(names[0], names[3]),
+        phase="members train and send their updates",
+        waits_for=(names[0],),
         members=_members(names, num_rounds),
         rounds=tuple(_round(number, names) for number in range(1, num_rounds + 1)),
         published=tuple(

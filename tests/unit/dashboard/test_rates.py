@@ -27,3 +27,10 @@ def test_one_look_or_none_is_no_rate() -> None:
     assert meter.rates() == Rates()
     meter.add(3, Totals(tokens=20))
     assert meter.rates() == Rates()
+
+
+def test_a_replica_that_counts_from_zero_again_makes_no_negative_rate() -> None:
+    meter = RateMeter()
+    meter.add(0, Totals(tokens=900))
+    meter.add(1, Totals(tokens=10))
+    assert meter.rates().tokens_per_s == 0

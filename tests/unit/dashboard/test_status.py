@@ -49,8 +49,8 @@ def test_one_screen_shows_what_the_page_shows(
     shown = capsys.readouterr().out
     for text in (
         "reviews: fedavg, secure aggregation on",
-        "7 of 20, attempt 2: training and sending updates",
-        "waiting for  amazon, tweets",
+        "7 of 20, attempt 2: members train and send their updates",
+        "waiting for  amazon",
         "straggler",
         "3 of 4",
         "1,234,567 in all",

@@ -26,6 +26,7 @@ function draw({ server, rates }) {
   const federation = server.federation;
   document.title = federation ? `${federation.name} · cutlayer` : "cutlayer";
   setText(byId("title"), federation ? federation.name : "Trunk server");
+  byId("phase").classList.toggle("bad", Boolean(federation?.stopped));
   badge(byId("ready"), server.is_ready ? "ready" : "not ready", server.is_ready ? "good" : "bad");
   drawNumbers(server, rates);
   drawFederation(federation);
@@ -73,15 +74,15 @@ function drawFederation(federation) {
   const aggregation = federation.hides_aggregate ? "secure aggregation, sum hidden from the server"
     : federation.is_secure ? "secure aggregation on" : "secure aggregation OFF: the server sees each update";
   setText(byId("rules"), `${federation.strategy} · ${aggregation}`);
-  setText(byId("phase"), federation.is_finished
-    ? `Finished after ${count(federation.num_rounds)} rounds`
+  setText(byId("phase"), federation.is_finished ? `Finished after ${count(federation.num_rounds)} rounds`
+    : federation.stopped ? `Stopped after round ${count(federation.round)}: ${federation.stopped}`
     : `Round ${count(federation.round)} of ${count(federation.num_rounds)}${federation.attempt > 1 ? `, attempt ${federation.attempt}` : ""}: ${federation.phase}`);
-  const done = federation.is_finished ? federation.num_rounds : Math.max(0, federation.round - 1);
+  const done = federation.is_finished || federation.stopped ? federation.round : Math.max(0, federation.round - 1);
   const bar = byId("bar");
   bar.setAttribute("aria-valuemax", federation.num_rounds);
   bar.setAttribute("aria-valuenow", done);
   bar.firstElementChild.style.width = `${(100 * done) / federation.num_rounds}%`;
-  const waits = federation.is_finished ? [] : federation.waits_for;
+  const waits = federation.waits_for;
   byId("waits").hidden = waits.length === 0;
   setText(byId("waits"), `Waiting for ${few(waits)}`);
 }
