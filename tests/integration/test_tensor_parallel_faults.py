@@ -73,7 +73,7 @@ def check_leader(told: dict[str, object], longest_s: float) -> None:
     assert isinstance(errors, list)
     assert isinstance(waits_s, list)
     assert len(errors) == 2
-    assert "start all of them again" in errors[0]
+    assert "start all of its processes again" in errors[0]
     assert waits_s[0] < longest_s
     # The second call does not try again.
     assert waits_s[1] < 0.5

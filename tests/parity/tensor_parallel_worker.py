@@ -132,6 +132,21 @@ def several_adapters(trunk: Trunk) -> Results:
     return results
 
 
+def asked_gradients(trunk: Trunk) -> Results:
+    """Two clients' leaves in one call, differentiated as the server's engine does it."""
+    clients = [adapter_on(trunk, f"client{index}", index) for index in (1, 2)]
+    inputs = [draw(n, trunk.hidden_size, n).requires_grad_(n == 5) for n in (4, 5)]
+    names = [Segment(adapter=c.name, num_tokens=n) for c, n in zip(clients, (4, 5), strict=True)]
+    with use_segments(trunk, names):
+        y_ND = trunk(torch.cat(inputs), Rows(lengths=(4, 2, 3)))
+    leaves = [*clients[0].parameters(), *clients[1].parameters(), inputs[1]]
+    for client in clients:
+        # As when a run ends before its backward.
+        client.remove()
+    found = torch.autograd.grad(y_ND, leaves, draw(9, trunk.hidden_size, 3), allow_unused=True)
+    return {f"asked/{index}": grad for index, grad in enumerate(found) if grad is not None}
+
+
 def train_steps(trunk: Trunk) -> Results:
     """Optimizer steps with dropout as the server takes them; one forward is computed twice."""
     adapter = adapter_on(trunk, "trained", 11, dropout=0.3)
@@ -155,7 +170,7 @@ def train_steps(trunk: Trunk) -> Results:
 
 
 CASES: dict[str, tuple[Callable[[Trunk], Results], ...]] = {
-    "llama": (train_once, decode, several_adapters, train_steps),
+    "llama": (train_once, decode, several_adapters, asked_gradients, train_steps),
     "phi3": (train_once, decode, train_steps),
 }
 """What is done to a family's trunk; the others get `USUAL`."""

@@ -82,7 +82,9 @@ def test_every_gradient_of_every_adapter_was_compared(shared: dict[str, Tensor])
     assert len(grads) == 2 * 2 * 7
     frozen_a = [name for name in shared if name.startswith("llama/joint/two/base_model")]
     assert len(frozen_a) == 2 * 2
-    assert all(shared[name].abs().max() > 0 for name in (*grads, *frozen_a))
+    asked = [name for name in shared if name.startswith("llama/asked/")]
+    assert len(asked) == 2 * len(grads) + 1
+    assert all(shared[name].abs().max() > 0 for name in (*grads, *frozen_a, *asked))
 
 
 def test_a_process_holds_half_of_what_is_shared_out(

@@ -133,6 +133,18 @@ class Ranks:
         with self._talking():
             dist.barrier(group=self._meeting)
 
+    def give_up(self, reason: str) -> str:
+        """Refuse all further calls: the ranks are no longer at the same place. The full reason."""
+        if self._lost is None:
+            first_line = (reason.splitlines() or [""])[0][:300]
+            self._lost = (
+                f"tensor-parallel rank {self.rank} of {self.size}: {first_line}; start all of its "
+                "processes again"
+            )
+            for callback in self._when_lost:
+                callback(self._lost)
+        return self._lost
+
     def leave(self) -> None:
         """End this process's part; nothing is waited for."""
         if dist.is_initialized():
@@ -146,14 +158,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            reason = (str(error).splitlines() or ["no reason given"])[0][:200]
-            self._lost = (
-                f"rank {self.rank} of {self.size}: another process of this tensor-parallel trunk "
-                f"is gone or silent ({reason}); start all of them again"
-            )
-            for callback in self._when_lost:
-                callback(self._lost)
-            raise TransportError(self._lost) from error
+            lost = self.give_up(f"another process of this trunk is gone or silent ({error})")
+            raise TransportError(lost) from error
 
 
 def own_device(device: str | torch.device) -> torch.device:

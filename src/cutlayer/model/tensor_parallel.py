@@ -108,6 +108,10 @@ class ParallelTrunk(Trunk):
         self._is_running = True
         try:
             y_ND = super()._run(inputs, rows, caches)
+        except RuntimeError as error:
+            # Out of memory, perhaps: the other ranks are somewhere else in this call by now.
+            self.ranks.give_up(f"a call failed half-way ({error})")
+            raise
         finally:
             self._is_running = False
             self._entry.forget()
