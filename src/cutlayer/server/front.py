@@ -14,7 +14,8 @@ from cutlayer.model.manifest import Manifest
 from cutlayer.server.admin_keys import REPLICA_HOST, AdminKeys, make_admin_keys
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ServedModel
-from cutlayer.server.front_connection import FederationCalls, FrontConnection, FrontDesk
+from cutlayer.server.federation import FederationService
+from cutlayer.server.front_connection import FrontConnection, FrontDesk
 from cutlayer.server.front_metrics import render_replicas
 from cutlayer.server.health import HealthServer
 from cutlayer.server.launchers import Launcher, LocalProcesses
@@ -25,6 +26,7 @@ from cutlayer.server.replica_settings import ReplicaEngine
 from cutlayer.server.settings import ServerSettings
 from cutlayer.storage.audit_log import AuditEvent, AuditLog
 from cutlayer.storage.files import private_folder
+from cutlayer.storage.vault import open_vault
 from cutlayer.wire.channel import Channel, Connection, Peer
 from cutlayer.wire.endpoints import ConnectionSettings
 from cutlayer.wire.grpc_channel import GrpcChannel
@@ -43,15 +45,12 @@ class TrunkFront:
     def __init__(
         self,
         settings: ServerSettings,
-        federation: Callable[[ReplicaPool], FederationCalls] | None = None,
         launcher: Callable[[ServerSettings, AdminKeys], Launcher] | None = None,
     ) -> None:
         """Open the state folder; nothing runs yet.
 
         Args:
             settings: an ordinary server's, with `replicas.count` above 0.
-            federation: makes the coordinator's service when the replicas are up, given the trunk
-                that it is to use; closed before them.
             launcher: starts replicas; None takes the engine that the settings name.
 
         Raises:
@@ -68,8 +67,7 @@ class TrunkFront:
         make = launcher or make_launcher
         self._group = ReplicaGroup(make(settings, keys), settings.replicas, _connect_by(keys))
         self.pool = ReplicaPool(self._group)
-        self._make_federation = federation
-        self._federation: FederationCalls | None = None
+        self.federation: FederationService | None = None
         self._desk: FrontDesk | None = None
         self._listener: GrpcListener | None = None
         self._health: HealthServer | None = None
@@ -120,12 +118,12 @@ class TrunkFront:
             is_allowed=lambda peer: admission.is_allowed(peer.serial),
         )
         welcome = self._group.start()
-        if self._make_federation is not None:
-            self._federation = self._make_federation(self.pool)
+        # It asks a replica for the adapter's layout.
+        self.federation = self._coordinate()
         self._desk = FrontDesk(
             model=_served(welcome, settings.model.digest),
             place=self._place,
-            federation=self._federation,
+            federation=self.federation,
             quota=DailyQuota(settings.limits.max_client_bytes_per_day),
             audit=self._audit,
         )
@@ -139,8 +137,8 @@ class TrunkFront:
         drain_s = self._settings.drain_s if grace_s is None else grace_s
         if self._listener is not None:
             self._listener.stop(drain_s)
-        if self._federation is not None:
-            self._federation.close()
+        if self.federation is not None:
+            self.federation.close()
         self._group.stop(drain_s + _STOP_S if drain_s else 0.0)
         if self._health is not None:
             self._health.stop()
@@ -150,6 +148,13 @@ class TrunkFront:
     def metrics(self) -> bytes:
         """Prometheus text."""
         return render_replicas(self.replicas())
+
+    def _coordinate(self) -> FederationService | None:
+        settings = self._settings
+        if settings.federation is None:
+            return None
+        vault = open_vault(settings.state.key_file)
+        return FederationService(settings.federation, settings.state.folder, vault, self.pool)
 
     def _place(self, client: str) -> str:
         address = self._group.place(client).address

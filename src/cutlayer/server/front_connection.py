@@ -6,13 +6,12 @@ It does not compute, nor hold runs or sessions: those are on the replica that it
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from cutlayer.errors import PermissionRefused, ProtocolError
-from cutlayer.identity.certificates import Role
+from cutlayer.errors import ProtocolError
 from cutlayer.model.agreement import agree
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ServedModel
+from cutlayer.server.federation_calls import FEDERATION_KINDS, FederationCalls, start_call
 from cutlayer.server.quota import DailyQuota
 from cutlayer.storage.audit_log import AuditEvent
 from cutlayer.wire.channel import Peer
@@ -21,22 +20,7 @@ from cutlayer.wire.frame import Frame
 from cutlayer.wire.messages import Hello, Kind, Welcome
 from cutlayer.wire.spec import Spec, compare
 
-__all__ = ["FederationCalls", "FrontConnection", "FrontDesk"]
-
-_FEDERATION = range(Kind.JOIN, Kind.WAIT)
-
-
-class FederationCalls(Protocol):
-    """A coordinator's service, as connections use it."""
-
-    def submit(self, peer: Peer, frame: Frame) -> "Future[Frame]":
-        """Start a call of a federation (JOIN to PUBLISH)."""
-
-    def lost(self, peer: Peer) -> None:
-        """A connection of this peer has ended."""
-
-    def close(self) -> None:
-        """Answer no more."""
+__all__ = ["FrontConnection", "FrontDesk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +41,8 @@ class FrontConnection:
     def __init__(self, peer: Peer, desk: FrontDesk) -> None:
         self._peer = peer
         self._desk = desk
-        self._is_greeted = False
+        self._is_greeted = self._is_member = False
+        self._calls: set[Future[Frame]] = set()
 
     def submit(self, frame: Frame) -> "Future[Frame]":
         """Start answering a frame.
@@ -71,16 +56,23 @@ class FrontConnection:
             return self._welcome(frame.header)
         if not self._is_greeted:
             raise ProtocolError(f"{frame.kind.name} before HELLO; the handshake comes first")
-        if frame.kind not in _FEDERATION:
+        if frame.kind not in FEDERATION_KINDS:
             raise ProtocolError(
                 f"{frame.kind.name} is a replica's: this server computes nothing by itself, "
                 "connect to the place that WELCOME names"
             )
-        return self._federation_call(frame)
+        desk = self._desk
+        self._is_member = True
+        call = start_call(desk.federation, self._peer, frame, desk.quota, desk.audit)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return call
 
     def close(self) -> None:
         """The stream ended. The client's place stays: it may come back."""
-        if self._desk.federation is not None and self._is_greeted:
+        for call in list(self._calls):
+            call.cancel()
+        if self._desk.federation is not None and self._is_member:
             self._desk.federation.lost(self._peer)
         self._desk.audit.record(AuditEvent.DISCONNECTED, self._peer)
 
@@ -106,18 +98,3 @@ class FrontConnection:
         future: Future[Frame] = Future()
         future.set_result(Frame(Kind.WELCOME, welcome))
         return future
-
-    def _federation_call(self, frame: Frame) -> "Future[Frame]":
-        if self._desk.federation is None:
-            raise ProtocolError(f"{frame.kind.name}: this server coordinates no federation")
-        if Role.TRAIN not in self._peer.roles:
-            self._desk.audit.record(
-                AuditEvent.REFUSED, self._peer, error=PermissionRefused.__name__
-            )
-            raise PermissionRefused(
-                f"certificate of {self._peer.name} has roles {sorted(self._peer.roles)}, not "
-                f"{Role.TRAIN}; ask the federation's owner for a certificate with it"
-            )
-        num_bytes = sum(packed.num_bytes for packed in frame.tensors.values())
-        self._desk.quota.charge(self._peer.name, num_bytes)
-        return self._desk.federation.submit(self._peer, frame)

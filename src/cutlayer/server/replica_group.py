@@ -136,7 +136,6 @@ class ReplicaGroup:
                 continue
             if _answers(life):
                 return Placed(address=life.launched.address, link=life.link)
-            life.launched.kill()
             self._bury(slot, life)
         raise TransportError("no replica of this server is up; try again soon")
 
@@ -200,13 +199,15 @@ class ReplicaGroup:
             if self._is_closing.is_set() or life.launched.wait(_CHECK_S):
                 return
             _log.warning("replica %d does not answer and is killed: %s", slot.index, error)
-            life.launched.kill()
+            self._bury(slot, life)
             return
         with self._lock:
             slot.stats = stats
             self._placement.note_tokens(slot.index, stats.num_tokens, self._clock())
 
     def _bury(self, slot: _Slot, life: _Life) -> None:
+        # Also one that seems dead: it must save nothing once its clients are elsewhere.
+        life.launched.kill()
         with self._lock:
             if slot.life is not life or self._is_closing.is_set():
                 return

@@ -159,7 +159,8 @@ def _same_start(
     states: Mapping[str, AdapterState],
 ) -> list[list[str]]:
     """Members that one frame can serve: on one replica, and from the very same state."""
-    groups: dict[tuple[int, int], list[str]] = {}
+    groups: dict[tuple[int, ...], list[str]] = {}
     for member in members:
-        groups.setdefault((id(links[member]), id(states[member])), []).append(member)
+        same = (id(links[member]), *(id(tensor) for tensor in states[member].values()))
+        groups.setdefault(same, []).append(member)
     return list(groups.values())

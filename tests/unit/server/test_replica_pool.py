@@ -154,7 +154,7 @@ def test_each_member_is_told_and_asked_where_it_is(fleet: Fleet) -> None:
 def test_members_with_the_same_start_share_one_frame_per_replica(fleet: Fleet) -> None:
     fleet.where = {"a": 0, "b": 1, "c": 1}
     common = state(1.0)
-    ReplicaPool(fleet).begin_round(RUN, LORA, dict.fromkeys("abc", common))
+    ReplicaPool(fleet).begin_round(RUN, LORA, {name: dict(common) for name in "abc"})
     assert [host.num_begins for host in fleet.hosts] == [1, 1]
     assert torch.equal(fleet.hosts[1].rounds[RUN]["c"][KEY], common[KEY])
 
