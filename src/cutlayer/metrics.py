@@ -69,6 +69,14 @@ class ServerMetrics:
         self.seconds = Histogram(
             "cutlayer_call_seconds", "Seconds from arrival to answer", ["kind"], registry=registry
         )
+        self.batch_clients = Histogram(
+            "cutlayer_batch_clients", "Clients of one call of the trunk",
+            buckets=[1, 2, 4, 8, 16, 32, 64], registry=registry,
+        )  # fmt: skip
+        self.batch_tokens = Histogram(
+            "cutlayer_batch_tokens", "Tokens of one call of the trunk",
+            buckets=[4**power for power in range(10)], registry=registry,
+        )  # fmt: skip
         self.connections = Gauge("cutlayer_connections", "Open connections", registry=registry)
         self.runs = Gauge("cutlayer_runs", "Training runs in memory", registry=registry)
         self.sessions = Gauge("cutlayer_sessions", "Generation sessions", registry=registry)
@@ -79,6 +87,11 @@ class ServerMetrics:
             "cutlayer_graph_bytes", "Activations waiting for their BACKWARD", registry=registry
         )
         self.federation = FederationMetrics(registry)
+
+    def observe_batch(self, num_clients: int, num_tokens: int) -> None:
+        """Count one call of the trunk."""
+        self.batch_clients.observe(num_clients)
+        self.batch_tokens.observe(num_tokens)
 
     def totals(self) -> Totals:
         """What went through since the start."""

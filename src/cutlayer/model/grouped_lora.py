@@ -15,10 +15,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from cutlayer.errors import ModelError
+from cutlayer.model.families import rotates_by_batch
+from cutlayer.model.partition import PartModule
 
-__all__ = ["Segment", "Slots"]
+__all__ = ["Segment", "Slots", "can_share_calls"]
+
+_RANDOM = ("drop", "jitter", "noise")
+"""What configs call parts of a base model that draw random numbers in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +135,25 @@ class _SegmentedCall:
         # As torch's dropout on the CPU computes it, but from a generator of the segment's own.
         kept = torch.empty_like(x).bernoulli_(1 - share, generator=self._generators[index])
         return x * kept.div_(1 - share)
+
+
+def can_share_calls(part: PartModule) -> bool:
+    """Whether rows of several clients may go through one call of this part.
+
+    False where a row's numbers in training would depend on the others: a base model with dropout
+    or router noise of its own, rotary embeddings that change with the longest row of a call, and
+    linear layers that see a choice of the tokens (experts kept as modules).
+    """
+    config = part.config.to_dict()
+    is_random = any(
+        isinstance(value, float) and value > 0 and any(word in key for word in _RANDOM)
+        for key, value in config.items()
+    )
+    chooses = any(
+        isinstance(module, (nn.Linear, Conv1D)) and "experts" in name.split(".")
+        for name, module in part.base.named_modules()
+    )
+    return not is_random and not chooses and rotates_by_batch(part.config) is None
 
 
 def _merged(segments: Sequence[Segment]) -> list[Segment]:

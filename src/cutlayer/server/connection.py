@@ -17,6 +17,7 @@ from cutlayer.metrics import ServerMetrics
 from cutlayer.model.agreement import agree
 from cutlayer.model.manifest import Manifest
 from cutlayer.server.audit import Audit
+from cutlayer.server.batches import JointWork, TrunkCall, TrunkResult, work_kind
 from cutlayer.server.federation_calls import FEDERATION_KINDS, FederationCalls, start_call
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.quota import DailyQuota
@@ -88,7 +89,10 @@ class _Rule:
     role: str
     tensor: str | None
     """Name of the tensor that must come along."""
-    answer: "Callable[[ClientConnection, Frame, Tensor | None], Reply]"
+    answer: "Callable[[ClientConnection, Frame], Reply] | None"
+    """Bookkeeping, which runs alone; or"""
+    join: "Callable[[Frame, TrunkResult], Reply] | None" = None
+    """what to answer with the result of a call that may be shared."""
 
 
 class ClientConnection:
@@ -110,6 +114,7 @@ class ClientConnection:
         self._is_member = False
         self._futures: set[Future[Frame]] = set()
         self._spec: Spec | None = None
+        self._runner.arrive(peer.name)
 
     def submit(self, frame: Frame) -> "Future[Frame]":
         """Start answering a frame; the future fails with one of our errors.
@@ -133,13 +138,14 @@ class ClientConnection:
         num_tokens = self._checked_tokens(frame, rule.tensor)
         self._quota.charge(self._peer.name, sum(p.num_bytes for p in frame.tensors.values()))
         self._metrics.tokens.labels(frame.kind.name).inc(num_tokens)
-        future = self._runner.submit(self._peer.name, num_tokens, lambda: self._answer(rule, frame))
+        future = self._runner.submit(self._peer.name, num_tokens, self._work(rule, frame))
         return self._kept(frame.kind, future)
 
     def close(self) -> None:
         """The stream ended. Runs and sessions outlive it: the client may come back."""
         for future in list(self._futures):
             future.cancel()
+        self._runner.leave(self._peer.name)
         if self._is_member and self._federation is not None:
             self._federation.lost(self._peer)
         self._audit.record(AuditEvent.DISCONNECTED, self._peer)
@@ -160,12 +166,29 @@ class ClientConnection:
         self._metrics.calls.labels(kind.name, outcome).inc()
         self._metrics.seconds.labels(kind.name).observe(time.monotonic() - arrived_s)
 
-    def _answer(self, rule: _Rule, frame: Frame) -> Frame:
-        # Decoded here, one call at a time: waiting calls keep their wire size.
-        tensor = None
-        if rule.tensor is not None:
-            tensor = decode(frame.tensors[rule.tensor]).to(torch.float32)
-        kind, header, tensors = rule.answer(self, frame, tensor)
+    def _work(self, rule: _Rule, frame: Frame) -> Callable[[], Frame] | JointWork[Frame]:
+        """What the runner's thread is to do; only a joint answer may share a call of the trunk."""
+        answer, join = rule.answer, rule.join
+        if join is None:
+            assert answer is not None
+            return lambda: self._packed(*answer(self, frame))
+        return JointWork(
+            kind=work_kind(frame.header),
+            prepare=lambda: self._trunk_call(rule, frame),
+            compute=self._host.run_together,
+            finish=lambda result: self._packed(*join(frame, result)),
+            joint=lambda: self._host.joint_of(self._peer.name, frame.header),
+        )
+
+    def _trunk_call(self, rule: _Rule, frame: Frame) -> TrunkCall:
+        header = frame.header
+        assert rule.tensor is not None
+        assert isinstance(header, Forward | Backward | Decode)
+        # Decoded here, on the runner's thread: waiting calls keep their wire size.
+        tensor = decode(frame.tensors[rule.tensor]).to(torch.float32)
+        return TrunkCall(owner=self._peer.name, header=header, tensor=tensor)
+
+    def _packed(self, kind: Kind, header: Header, tensors: Mapping[str, Tensor]) -> Frame:
         assert self._spec is not None
         # An adapter is no activation: it travels as it is.
         codec = get_codec("raw" if kind is Kind.TRUNK_ADAPTER else self._spec.codec_down)
@@ -214,65 +237,66 @@ class ClientConnection:
                 f"not {role}; ask the federation's owner for a certificate with it"
             )
 
-    def _open_run(self, frame: Frame, _: Tensor | None) -> Reply:
+    def _open_run(self, frame: Frame) -> Reply:
         call = _header(frame, OpenRun)
         step = self._host.open_run(self._peer.name, call)
         self._audit.record(AuditEvent.RUN_OPENED, self._peer, run=call.run_id, step=step)
         return Kind.RUN_OPENED, RunOpened(step=step), {}
 
-    def _forward(self, frame: Frame, h_ND: Tensor | None) -> Reply:
-        call = _header(frame, Forward)
-        assert h_ND is not None
-        y_ND = self._host.forward(self._peer.name, call, h_ND)
-        return Kind.FORWARD_DONE, ForwardDone(step=call.step, micro=call.micro), {"y": y_ND}
-
-    def _backward(self, frame: Frame, grad_ND: Tensor | None) -> Reply:
-        call = _header(frame, Backward)
-        assert grad_ND is not None
-        grad_in_ND, sq_norm = self._host.backward(self._peer.name, call, grad_ND)
-        header = BackwardDone(step=call.step, micro=call.micro, trunk_sq_norm=sq_norm)
-        return Kind.BACKWARD_DONE, header, {} if grad_in_ND is None else {"grad": grad_in_ND}
-
-    def _commit(self, frame: Frame, _: Tensor | None) -> Reply:
+    def _commit(self, frame: Frame) -> Reply:
         call = _header(frame, Commit)
         step = self._host.commit(self._peer.name, call)
         if call.save:
             self._audit.record(AuditEvent.RUN_SAVED, self._peer, run=call.run_id, step=step)
         return Kind.COMMITTED, Committed(step=step), {}
 
-    def _pull_adapter(self, frame: Frame, _: Tensor | None) -> Reply:
+    def _pull_adapter(self, frame: Frame) -> Reply:
         call = _header(frame, PullAdapter)
         state = self._host.pull_adapter(self._peer.name, call.run_id, call.step)
         self._audit.record(AuditEvent.ADAPTER_PULLED, self._peer, run=call.run_id, step=call.step)
         return Kind.TRUNK_ADAPTER, TrunkAdapter(step=call.step), state
 
-    def _open_session(self, frame: Frame, _: Tensor | None) -> Reply:
+    def _open_session(self, frame: Frame) -> Reply:
         call = _header(frame, OpenSession)
         session = self._host.open_session(self._peer.name, call)
         self._audit.record(AuditEvent.SESSION_OPENED, self._peer, run=call.run_id, step=call.step)
         header = SessionOpened(session_id=session.session_id, ttl_s=self._host.session_ttl_s)
         return Kind.SESSION_OPENED, header, {}
 
-    def _decode(self, frame: Frame, h_ND: Tensor | None) -> Reply:
-        assert h_ND is not None
-        y_ND = self._host.decode(self._peer.name, _header(frame, Decode), h_ND)
-        return Kind.DECODED, Decoded(), {"y": y_ND}
-
-    def _close_session(self, frame: Frame, _: Tensor | None) -> Reply:
+    def _close_session(self, frame: Frame) -> Reply:
         call = _header(frame, CloseSession)
         freed = self._host.close_session(self._peer.name, call.session_id)
         self._audit.record(AuditEvent.SESSION_CLOSED, self._peer)
         return Kind.CLOSED, SessionClosed(bytes_freed=freed), {}
 
 
+def _forwarded(frame: Frame, result: TrunkResult) -> Reply:
+    call = _header(frame, Forward)
+    return Kind.FORWARD_DONE, ForwardDone(step=call.step, micro=call.micro), _named("y", result)
+
+
+def _went_back(frame: Frame, result: TrunkResult) -> Reply:
+    call, sq_norm = _header(frame, Backward), result.trunk_sq_norm
+    header = BackwardDone(step=call.step, micro=call.micro, trunk_sq_norm=sq_norm)
+    return Kind.BACKWARD_DONE, header, _named("grad", result)
+
+
+def _decoded(frame: Frame, result: TrunkResult) -> Reply:
+    return Kind.DECODED, Decoded(), _named("y", result)
+
+
+def _named(name: str, result: TrunkResult) -> dict[str, Tensor]:
+    return {} if result.tensor is None else {name: result.tensor}
+
+
 _RULES: Mapping[Kind, _Rule] = {
     Kind.OPEN_RUN: _Rule("train", None, ClientConnection._open_run),
-    Kind.FORWARD: _Rule("train", "h", ClientConnection._forward),
-    Kind.BACKWARD: _Rule("train", "grad", ClientConnection._backward),
+    Kind.FORWARD: _Rule("train", "h", None, _forwarded),
+    Kind.BACKWARD: _Rule("train", "grad", None, _went_back),
     Kind.COMMIT: _Rule("train", None, ClientConnection._commit),
     Kind.PULL_ADAPTER: _Rule("train", None, ClientConnection._pull_adapter),
     Kind.OPEN_SESSION: _Rule("generate", None, ClientConnection._open_session),
-    Kind.DECODE: _Rule("generate", "h", ClientConnection._decode),
+    Kind.DECODE: _Rule("generate", "h", None, _decoded),
     Kind.CLOSE_SESSION: _Rule("generate", None, ClientConnection._close_session),
 }
 

@@ -1,17 +1,23 @@
 """Autograd graphs of the trunk between FORWARD and BACKWARD, within a byte budget.
 
-A graph that does not fit is dropped and its forward recomputed at BACKWARD: the same numbers,
-because dropout is seeded per micro-batch. It does not know runs, steps or clients.
+One joint graph may hold micro-batches of several clients. What does not fit, or was used up by the
+others, is dropped, and its forward recomputed at BACKWARD: the same numbers, because dropout is
+seeded per micro-batch. It does not compute (`engine`) nor know runs, steps or scheduling.
+
+Shapes: N = tokens of a micro-batch, D = hidden size.
 """
 
-import torch
+import itertools
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from cutlayer.errors import ProtocolError
-from cutlayer.model.partition import Trunk
+from cutlayer.model.adapters import Adapter
 from cutlayer.model.rows import Rows
 
-__all__ = ["Graph", "GraphBudget"]
+__all__ = ["Graph", "GraphBudget", "JointGraph"]
+
+_numbers = itertools.count()
 
 
 class GraphBudget:
@@ -34,76 +40,75 @@ class GraphBudget:
 
 
 class Graph:
-    """One micro-batch's way through the trunk, kept or recomputed."""
+    """One micro-batch of one client, and the joint graph that holds its activations.
+
+    Attributes:
+        joint: None before the forward, and when the activations are gone.
+    """
 
     def __init__(
-        self, trunk: Trunk, h_ND: Tensor, rows: Rows, seed: int, wants_input_grad: bool
+        self, owner: str, adapter: Adapter, h_ND: Tensor, rows: Rows, seed: int, wants_grad: bool
     ) -> None:
-        self._trunk = trunk
-        self._h_ND = h_ND.detach().requires_grad_(wants_input_grad)
-        self._rows = rows
-        self._seed = seed
-        self._y_ND: Tensor | None = None
-        self._held_bytes = 0
-
-    def forward(self, budget: GraphBudget) -> Tensor:
-        """Trunk output [N, D], detached; the graph stays if the budget has room for it."""
-        y_ND, num_bytes = self._run()
-        if y_ND.requires_grad and budget.take(num_bytes):
-            self._y_ND, self._held_bytes = y_ND, num_bytes
-        return y_ND.detach()
-
-    def backward(self, grad_ND: Tensor, budget: GraphBudget) -> Tensor | None:
-        """Accumulate the adapter's gradients; the gradient of the input if it is wanted.
-
-        Raises:
-            ProtocolError: the gradient's shape is not the output's.
+        """Args:
+        owner: the client's name.
+        adapter: the weights that learn from it.
+        h_ND: released hidden states [N, D].
+        rows: their layout.
+        seed: of the dropout's places.
+        wants_grad: whether the input's gradient will be asked for.
         """
-        if grad_ND.shape != self._h_ND.shape:
-            raise ProtocolError(
-                f"gradient of shape {tuple(grad_ND.shape)} for a micro-batch of shape "
-                f"{tuple(self._h_ND.shape)}"
-            )
-        y_ND = self._run()[0] if self._y_ND is None else self._y_ND
-        if y_ND.requires_grad:
-            y_ND.backward(grad_ND.to(y_ND.dtype))
-        grad_in_ND = self._h_ND.grad
-        self.drop(budget)
-        return grad_in_ND
+        self.owner = owner
+        self.adapter = adapter
+        # Kept, because an adapter that was removed has none.
+        self.weights = adapter.parameters()
+        self.h_ND = h_ND.detach().requires_grad_(wants_grad)
+        self.rows = rows
+        self.seed = seed
+        self.joint: JointGraph | None = None
 
-    def drop(self, budget: GraphBudget) -> None:
-        """Free the activations."""
-        budget.give_back(self._held_bytes)
-        self._y_ND, self._held_bytes = None, 0
-        self._h_ND.grad = None
-
-    def _run(self) -> tuple[Tensor, int]:
-        counter = _SavedBytes()
-        torch.manual_seed(self._seed)
-        with torch.autograd.graph.saved_tensors_hooks(counter.pack, _unpack):
-            self._trunk.train()
-            try:
-                y_ND = self._trunk(self._h_ND, self._rows)
-            finally:
-                self._trunk.eval()
-        return y_ND, counter.num_bytes
+    def drop(self) -> None:
+        """Nobody will ask for this micro-batch's backward any more."""
+        if self.joint is not None:
+            self.joint.forget([self])
 
 
-class _SavedBytes:
-    """Counts the distinct storages that autograd saves, weights included only by reference."""
+class JointGraph:
+    """The activations of one trunk call, until every member was used or forgotten.
 
-    def __init__(self) -> None:
-        self.num_bytes = 0
-        self._seen: set[int] = set()
+    Attributes:
+        number: a name of its own, for the scheduler.
+        members: all micro-batches in the order of their rows.
+        waiting: those whose BACKWARD has not come.
+        y_ND: the call's output with its graph; None when dropped.
+    """
 
-    def pack(self, saved: Tensor) -> Tensor:
-        is_weight = saved.is_leaf or (saved._base is not None and saved._base.is_leaf)
-        pointer = saved.untyped_storage().data_ptr()
-        if not is_weight and pointer not in self._seen:
-            self._seen.add(pointer)
-            self.num_bytes += saved.untyped_storage().nbytes()
-        return saved
+    def __init__(
+        self, members: Sequence[Graph], y_ND: Tensor, num_bytes: int, budget: GraphBudget
+    ) -> None:
+        """Keep the activations if the budget has room; else only who was together."""
+        self.number = next(_numbers)
+        self.members = list(members)
+        self.waiting = list(members)
+        self._budget = budget
+        self._held_bytes = 0
+        self.y_ND: Tensor | None = None
+        if y_ND.requires_grad and budget.take(num_bytes):
+            self.y_ND, self._held_bytes = y_ND, num_bytes
+        for member in members:
+            member.joint = self
 
+    def forget(self, members: Sequence[Graph]) -> None:
+        """These members are done or gone; free the activations after the last."""
+        for member in members:
+            self.waiting.remove(member)
+            member.joint = None
+        if not self.waiting:
+            self._free()
 
-def _unpack(saved: Tensor) -> Tensor:
-    return saved
+    def use_up(self) -> None:
+        """Its activations served one backward; members who missed it are on their own."""
+        self.forget(list(self.waiting))
+
+    def _free(self) -> None:
+        self._budget.give_back(self._held_bytes)
+        self.y_ND, self._held_bytes = None, 0

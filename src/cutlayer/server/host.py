@@ -9,27 +9,49 @@ Shapes: N = tokens of all rows of a call, D = hidden size.
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cutlayer.errors import ProtocolError, StepExpired
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
-from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState, attach, base_only
+from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState, attach
 from cutlayer.model.kv_cache import bytes_per_token
 from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
-from cutlayer.server.graphs import GraphBudget
+from cutlayer.server.batches import (
+    FAILURES,
+    Failure,
+    Joint,
+    TrunkCall,
+    TrunkResult,
+    together,
+    work_kind,
+)
+from cutlayer.server.engine import Gradients, Inference, TrunkEngine
+from cutlayer.server.graphs import Graph, GraphBudget
 from cutlayer.server.run_table import RunTable
-from cutlayer.server.runs import load_adapter_state, saved_settings
+from cutlayer.server.runs import TrainingRun, load_adapter_state, saved_settings
+from cutlayer.server.scheduler import WorkKind
 from cutlayer.server.sessions import Session, SessionTable
 from cutlayer.server.settings import LimitSettings
 from cutlayer.settings import parse_settings
 from cutlayer.storage.vault import Vault
-from cutlayer.wire.messages import Backward, Commit, Decode, Forward, OpenRun, OpenSession
+from cutlayer.trace import Tracer
+from cutlayer.wire.messages import Backward, Commit, Decode, Forward, Header, OpenRun, OpenSession
 
 __all__ = ["TrunkHost"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A FORWARD or BACKWARD that was checked and may be computed."""
+
+    run: TrainingRun
+    graph: Graph | None
+    """None where the answer is known already."""
+    tensor: Tensor
 
 
 class TrunkHost:
@@ -42,19 +64,34 @@ class TrunkHost:
         state_folder: Path,
         vault: Vault,
         clock: Callable[[], float] = time.monotonic,
+        tracer: Tracer | None = None,
+        observe: Callable[[int, int], None] = lambda clients, tokens: None,
     ) -> None:
+        """Args:
+        trunk: without adapters so far.
+        limits: what the server lends.
+        state_folder: where runs are saved.
+        vault: seals what is saved.
+        clock: seconds, for idle times.
+        tracer: gets a span of every call of the trunk.
+        observe: told the clients and tokens of every call of the trunk.
+        """
         self._trunk = trunk
         self._limits = limits
         self._clock = clock
         self._graphs = GraphBudget(limits.max_graph_bytes)
-        self._table = RunTable(
-            trunk, limits, state_folder, vault, self._graphs, self._new_name, clock
-        )
+        self._engine = TrunkEngine(trunk, self._graphs, tracer, observe)
+        self._table = RunTable(trunk, limits, state_folder, vault, self._new_name, clock)
         self._runs = self._table.runs
         self._names = itertools.count()
         self._generation_adapters: dict[str, Adapter] = {}
         token_bytes = bytes_per_token(trunk, next(trunk.parameters()).dtype)
         self.sessions = SessionTable(limits.session_limits(), token_bytes, len(trunk.block_range))
+
+    @property
+    def can_share(self) -> bool:
+        """Whether several clients' rows may go through one call of this trunk."""
+        return self._engine.can_share
 
     @property
     def num_runs(self) -> int:
@@ -81,25 +118,44 @@ class TrunkHost:
         self._drop_unused_adapters()
         return self._table.open(owner, opened).step
 
+    def run_together(self, calls: Sequence[TrunkCall]) -> list[TrunkResult | Failure]:
+        """Calls of one kind of different clients, in one call of the trunk; each its own result.
+
+        A FORWARD gives the trunk's output, after finishing the step before if told to; a BACKWARD
+        the gradient at the lower cut and the squared norm, each where it was asked for.
+        """
+        match work_kind(calls[0].header):
+            case WorkKind.FORWARD:
+                return together(calls, self._begin_forward, self._forward, _end_forward)
+            case WorkKind.EVALUATE:
+                return together(calls, self._begin_evaluation, self._engine.infer, _end_inference)
+            case WorkKind.BACKWARD:
+                return together(calls, self._begin_backward, self._backward, _end_backward)
+        return together(calls, self._begin_decode, self._engine.infer, _end_inference)
+
     def forward(self, owner: str, call: Forward, h_ND: Tensor) -> Tensor:
-        """Trunk output [N, D] of a micro-batch, after finishing the step before if told to."""
-        run = self._table.get(owner, call.run_id)
-        rows = Rows(lengths=tuple(call.lengths))
-        self._check_hidden(h_ND, rows)
-        if call.commit is not None:
-            run.commit(call.commit)
-        if not call.is_evaluation:
-            return run.forward(call.step, call.micro, h_ND, rows)
-        if call.step != run.step:
-            raise StepExpired(f"evaluation at step {call.step}, the server is at {run.step}")
-        return run.evaluate(h_ND, rows)
+        """One client's FORWARD alone; see `run_together`."""
+        tensor = self._run_alone(owner, call, h_ND).tensor
+        assert tensor is not None
+        return tensor
 
     def backward(
         self, owner: str, call: Backward, grad_ND: Tensor
     ) -> tuple[Tensor | None, float | None]:
-        """Gradient at the lower cut and squared norm, each where it was asked for."""
-        run = self._table.get(owner, call.run_id)
-        return run.backward(call.step, call.micro, grad_ND, call.is_last)
+        """One client's BACKWARD alone; see `run_together`."""
+        result = self._run_alone(owner, call, grad_ND)
+        return result.tensor, result.trunk_sq_norm
+
+    def joint_of(self, owner: str, header: Header) -> Joint:
+        """With whom a BACKWARD may share a call."""
+        run = self._runs.get((owner, header.run_id)) if isinstance(header, Backward) else None
+        if run is None or not isinstance(header, Backward):
+            return Joint()
+        graph = run.graph_of(header.step, header.micro)
+        if graph is None or graph.joint is None:
+            return Joint()
+        owners = frozenset(member.owner for member in graph.joint.waiting)
+        return Joint(graph=graph.joint.number, owners=owners)
 
     def commit(self, owner: str, call: Commit) -> int:
         """Finish a step and save it if told to; the server's step now."""
@@ -149,24 +205,79 @@ class TrunkHost:
         return self.sessions.open(owner, call.max_lengths, name, self._clock())
 
     def decode(self, owner: str, call: Decode, h_ND: Tensor) -> Tensor:
-        """Trunk output [N, D] of new tokens of some rows of a session."""
-        session = self.sessions.get(owner, call.session_id, self._clock())
-        caches = session.rows_at(call.rows, call.lengths, call.positions)
-        rows = Rows(lengths=tuple(call.lengths), starts=tuple(call.positions))
-        self._check_hidden(h_ND, rows)
-        with torch.inference_mode():
-            y_ND: Tensor
-            if session.adapter_name is None:
-                with base_only(self._trunk):
-                    y_ND = self._trunk(h_ND, rows, caches)
-            else:
-                self._generation_adapters[session.adapter_name].activate()
-                y_ND = self._trunk(h_ND, rows, caches)
-        return y_ND
+        """One client's DECODE alone; see `run_together`."""
+        tensor = self._run_alone(owner, call, h_ND).tensor
+        assert tensor is not None
+        return tensor
 
     def close_session(self, owner: str, session_id: str) -> int:
         """Give the cache back; how many bytes."""
         return self.sessions.close(owner, session_id, self._clock())
+
+    def _run_alone(
+        self, owner: str, header: Forward | Backward | Decode, tensor: Tensor
+    ) -> TrunkResult:
+        call = TrunkCall(owner=owner, header=header, tensor=tensor)
+        (result,) = self.run_together([call])
+        if isinstance(result, TrunkResult):
+            return result
+        raise result
+
+    def _run_of(self, call: TrunkCall) -> tuple[TrainingRun, Rows]:
+        """The run of a FORWARD after the commit that it carries, and its rows."""
+        header = call.header
+        assert isinstance(header, Forward)
+        run = self._table.get(call.owner, header.run_id)
+        rows = Rows(lengths=tuple(header.lengths))
+        self._check_hidden(call.tensor, rows)
+        if header.commit is not None:
+            run.commit(header.commit)
+        return run, rows
+
+    def _begin_forward(self, call: TrunkCall) -> _Begun:
+        run, rows = self._run_of(call)
+        header = call.header
+        assert isinstance(header, Forward)
+        _check_finite(call.tensor, "hidden states")
+        graph = run.begin_forward(header.step, header.micro, call.tensor, rows)
+        return _Begun(run=run, graph=graph, tensor=call.tensor)
+
+    def _forward(self, begun: Sequence[_Begun]) -> list[Tensor | Failure]:
+        return self._engine.forward([one.graph for one in begun if one.graph is not None])
+
+    def _begin_evaluation(self, call: TrunkCall) -> Inference:
+        run, rows = self._run_of(call)
+        header = call.header
+        assert isinstance(header, Forward)
+        if header.step != run.step:
+            raise StepExpired(f"evaluation at step {header.step}, the server is at {run.step}")
+        return Inference(adapter=run.adapter_name, h_ND=call.tensor, rows=rows)
+
+    def _begin_backward(self, call: TrunkCall) -> _Begun:
+        header = call.header
+        assert isinstance(header, Backward)
+        run = self._table.get(call.owner, header.run_id)
+        graph = run.begin_backward(header.step, header.micro, call.tensor)
+        if graph is not None:
+            _check_finite(call.tensor, "gradients")
+        return _Begun(run=run, graph=graph, tensor=call.tensor)
+
+    def _backward(self, begun: Sequence[_Begun]) -> list[Gradients | Failure | None]:
+        """Gradients of each; None where they were added before."""
+        open_ones = [(one.graph, one.tensor) for one in begun if one.graph is not None]
+        found = iter(self._engine.backward(open_ones))
+        return [None if one.graph is None else next(found) for one in begun]
+
+    def _begin_decode(self, call: TrunkCall) -> Inference:
+        header = call.header
+        assert isinstance(header, Decode)
+        session = self.sessions.get(call.owner, header.session_id, self._clock())
+        caches = session.rows_at(header.rows, header.lengths, header.positions)
+        rows = Rows(lengths=tuple(header.lengths), starts=tuple(header.positions))
+        self._check_hidden(call.tensor, rows)
+        key = session.adapter_name
+        adapter = None if key is None else self._generation_adapters[key].name
+        return Inference(adapter=adapter, h_ND=call.tensor, rows=rows, caches=caches)
 
     def _check_hidden(self, h_ND: Tensor, rows: Rows) -> None:
         expected = (rows.num_tokens, self._trunk.hidden_size)
@@ -200,3 +311,38 @@ class TrunkHost:
 
     def _new_name(self) -> str:
         return f"adapter{next(self._names)}"
+
+
+def _end_forward(call: TrunkCall, begun: _Begun, found: Tensor | Failure) -> TrunkResult:
+    if isinstance(found, FAILURES):
+        raise found
+    assert isinstance(call.header, Forward)
+    assert begun.graph is not None
+    begun.run.keep(call.header.micro, begun.graph)
+    return TrunkResult(tensor=found)
+
+
+def _end_backward(call: TrunkCall, begun: _Begun, found: Gradients | Failure | None) -> TrunkResult:
+    header, run = call.header, begun.run
+    assert isinstance(header, Backward)
+    if isinstance(found, FAILURES):
+        run.forget_open_step()
+        raise found
+    if found is not None:
+        run.add(header.micro, found)
+    grad_ND, sq_norm = run.end_backward(header.step, header.micro, header.is_last)
+    return TrunkResult(tensor=grad_ND, trunk_sq_norm=sq_norm)
+
+
+def _end_inference(call: TrunkCall, begun: Inference, found: Tensor | Failure) -> TrunkResult:
+    if isinstance(found, FAILURES):
+        raise found
+    return TrunkResult(tensor=found)
+
+
+def _check_finite(tensor_ND: Tensor, name: str) -> None:
+    if not bool(tensor_ND.isfinite().all()):
+        raise ProtocolError(
+            f"the {name} that came are NaN or infinite: training diverged at the client; lower "
+            "train.lr, or use float32"
+        )

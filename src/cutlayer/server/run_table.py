@@ -11,7 +11,6 @@ from cutlayer.errors import ConfigError, PermissionRefused, StepExpired
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from cutlayer.model.adapters import AdapterSettings, AdapterState, attach, layout_of
 from cutlayer.model.partition import Trunk
-from cutlayer.server.graphs import GraphBudget
 from cutlayer.server.rounds import RoundTable
 from cutlayer.server.runs import TrainingRun, run_folder
 from cutlayer.server.settings import LimitSettings
@@ -39,7 +38,6 @@ class RunTable:
         limits: LimitSettings,
         state_folder: Path,
         vault: Vault,
-        graphs: GraphBudget,
         new_name: Callable[[], str],
         clock: Callable[[], float],
     ) -> None:
@@ -48,7 +46,6 @@ class RunTable:
         limits: what one owner gets.
         state_folder: where owners' runs are saved.
         vault: seals what is saved.
-        graphs: bytes for activations.
         new_name: gives each adapter its own name.
         clock: seconds, for idle times.
         """
@@ -58,7 +55,6 @@ class RunTable:
         self._limits = limits
         self._folder = state_folder
         self._vault = vault
-        self._graphs = graphs
         self._new_name = new_name
         self._clock = clock
         self._rounds = RoundTable(trunk, new_name)
@@ -134,9 +130,7 @@ class RunTable:
         adapter = attach(self._trunk, settings, self._new_name())
         try:
             store = self._new_store(owner, opened.run_id)
-            return TrainingRun(
-                self._trunk, adapter, opened, store, self._graphs, self._limits.max_micro_batches
-            )
+            return TrainingRun(owner, adapter, opened, store, self._limits.max_micro_batches)
         except BaseException:
             adapter.remove()
             raise
@@ -145,9 +139,7 @@ class RunTable:
         adapter, earlier = self._rounds.adapter_for(owner, opened, settings, self._clock())
         if earlier is not None:
             self._close((owner, earlier))
-        return TrainingRun(
-            self._trunk, adapter, opened, None, self._graphs, self._limits.max_micro_batches
-        )
+        return TrainingRun(owner, adapter, opened, None, self._limits.max_micro_batches)
 
     def _check_rank(self, settings: AdapterSettings) -> None:
         if settings.rank > self._limits.max_adapter_rank:

@@ -1,6 +1,7 @@
 """One training run at the trunk server: the owner's trunk adapter, its optimizer, its open step.
 
-It does not read frames, check rights nor choose what runs next; only the runner thread calls it.
+It does not compute (`engine`), read frames, check rights nor choose what runs next; only the
+runner thread calls it.
 
 Shapes: N = tokens of all rows of a micro-batch, D = hidden size.
 """
@@ -11,17 +12,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cutlayer.errors import ProtocolError, StepExpired, StorageError
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState
 from cutlayer.model.optimizer import AdamWSettings, PartOptimizer, gradient_scale
-from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.model.tensor_file import read_tensors
-from cutlayer.server.graphs import Graph, GraphBudget
+from cutlayer.server.engine import Gradients
+from cutlayer.server.graphs import Graph
 from cutlayer.server.run_files import step_files
 from cutlayer.settings import parse_settings
 from cutlayer.storage.steps import StepStore
@@ -51,31 +51,28 @@ class TrainingRun:
 
     def __init__(
         self,
-        trunk: Trunk,
+        owner: str,
         adapter: Adapter,
         opened: OpenRun,
         store: StepStore | None,
-        graphs: GraphBudget,
         max_micro_batches: int,
     ) -> None:
         """Args:
-        trunk: what is trained.
+        owner: the client's name.
         adapter: the owner's.
         opened: what the owner said.
         store: where steps are saved; None for a run of a round, which lives in memory.
-        graphs: bytes for activations.
         max_micro_batches: of one step.
         """
         self.step = 0
         self.opened = opened
+        self._owner = owner
         self._num_scored = 0
-        self._trunk = trunk
         self._adapter = adapter
         self._optimizer = PartOptimizer(
             adapter, parse_settings(AdamWSettings, opened.optimizer, "the run's optimizer")
         )
         self._store = store
-        self._graphs = graphs
         self._max_micro_batches = max_micro_batches
         self._micros: dict[int, _Micro] = {}
         self._trunk_sq_norm: float | None = None
@@ -88,43 +85,46 @@ class TrainingRun:
         """Whether it is a federation's: the adapter is lent, and nothing is saved."""
         return self._store is None
 
-    def evaluate(self, h_ND: Tensor, rows: Rows) -> Tensor:
-        """Trunk output without a graph; changes nothing."""
-        self._adapter.activate()
-        with torch.no_grad():
-            y_ND: Tensor = self._trunk(h_ND, rows)
-        return y_ND
+    @property
+    def adapter_name(self) -> str:
+        """Of the weights that the run trains."""
+        return self._adapter.name
 
-    def forward(self, step: int, micro: int, h_ND: Tensor, rows: Rows) -> Tensor:
-        """Trunk output of one micro-batch of the open step, [N, D].
+    def begin_forward(self, step: int, micro: int, h_ND: Tensor, rows: Rows) -> Graph:
+        """What the engine needs for one micro-batch of the open step; nothing is kept yet.
 
         Raises:
             StepExpired: the run stands at another step.
+            ProtocolError: too many micro-batches.
         """
         self._require_open(step)
-        known = self._micros.get(micro)
-        if known is None and len(self._micros) >= self._max_micro_batches:
+        if micro not in self._micros and len(self._micros) >= self._max_micro_batches:
             raise ProtocolError(
                 f"step {step} has more than {self._max_micro_batches} micro-batches; "
                 "make them larger or ask the operator"
             )
-        self._adapter.activate()
         seed = _dropout_seed(self.opened.seed, step, micro)
-        graph = Graph(self._trunk, h_ND, rows, seed, self.opened.wants_input_grad)
-        y_ND = graph.forward(self._graphs)
+        wants_grad = self.opened.wants_input_grad
+        return Graph(self._owner, self._adapter, h_ND, rows, seed, wants_grad)
+
+    def keep(self, micro: int, graph: Graph) -> None:
+        """Take the graph of a forward that went well, in place of an earlier one."""
+        known = self._micros.get(micro)
         if known is None:
             self._micros[micro] = _Micro(graph)
         elif known.is_done:
-            graph.drop(self._graphs)
+            graph.drop()
         else:
-            known.graph.drop(self._graphs)
+            known.graph.drop()
             known.graph = graph
-        return y_ND
 
-    def backward(
-        self, step: int, micro: int, grad_ND: Tensor, is_last: bool
-    ) -> tuple[Tensor | None, float | None]:
-        """Gradient at the lower cut if wanted, and after the last micro-batch the squared norm.
+    def graph_of(self, step: int, micro: int) -> Graph | None:
+        """The graph that a BACKWARD would use; None if there is none or it was used."""
+        known = self._micros.get(micro) if step == self.step + 1 else None
+        return None if known is None or known.is_done else known.graph
+
+    def begin_backward(self, step: int, micro: int, grad_ND: Tensor) -> Graph | None:
+        """The graph for a gradient; None if it was used before, and the answer is known.
 
         Raises:
             StepExpired: the run stands at another step, or forgot this micro-batch.
@@ -134,14 +134,47 @@ class TrainingRun:
         known = self._micros.get(micro)
         if known is None:
             raise StepExpired(f"step {step} has no micro-batch {micro}; send its FORWARD again")
-        if not known.is_done:
-            self._adapter.activate()
-            known.input_grad_ND = known.graph.backward(grad_ND, self._graphs)
-            known.is_done = True
+        if known.is_done:
+            return None
+        if grad_ND.shape != known.graph.h_ND.shape:
+            raise ProtocolError(
+                f"gradient of shape {tuple(grad_ND.shape)} for a micro-batch of shape "
+                f"{tuple(known.graph.h_ND.shape)}"
+            )
+        return known.graph
+
+    def add(self, micro: int, gradients: Gradients) -> None:
+        """Accumulate the adapter's gradients; a micro-batch counts once."""
+        known = self._micros[micro]
+        for parameter, grad in zip(known.graph.weights, gradients.weights, strict=True):
+            if grad is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = grad
+            else:
+                parameter.grad.add_(grad)
+        known.input_grad_ND, known.is_done = gradients.input_ND, True
+
+    def end_backward(
+        self, step: int, micro: int, is_last: bool
+    ) -> tuple[Tensor | None, float | None]:
+        """Gradient at the lower cut if wanted, and after the last micro-batch the squared norm.
+
+        Raises:
+            ProtocolError: the step ends before all its gradients have come.
+        """
         if is_last:
             self._require_all_done(step)
             self._trunk_sq_norm = self._optimizer.sq_norm()
-        return known.input_grad_ND, self._trunk_sq_norm if is_last else None
+        return self._micros[micro].input_grad_ND, self._trunk_sq_norm if is_last else None
+
+    def forget_open_step(self) -> None:
+        """Drop the step's micro-batches and gradients; it can be done again from its beginning."""
+        for known in self._micros.values():
+            known.graph.drop()
+        self._micros.clear()
+        self._trunk_sq_norm = None
+        self._optimizer.clear()
 
     def commit(self, finished: Step) -> None:
         """Take the optimizer step; a repeated commit of the same step does nothing.
@@ -164,7 +197,7 @@ class TrainingRun:
         self._optimizer.step(scale, finished.lr)
         self.step = finished.step
         self._num_scored += finished.num_tokens
-        self._forget_open_step()
+        self.forget_open_step()
 
     def update(self, kind: UpdateKind) -> TrunkUpdate | None:
         """What the rows did to the adapter since the run was opened; None if nothing yet."""
@@ -196,7 +229,7 @@ class TrainingRun:
 
     def close(self) -> None:
         """Free graphs and the adapter's weights, unless they are lent; saved steps stay."""
-        self._forget_open_step()
+        self.forget_open_step()
         if not self.is_in_round:
             self._adapter.remove()
 
@@ -237,13 +270,6 @@ class TrainingRun:
             raise ProtocolError(
                 f"step {step} ends while micro-batches {waiting} wait for their BACKWARD"
             )
-
-    def _forget_open_step(self) -> None:
-        for known in self._micros.values():
-            known.graph.drop(self._graphs)
-        self._micros.clear()
-        self._trunk_sq_norm = None
-        self._optimizer.clear()
 
 
 def load_adapter_state(store: StepStore, step: int) -> AdapterState:

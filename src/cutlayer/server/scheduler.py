@@ -1,14 +1,35 @@
-"""Which waiting request runs next: pure, no threads, no clock of its own.
+"""Which waiting requests run next, and which of them together: pure, no threads, no clock.
 
-It does not know frames or tensors. Requests of one client stay in their order: the sums of a
-step's gradients, and so its bits, depend on it.
+It does not know frames or tensors. Requests of one client stay in their order, and two requests of
+one client never share a call: the sums of a step's gradients, and so its bits, depend on both.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
-__all__ = ["FairScheduler", "Scheduler", "Waiting"]
+from cutlayer.server.settings import BatchSettings
+
+__all__ = ["BatchScheduler", "Choice", "FairScheduler", "Scheduler", "Waiting", "WorkKind"]
+
+_ACTIVE_S = 1.0
+"""A client that asked for nothing for so long is not waited for."""
+_MAX_PROGRESS_WINDOWS = 10
+"""Gradients that trickle in prolong their window at most this often."""
+_MAX_ALONE = 64
+
+
+class WorkKind(StrEnum):
+    """What may share a call of the trunk: requests of one kind."""
+
+    FORWARD = "forward"
+    EVALUATE = "evaluate"
+    BACKWARD = "backward"
+    DECODE = "decode"
+    OTHER = "other"
+    """Bookkeeping, which runs alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,42 +40,165 @@ class Waiting:
     arrived_s: float
     num_tokens: int
     """Tokens that it computes; 0 for bookkeeping."""
+    kind: WorkKind = WorkKind.OTHER
+    graph: int | None = None
+    """BACKWARD: the joint forward that it belongs to; None if its activations are gone."""
+    expected: frozenset[str] = frozenset()
+    """BACKWARD: connected clients of that forward whose gradients have not been used yet."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to do now."""
+
+    indices: tuple[int, ...]
+    """Requests to run together; empty means wait."""
+    wait_until_s: float = math.inf
+    """When to ask again, if nothing else happens before."""
 
 
 class Scheduler(Protocol):
     """Chooses the next call of the trunk."""
 
-    def next_batch(self, waiting: Sequence[Waiting], now_s: float) -> list[int]:
-        """Indices into `waiting` of the requests to run together; `waiting` is not empty."""
+    def next_batch(self, waiting: Sequence[Waiting], now_s: float) -> Choice:
+        """Requests to run together, or until when to wait; `waiting` is not empty."""
 
 
-class FairScheduler:
-    """One request at a time, of the client that has computed the fewest tokens lately.
+@dataclass
+class _Group:
+    """Requests that could run in one call, least served client first."""
 
-    A client's count halves every `half_life_s`, so that one who was idle gets no long monopoly.
+    indices: list[int]
+    ready_s: float
+    """When it need not wait any longer."""
+    missing: set[str] = field(default_factory=set)
+
+
+class BatchScheduler:
+    """Client batches: requests of one kind, one per client, led by the least served client.
+
+    A forward waits up to `window_ms` for other clients that were active within the last second;
+    a backward up to `backward_window_ms`, from the newest gradient that came, for the others of
+    its joint forward. Who keeps the others waiting in vain runs its forwards alone for a while.
+    A client's count of tokens halves every `half_life_s`, so that one who was idle gets no long
+    monopoly. With `max_clients=1` this is one request at a time.
     """
 
-    def __init__(self, half_life_s: float = 10.0) -> None:
+    def __init__(self, settings: BatchSettings, half_life_s: float = 10.0) -> None:
+        self._settings = settings
         self._half_life_s = half_life_s
         self._tokens: dict[str, float] = {}
         self._updated_s = 0.0
+        self._seen_s: dict[str, float] = {}
+        self._strikes: dict[str, int] = {}
+        self._alone: dict[str, int] = {}
 
-    def next_batch(self, waiting: Sequence[Waiting], now_s: float) -> list[int]:
-        """The oldest request of the least served client."""
-        self._decay(now_s)
-        first_of: dict[str, int] = {}
+    def next_batch(self, waiting: Sequence[Waiting], now_s: float) -> Choice:
+        """The ready group with the least served client, or the time when one will be ready."""
+        self._age(waiting, now_s)
+        heads: dict[str, int] = {}
         for index, request in enumerate(waiting):
-            first_of.setdefault(request.client, index)
-        chosen = min(
-            first_of.values(),
-            key=lambda i: (self._tokens.get(waiting[i].client, 0.0), waiting[i].arrived_s),
-        )
-        client = waiting[chosen].client
-        self._tokens[client] = self._tokens.get(client, 0.0) + waiting[chosen].num_tokens
-        return [chosen]
+            heads.setdefault(request.client, index)
+        ranked = sorted(heads.values(), key=lambda i: self._rank(waiting[i]))
+        groups = list(self._groups(waiting, ranked))
+        ready = [group for group in groups if group.ready_s <= now_s]
+        if not ready:
+            return Choice((), min(group.ready_s for group in groups))
+        chosen = min(ready, key=lambda group: self._rank(waiting[group.indices[0]]))
+        self._account(waiting, chosen)
+        return Choice(tuple(chosen.indices))
 
-    def _decay(self, now_s: float) -> None:
+    def _groups(self, waiting: Sequence[Waiting], ranked: Sequence[int]) -> Iterable[_Group]:
+        pools: dict[tuple[WorkKind, int | None], list[int]] = {}
+        for index in ranked:
+            request = waiting[index]
+            if request.kind is WorkKind.OTHER or self._is_alone(request):
+                yield _Group([index], request.arrived_s)
+            else:
+                pools.setdefault((request.kind, request.graph), []).append(index)
+        for (kind, graph), indices in pools.items():
+            chosen = self._within_limits(waiting, indices)
+            is_full = len(chosen) < len(indices)
+            if kind is WorkKind.BACKWARD and graph is not None:
+                yield self._backward_group(waiting, chosen)
+            elif is_full or kind in (WorkKind.BACKWARD, WorkKind.DECODE):
+                yield _Group(chosen, 0.0)
+            else:
+                yield self._forward_group(waiting, chosen, ranked)
+
+    def _forward_group(
+        self, waiting: Sequence[Waiting], chosen: list[int], heads: Sequence[int]
+    ) -> _Group:
+        here = {waiting[index].client for index in heads}
+        oldest_s = min(waiting[index].arrived_s for index in chosen)
+        others = self._seen_s.keys() - here - self._alone.keys()
+        if not others or self._is_full(waiting, chosen):
+            return _Group(chosen, oldest_s)
+        return _Group(chosen, oldest_s + self._settings.window_ms / 1000)
+
+    def _backward_group(self, waiting: Sequence[Waiting], chosen: list[int]) -> _Group:
+        here = {waiting[index].client for index in chosen}
+        missing = set(waiting[chosen[0]].expected) - here
+        arrivals_s = [waiting[index].arrived_s for index in chosen]
+        if not missing:
+            return _Group(chosen, min(arrivals_s))
+        window_s = self._settings.backward_window_ms / 1000
+        # A deadline that moves with progress, but not for ever.
+        last_s = min(max(arrivals_s), min(arrivals_s) + (_MAX_PROGRESS_WINDOWS - 1) * window_s)
+        return _Group(chosen, last_s + window_s, missing)
+
+    def _within_limits(self, waiting: Sequence[Waiting], indices: Sequence[int]) -> list[int]:
+        """The first requests whose tokens fit into one call; always at least one."""
+        chosen, num_tokens = [indices[0]], waiting[indices[0]].num_tokens
+        for index in indices[1 : self._settings.max_clients]:
+            num_tokens += waiting[index].num_tokens
+            if num_tokens > self._max_tokens():
+                break
+            chosen.append(index)
+        return chosen
+
+    def _is_full(self, waiting: Sequence[Waiting], chosen: Sequence[int]) -> bool:
+        num_tokens = sum(waiting[index].num_tokens for index in chosen)
+        return len(chosen) >= self._settings.max_clients or num_tokens >= self._max_tokens()
+
+    def _max_tokens(self) -> float:
+        limit = self._settings.max_tokens
+        return math.inf if limit is None else limit
+
+    def _is_alone(self, request: Waiting) -> bool:
+        return request.kind is WorkKind.FORWARD and request.client in self._alone
+
+    def _rank(self, request: Waiting) -> tuple[float, float]:
+        return self._tokens.get(request.client, 0.0), request.arrived_s
+
+    def _account(self, waiting: Sequence[Waiting], chosen: _Group) -> None:
+        for index in chosen.indices:
+            request = waiting[index]
+            client = request.client
+            self._tokens[client] = self._tokens.get(client, 0.0) + request.num_tokens
+            if self._is_alone(request):
+                self._alone[client] -= 1
+                if not self._alone[client]:
+                    del self._alone[client]
+            elif request.kind is WorkKind.BACKWARD and len(request.expected) > 1:
+                self._strikes.pop(client, None)
+        for client in chosen.missing:
+            self._strikes[client] = self._strikes.get(client, 0) + 1
+            self._alone[client] = min(_MAX_ALONE, 2 ** self._strikes[client])
+
+    def _age(self, waiting: Sequence[Waiting], now_s: float) -> None:
         factor = 0.5 ** (max(0.0, now_s - self._updated_s) / self._half_life_s)
         decayed = {client: tokens * factor for client, tokens in self._tokens.items()}
         self._tokens = {client: tokens for client, tokens in decayed.items() if tokens > 0.5}
         self._updated_s = now_s
+        for request in waiting:
+            if request.kind is not WorkKind.OTHER:
+                self._seen_s[request.client] = now_s
+        self._seen_s = {c: s for c, s in self._seen_s.items() if now_s - s < _ACTIVE_S}
+
+
+class FairScheduler(BatchScheduler):
+    """One request at a time, of the client that has computed the fewest tokens lately."""
+
+    def __init__(self, half_life_s: float = 10.0) -> None:
+        super().__init__(BatchSettings(max_clients=1), half_life_s)

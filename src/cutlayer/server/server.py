@@ -26,7 +26,7 @@ from cutlayer.server.local_pool import LocalPool
 from cutlayer.server.quota import DailyQuota
 from cutlayer.server.replica_admin import AdminService
 from cutlayer.server.runner import Runner
-from cutlayer.server.scheduler import FairScheduler
+from cutlayer.server.scheduler import BatchScheduler
 from cutlayer.server.settings import ServerSettings
 from cutlayer.storage.audit_log import AuditEvent, AuditLog
 from cutlayer.storage.files import private_folder
@@ -63,8 +63,16 @@ class TrunkServer:
         trunk, self._model = _load(settings)
         self._audit = Audit(AuditLog(folder / "audit.jsonl"))
         self._metrics = ServerMetrics()
-        self._host = TrunkHost(trunk, settings.limits, folder, vault)
-        self._runner = Runner(FairScheduler())
+        self._host = TrunkHost(
+            trunk,
+            settings.limits,
+            folder,
+            vault,
+            tracer=self._tracer,
+            observe=self._metrics.observe_batch,
+        )
+        batch = settings.batch.for_trunk(settings.model.device, self._host.can_share)
+        self._runner = Runner(BatchScheduler(batch))
         self.federation = self._coordinate(settings, folder, vault)
         self._desk = ServerDesk(
             model=self._model,

@@ -2,33 +2,64 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from cutlayer import Cut, load_parts
 from cutlayer.model.adapters import AdapterSettings, attach
+from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
+from cutlayer.server.engine import Gradients, TrunkEngine
 from cutlayer.server.graphs import Graph, GraphBudget
-from tests.tiny_models import tiny_llama_folder
+from tests.unit.server.trunk_world import random_ND, tiny_trunk
 
 
-def test_recomputed_graph_gives_the_same_bits_as_a_kept_one(tmp_path: Path) -> None:
-    _, trunk, _ = load_parts(tiny_llama_folder(tmp_path), Cut(1, 3))
+def _engine(trunk: Trunk, max_bytes: int = 1 << 30) -> tuple[TrunkEngine, GraphBudget]:
+    budget = GraphBudget(max_bytes)
+    return TrunkEngine(trunk, budget), budget
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_recomputed_graph_gives_the_same_bits_as_a_kept_one(tmp_path: Path, family: str) -> None:
+    trunk = tiny_trunk(tmp_path, family)
+    kept, dropped = (_engine(trunk, max_bytes) for max_bytes in (1 << 30, 0))
+    assert kept[0].can_share == (family == "llama")
     adapter = attach(trunk, AdapterSettings(dropout=0.3))
-    rows, torch_seed = Rows(lengths=(5, 3)), 11
-    generator = torch.Generator().manual_seed(0)
-    h_ND, grad_ND = (torch.randn(8, trunk.hidden_size, generator=generator) for _ in range(2))
+    rows, h_ND, grad_ND = Rows(lengths=(5, 3)), random_ND(8, 0), random_ND(8, 1)
     results = []
-    for budget in (GraphBudget(1 << 30), GraphBudget(0)):
-        graph = Graph(trunk, h_ND, rows, torch_seed, wants_input_grad=True)
-        y_ND = graph.forward(budget)
+    for engine, budget in (kept, dropped):
+        graph = Graph("a", adapter, h_ND, rows, 11, wants_grad=True)
+        (y_ND,) = engine.forward([graph])
         assert (budget.used_bytes > 0) == (budget.max_bytes > 0)
-        grad_in_ND = graph.backward(grad_ND, budget)
+        (found,) = engine.backward([(graph, grad_ND)])
         assert budget.used_bytes == 0
-        results.append((y_ND, grad_in_ND, [p.grad.clone() for p in adapter.parameters()]))
-        for parameter in adapter.parameters():
-            parameter.grad = None
-    (y_a, in_a, grads_a), (y_b, in_b, grads_b) = results
-    assert torch.equal(y_a, y_b)
-    assert torch.equal(in_a, in_b)
-    assert all(torch.equal(a, b) for a, b in zip(grads_a, grads_b, strict=True))
+        assert isinstance(found, Gradients)
+        results.append([y_ND, found.input_ND, *found.weights])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert not trunk.training
+
+
+def test_activations_are_freed_after_the_last_member_is_gone(tmp_path: Path) -> None:
+    trunk = tiny_trunk(tmp_path)
+    engine, budget = _engine(trunk)
+    adapters = [attach(trunk, AdapterSettings(), name) for name in ("one", "two")]
+    graphs = [
+        Graph(a.name, a, random_ND(3, 0), Rows(lengths=(3,)), 0, wants_grad=False) for a in adapters
+    ]
+    engine.forward(graphs)
+    assert graphs[0].joint is graphs[1].joint is not None
+    graphs[0].drop()
+    assert budget.used_bytes > 0
+    graphs[0].drop()
+    graphs[1].drop()
+    assert budget.used_bytes == 0
+
+
+def test_repeated_forwards_leave_no_bytes_behind(tmp_path: Path) -> None:
+    trunk = tiny_trunk(tmp_path)
+    engine, budget = _engine(trunk)
+    adapter = attach(trunk, AdapterSettings())
+    for _ in range(3):
+        graph = Graph("a", adapter, random_ND(3, 0), Rows(lengths=(3,)), 0, wants_grad=False)
+        engine.forward([graph])
+        graph.drop()
+    assert budget.used_bytes == 0
