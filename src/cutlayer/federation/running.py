@@ -94,7 +94,7 @@ class RunningAttempt:
             raise ProtocolError(
                 f"member {member} is not in the cohort of attempt {self.number}; wait for ROUND"
             )
-        if self._is_repeated(member, stage, call, tensors):
+        if self._is_repeated(member, stage, call, tensors) or self._is_superfluous(member, stage):
             return
         self._check_turn(member, stage)
         try:
@@ -113,11 +113,12 @@ class RunningAttempt:
             StepExpired: the member is out.
         """
         stage = STAGE_OF[type(call)]
-        if member in self._taken[stage]:
-            if isinstance(call, Unmask):
-                return Answer(Unmasked())
-            if self.stage > stage:
-                return self.exchange.reply(member, stage)
+        if isinstance(call, Unmask) and (
+            member in self._taken[stage] or self._is_superfluous(member, stage)
+        ):
+            return Answer(Unmasked())
+        if member in self._taken[stage] and self.stage > stage:
+            return self.exchange.reply(member, stage)
         if member in self.out:
             raise self._expired(member)
         return None
@@ -147,6 +148,10 @@ class RunningAttempt:
             f"member {member} sent other content for {stage.name} of attempt {self.number} than "
             "before; do two processes use its certificate?"
         )
+
+    def _is_superfluous(self, member: str, stage: Stage) -> bool:
+        """Others' shares have opened the sum before this member's came: it is not late."""
+        return self.is_done and stage is Stage.UNMASK and member in self._taken[Stage.UPDATES]
 
     def _check_turn(self, member: str, stage: Stage) -> None:
         if stage < self.exchange.first:
@@ -180,8 +185,9 @@ class RunningAttempt:
             is_late = False
 
     def _close(self, came: set[str], now_s: float) -> None:
-        for member in self._expected - came:
-            self.out.setdefault(member, f"it was too late for {self.stage.name}")
+        if self.stage < Stage.UNMASK:
+            for member in self._expected - came:
+                self.out.setdefault(member, f"it was too late for {self.stage.name}")
         if self.stage < Stage.UNMASK and len(came) < self._deadlines.quorum:
             self.failure = self._too_few(len(came))
             return
