@@ -6,6 +6,7 @@ nor move files: model, certificates and state folder must be at the same paths o
 
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -166,6 +167,7 @@ class RayActors:
     def _begin(self) -> None:
         address = self._settings.replicas.ray_address
         own = {} if address else {"num_cpus": self._num_cpus(), "include_dashboard": False}
+        asked = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address=address or "local",
@@ -178,6 +180,9 @@ class RayActors:
                 f"cannot join Ray at {address or 'this machine'}: {_first_line(error)} "
                 "(replicas.ray_address)"
             ) from error
+        if threading.current_thread() is threading.main_thread():
+            # Ray takes SIGTERM for itself, and the server would end without draining.
+            signal.signal(signal.SIGTERM, asked)
 
     def _num_cpus(self) -> int:
         """On one machine as many replicas as were asked for fit, however few cores it has."""
