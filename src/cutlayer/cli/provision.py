@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cutlayer.cli.group_key import group_key
 from cutlayer.cli.options import (
     AddressOption,
     AuthorityOption,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(help="Keys and certificates: request, approve, install, renew, revoke.")
+app.command("group-key")(group_key)
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A member's folder.")]
 
@@ -301,13 +303,8 @@ def _files(folder: Path) -> dict[str, str]:
     from cutlayer.identity.provision import member_files
 
     files = member_files(folder)
-    return {
-        "folder": str(folder),
-        "certificate": str(files.certificate),
-        "key": str(files.key),
-        "authority": str(files.authority),
-        "revoked": str(files.revoked),
-    }
+    names = ("certificate", "key", "authority", "revoked")
+    return {"folder": str(folder), **{name: str(getattr(files, name)) for name in names}}
 
 
 def _passphrase(file: Path | None) -> bytes | None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutlayer.cli.group_key import group_key
 from cutlayer.errors import PermissionRefused, ProtocolError, StorageError
 from cutlayer.federation.secure.hidden import GroupKey, open_state, pad, seal_state
 from cutlayer.federation.secure.ring import dequantise
+from tests.unit.cli.cli_world import run_command
 from tests.unit.federation.secure.crowd import Crowd, attempt_of, names, plain_mean, updates
 
 _STATE = {"0.q.A": torch.linspace(-1, 1, 6).reshape(2, 3), "0.q.B": torch.zeros(3, 2)}
@@ -49,9 +49,11 @@ def test_a_key_does_not_show_itself(key: GroupKey, tmp_path: Path) -> None:
 def test_the_command_makes_a_key_and_says_its_fingerprint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    group_key(tmp_path / "new.key", as_json=True)
-    shown = capsys.readouterr().out
-    assert GroupKey.read(tmp_path / "new.key").fingerprint in shown
+    path = tmp_path / "new.key"
+    made = run_command(capsys, "provision", "group-key", path, "--json")
+    assert made.code == 0
+    assert made.result == {"group_key": str(path), "fingerprint": GroupKey.read(path).fingerprint}
+    assert run_command(capsys, "provision", "group-key", path).code == 6
 
 
 def test_the_server_opens_noise_and_members_the_sum(key: GroupKey) -> None:
