@@ -6,16 +6,42 @@ It measures nothing. Rows are random token ids: time and bytes do not depend on 
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["equal_rows", "ragged_rows", "subject_folder", "write_small_llama", "write_tiny_llama"]
+__all__ = [
+    "equal_rows",
+    "ragged_rows",
+    "subject_folder",
+    "write_small_llama",
+    "write_text_llama",
+    "write_tiny_llama",
+]
 
 
-def write_tiny_llama(folder: Path, *, num_blocks: int = 6, hidden_size: int = 64) -> Path:
+_END = "<|end|>"
+
+
+def write_text_llama(folder: Path) -> Path:
+    """As `write_tiny_llama`, with a tokenizer whose tokens are bytes; returns the folder."""
+    write_tiny_llama(folder, vocab_size=264)
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(symbols)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([_END])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END, pad_token=_END)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_llama(
+    folder: Path, *, num_blocks: int = 6, hidden_size: int = 64, vocab_size: int = 256
+) -> Path:
     """Write a random Llama of a few blocks as a plain model folder, and return the folder."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=256,
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
         num_hidden_layers=num_blocks,
