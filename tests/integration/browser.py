@@ -70,9 +70,11 @@ class Browser:
         """The first true value of an expression; pages may come and go meanwhile."""
         deadline_s = time.monotonic() + timeout_s
         while True:
-            answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-            value = cast(Table, answer.get("result", {})).get("value")
-            if value and "exceptionDetails" not in answer:
+            # An error is a page that went away in the middle, an exception one that is not there.
+            answer = self._ask("Runtime.evaluate", expression=script, returnByValue=True)
+            result = cast(Table, answer.get("result", {}))
+            value = cast(Table, result.get("result", {})).get("value")
+            if value and "exceptionDetails" not in result:
                 return value
             assert time.monotonic() < deadline_s, f"{script} stayed {value!r}: {self.messages}"
             time.sleep(0.05)
@@ -81,7 +83,8 @@ class Browser:
         """Type into the focused field and press Enter."""
         self.call("Input.insertText", text=text)
         for kind in ("keyDown", "keyUp"):
-            self.call(
+            # The page may be on its way to the next one before the key is up.
+            self._ask(
                 "Input.dispatchKeyEvent",
                 type=kind,
                 key="Enter",
@@ -100,7 +103,13 @@ class Browser:
         path.write_bytes(base64.b64decode(str(data)))
 
     def call(self, method: str, **params: object) -> Table:
-        """One DevTools command and its answer; events in between are kept if they complain."""
+        """One DevTools command and its result."""
+        answer = self._ask(method, **params)
+        assert "error" not in answer, (method, answer)
+        return cast(Table, answer["result"])
+
+    def _ask(self, method: str, **params: object) -> Table:
+        """A command's answer, errors too; events in between are kept if they complain."""
         self._number += 1
         message: Table = {"id": self._number, "method": method, "params": params}
         if self._session is not None:
@@ -109,8 +118,7 @@ class Browser:
         while True:
             answer = self._receive()
             if answer.get("id") == self._number:
-                assert "error" not in answer, (method, answer)
-                return cast(Table, answer["result"])
+                return answer
             if answer.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown"):
                 self.messages.append(json.dumps(answer["params"]))
 

@@ -246,3 +246,4 @@ def test_a_real_store_fills_the_page_while_rounds_are_written(
             assert _rows(browser, "published")[0] == ["amazon", "loss", "5", "0.4"]
         finally:
             served.stop()
+            view.close()

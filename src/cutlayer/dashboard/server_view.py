@@ -12,6 +12,7 @@ from cutlayer.dashboard.federation_view import federation_view
 from cutlayer.dashboard.view import FederationView, ReplicaView, RunView, Snapshot
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.federation.status import Status
+from cutlayer.federation.store import FederationStore
 from cutlayer.federation.store_reader import StoreReader
 from cutlayer.metrics import Totals
 from cutlayer.wire.replica_messages import Stats
@@ -61,10 +62,27 @@ class OneServerView:
     """Implements `ServerView`."""
 
     def __init__(self, server: ServerLike, federation: FederationLike | None) -> None:
+        """Open the federation's store a second time: a page that reads holds no writer up.
+
+        Args:
+            server: what serves.
+            federation: the coordinator's service, if there is one.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
         self._server = server
         self._federation = federation
+        self._store: StoreReader | None = None
+        if federation is not None:
+            self._store = FederationStore.read_only(federation.store.folder)
         self._began_s = time.monotonic()
         self._software = f"cutlayer {version('cutlayer')}"
+
+    def close(self) -> None:
+        """Close the store."""
+        if self._store is not None:
+            self._store.close()
 
     def is_ready(self) -> bool:
         """Whether it takes calls."""
@@ -84,7 +102,7 @@ class OneServerView:
         Raises:
             StorageError: the federation's store cannot be read.
         """
-        stats, federation = self._server.stats(), self._federation
+        stats = self._server.stats()
         return Snapshot(
             software=self._software,
             time_s=time.time(),
@@ -100,12 +118,13 @@ class OneServerView:
                 for owner, run_id, step in sorted(self._server.runs())
             ),
             replicas=tuple(_replica(replica) for replica in self._server.replicas()),
-            federation=None if federation is None else _federation(federation),
+            federation=self._federation_now(),
         )
 
-
-def _federation(federation: FederationLike) -> FederationView:
-    return federation_view(federation.store, federation.settings, federation.status())
+    def _federation_now(self) -> FederationView | None:
+        if self._federation is None or self._store is None:
+            return None
+        return federation_view(self._store, self._federation.settings, self._federation.status())
 
 
 def _totals(stats: Stats) -> Totals:

@@ -38,6 +38,7 @@ def test_the_federation_is_read_anew_each_time(tmp_path: Path) -> None:
         before = view.snapshot().federation
         store.publish("movies", 4, {"loss": 1.25})
         after = view.snapshot().federation
+        view.close()
     assert before is not None
     assert after is not None
     assert len(after.published) == len(before.published) + 1
