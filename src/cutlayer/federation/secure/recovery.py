@@ -13,7 +13,7 @@ from functools import partial
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from cutlayer.errors import ProtocolError, QuorumNotMet
+from cutlayer.errors import ProtocolError
 from cutlayer.federation.secure.attempt import Attempt
 from cutlayer.federation.secure.masks import mask_key_of, public_bytes
 from cutlayer.federation.secure.shares import join, seed_digest
@@ -45,8 +45,7 @@ class Recovery:
         """A survivor's seed.
 
         Raises:
-            QuorumNotMet: too few shares.
-            ProtocolError: the shares do not fit together.
+            ProtocolError: too few shares can be read, or they do not fit together.
         """
         shares, digests = {}, Counter[bytes]()
         for holder, unlock, answer in self._helpers(owner):
@@ -66,8 +65,8 @@ class Recovery:
             public: the public key that it sent.
 
         Raises:
-            QuorumNotMet: too few shares.
-            ProtocolError: the shares do not fit together, or not the public key.
+            ProtocolError: too few shares can be read, or they fit neither together nor the public
+                key.
         """
         shares = {}
         for holder, unlock, answer in self._helpers(owner):
@@ -102,9 +101,9 @@ class Recovery:
     ) -> bytes:
         attempt = self._attempt
         if len(shares) < attempt.threshold:
-            raise QuorumNotMet(
-                f"{len(shares)} shares open the {what} of {owner}, {attempt.threshold} are needed"
-                f"{self._unreadable(owner)}"
+            raise ProtocolError(
+                f"{len(shares)} readable shares of the {what} of {owner}, {attempt.threshold} open "
+                f"it{self._unreadable(owner)}"
             )
         secret = join(shares, owner, attempt, is_right)
         if secret is None:
@@ -120,7 +119,7 @@ class Recovery:
             for holder in self._attempt.graph.holders(owner)
             if holder in self._unlocks and self._unlocks[holder] is None
         ]
-        return f"; the answers of {', '.join(names)} cannot be opened" if names else ""
+        return f"; the answers of {', '.join(names)} cannot be read" if names else ""
 
 
 def _is_seed(digests: Counter[bytes], owner: str, attempt: Attempt, secret: bytes) -> bool:

@@ -208,8 +208,7 @@ class SecureRound:
 
         Raises:
             QuorumNotMet: too few answered.
-            ProtocolError: out of order, or the shares of a member's secret do not fit together;
-                more answers may help.
+            ProtocolError: out of order, or members sent wrong shares; more answers may help.
         """
         if self.step is not Step.UNMASKING:
             raise ProtocolError("the sum is masked until updates are closed")
