@@ -24,7 +24,7 @@ from cutlayer.model.partition import PartModule
 __all__ = ["Segment", "Slots", "can_share_calls"]
 
 _RANDOM = ("drop", "jitter", "noise")
-"""What configs call parts of a base model that draw random numbers in training."""
+"""What modules call the strength of random numbers that they draw in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,17 +143,25 @@ def can_share_calls(part: PartModule) -> bool:
     False where a row's numbers in training would depend on the others: a base model with dropout
     or router noise of its own, rotary embeddings that change with the longest row of a call, and
     linear layers that see a choice of the tokens (experts kept as modules).
+
+    Args:
+        part: without adapters so far: their dropout is no hindrance.
     """
-    config = part.config.to_dict()
-    is_random = any(
-        isinstance(value, float) and value > 0 and any(word in key for word in _RANDOM)
-        for key, value in config.items()
-    )
+    is_random = any(_draws(module) for module in part.base.modules())
     chooses = any(
         isinstance(module, (nn.Linear, Conv1D)) and "experts" in name.split(".")
         for name, module in part.base.named_modules()
     )
     return not is_random and not chooses and rotates_by_batch(part.config) is None
+
+
+def _draws(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return any(
+        isinstance(value, float) and value > 0 and any(word in name for word in _RANDOM)
+        for name, value in vars(module).items()
+    )
 
 
 def _merged(segments: Sequence[Segment]) -> list[Segment]:
