@@ -63,6 +63,7 @@ def check_join(
     texts = [*call.fingerprint, *call.fingerprint.values()]
     if len(call.fingerprint) > _MAX_FIELDS or any(len(text) > _MAX_TEXT for text in texts):
         raise ProtocolError(f"fingerprint of {member} is larger than any member's can be")
+    _check_adapter(member, call.fingerprint, settings)
     if pinned is None:
         check_layout(call.layout, trunk)
         return
@@ -131,6 +132,18 @@ def check_metrics(member: str, call: Publish, last_round: int) -> None:
         )
     if not all(math.isfinite(value) for value in call.metrics.values()):
         raise ProtocolError(f"{member} published a metric that is NaN or infinite")
+
+
+def _check_adapter(member: str, told: Mapping[str, str], settings: FederationSettings) -> None:
+    """What is trained is the federation's to say, not the first member's."""
+    wanted = settings.round_adapter().model_dump(mode="json")
+    wrong = [
+        f"adapter.{key}: {told[f'adapter.{key}']}, the federation has {value}"
+        for key, value in wanted.items()
+        if told.get(f"adapter.{key}", str(value)) != str(value)
+    ]
+    if wrong:
+        raise SpecMismatch(f"{member} differs from the federation: {'; '.join(wrong)}; set the same")
 
 
 def _restored(member: str, known: int, last_round: int) -> StorageError:

@@ -17,6 +17,7 @@ class Audit:
     def __init__(self, log: AuditLog) -> None:
         self._log = log
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def record(
         self,
@@ -28,7 +29,7 @@ class Audit:
         step: int | None = None,
         error: str | None = None,
     ) -> None:
-        """Append one entry; without a peer it is the operator's."""
+        """Append one entry; without a peer it is the operator's. After `close` nothing is kept."""
         entry = AuditEntry(
             event=event,
             who="local" if peer is None else peer.name,
@@ -40,9 +41,12 @@ class Audit:
             error=error,
         )
         with self._lock:
-            self._log.record(entry)
+            # A connection may notice after the log has ended that its peer is gone.
+            if not self._is_closed:
+                self._log.record(entry)
 
     def close(self) -> None:
         """Flush and close the file."""
         with self._lock:
+            self._is_closed = True
             self._log.close()

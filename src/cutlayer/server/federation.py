@@ -92,6 +92,8 @@ class FederationService:
         self._arrivals: queue.Queue[_Call | str | None] = queue.Queue()
         self._waiting: list[_Call] = []
         self._seen_version = -1
+        self._closing = threading.Lock()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._loop, name="federation", daemon=True)
         self._thread.start()
 
@@ -100,6 +102,7 @@ class FederationService:
 
         Raises:
             ConfigError: it is for another federation.
+            TransportError: the server is shutting down.
         """
         name = getattr(frame.header, "federation", None)
         if name != self.settings.name:
@@ -107,9 +110,11 @@ class FederationService:
                 f"this server coordinates federation {self.settings.name}, not {name!r:.60}"
             )
         future: Future[Frame] = Future()
-        self._arrivals.put(
-            _Call(member=peer.name, frame=frame, future=future, since_s=self._clock())
-        )
+        call = _Call(member=peer.name, frame=frame, future=future, since_s=self._clock())
+        with self._closing:
+            if self._is_closed:
+                raise TransportError("the server is shutting down; try again later")
+            self._arrivals.put(call)
         return future
 
     def lost(self, peer: Peer) -> None:
@@ -118,7 +123,9 @@ class FederationService:
 
     def close(self) -> None:
         """Answer no more; rounds that are finished are on disk."""
-        self._arrivals.put(None)
+        with self._closing:
+            self._is_closed = True
+            self._arrivals.put(None)
         self._thread.join(_STOP_S)
         self.store.close()
 
