@@ -63,3 +63,38 @@ def test_repeated_forwards_leave_no_bytes_behind(tmp_path: Path) -> None:
         engine.forward([graph])
         graph.drop()
     assert budget.used_bytes == 0
+
+
+def test_two_byte_trunk_takes_and_gives_float32(tmp_path: Path) -> None:
+    trunk = tiny_trunk(tmp_path).to(torch.bfloat16)
+    engine, _ = _engine(trunk)
+    adapter = attach(trunk, AdapterSettings())
+    graph = Graph("a", adapter, random_ND(3, 0), Rows(lengths=(3,)), 0, wants_grad=True)
+    (y_ND,) = engine.forward([graph])
+    (found,) = engine.backward([(graph, random_ND(3, 1))])
+    assert isinstance(y_ND, torch.Tensor)
+    assert isinstance(found, Gradients)
+    assert found.input_ND is not None
+    assert y_ND.dtype == found.input_ND.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "can_share"),
+    [
+        ("llama", {}, True),
+        ("llama", {"attention_dropout": 0.1}, False),
+        ("gpt2", {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}, True),
+        ("mixtral", {"router_jitter_noise": 0.1}, False),
+        ("mixtral", {}, True),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            False,
+        ),
+    ],
+)
+def test_rows_of_clients_share_no_call_of_a_model_where_they_would_meet(
+    tmp_path: Path, family: str, changes: dict[str, object], can_share: bool
+) -> None:
+    engine, _ = _engine(tiny_trunk(tmp_path, family, **changes))
+    assert engine.can_share == can_share
