@@ -35,6 +35,7 @@ __all__ = [
     "follow",
     "follow_leader",
     "is_follower",
+    "is_parallel",
     "parallel_trunk",
     "stop_followers",
     "when_lost",
@@ -44,9 +45,14 @@ DEFAULT_TIMEOUT_S = 120.0
 """A rank that says nothing for this long within one call is lost."""
 
 
+def is_parallel() -> bool:
+    """Whether `torchrun` started several processes for one trunk."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def is_follower() -> bool:
     """Whether `torchrun` started this process to compute for another that serves."""
-    return _num_processes() > 1 and os.environ.get("RANK", "0") != "0"
+    return is_parallel() and os.environ.get("RANK", "0") != "0"
 
 
 def parallel_trunk(
@@ -72,7 +78,7 @@ def parallel_trunk(
         ModelError: also where the family has no plan, or its heads cannot be shared out.
         TransportError: the processes did not meet.
     """
-    if ranks is None and _num_processes() == 1:
+    if ranks is None and not is_parallel():
         trunk = load_part(source, cut, Part.TRUNK, dtype, device)
         assert isinstance(trunk, Trunk)
         return trunk
@@ -298,10 +304,6 @@ class _Follower:
             self._caches[number].truncate(start)
             found.append(self._caches[number])
         return found
-
-
-def _num_processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _drain(gone: deque[int]) -> list[int]:
