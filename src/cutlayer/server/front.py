@@ -65,7 +65,8 @@ class TrunkFront:
         self._audit = Audit(AuditLog(folder / "audit.jsonl"))
         keys = make_admin_keys(private_folder(folder / "replicas") / "keys")
         make = launcher or make_launcher
-        self._group = ReplicaGroup(make(settings, keys), settings.replicas, _connect_by(keys))
+        connect = _connect_by(keys, settings.listen.max_frame_bytes)
+        self._group = ReplicaGroup(make(settings, keys), settings.replicas, connect)
         self.pool = ReplicaPool(self._group)
         self.federation: FederationService | None = None
         self._desk: FrontDesk | None = None
@@ -108,7 +109,7 @@ class TrunkFront:
         """
         settings = self._settings
         if settings.health_port is not None:
-            self._health = HealthServer(settings.health_port, lambda: self._is_ready, self.metrics)
+            self._health = HealthServer(settings.health_port, self.is_ready, self.metrics)
             self._health.start()
         admission = Admission(self._revocations())
         self._listener = GrpcListener(
@@ -144,6 +145,10 @@ class TrunkFront:
             self._health.stop()
         self._audit.record(AuditEvent.STOPPED)
         self._audit.close()
+
+    def is_ready(self) -> bool:
+        """Whether it listens and some replica is up."""
+        return self._is_ready and bool(self._group.links())
 
     def metrics(self) -> bytes:
         """Prometheus text."""
@@ -183,11 +188,15 @@ def make_launcher(settings: ServerSettings, keys: AdminKeys) -> Launcher:
     return RayActors(settings, keys)
 
 
-def _connect_by(keys: AdminKeys) -> Callable[[str], Channel]:
+def _connect_by(keys: AdminKeys, max_frame_bytes: int) -> Callable[[str], Channel]:
     def connect(address: str) -> Channel:
         return GrpcChannel(
             ConnectionSettings(
-                address=address, tls=keys.front, server_name=REPLICA_HOST, codec="raw"
+                address=address,
+                tls=keys.front,
+                server_name=REPLICA_HOST,
+                codec="raw",
+                max_frame_bytes=max_frame_bytes,
             )
         )
 

@@ -130,10 +130,8 @@ class ReplicaGroup:
         Raises:
             TransportError: no replica is up; one will be soon.
         """
-        while (slot := self._slot_of(client)) is not None:
-            life = slot.life
-            if life is None:
-                continue
+        while (found := self._life_of(client)) is not None:
+            slot, life = found
             if _answers(life):
                 return Placed(address=life.launched.address, link=life.link)
             self._bury(slot, life)
@@ -162,10 +160,12 @@ class ReplicaGroup:
             watcher.join()
         self._launcher.close()
 
-    def _slot_of(self, client: str) -> _Slot | None:
+    def _life_of(self, client: str) -> tuple[_Slot, _Life] | None:
         with self._lock:
             index = self._placement.place(client, self._clock())
-            return None if index is None else self._slots[index]
+            slot = None if index is None else self._slots[index]
+            # None also while the group is stopping.
+            return None if slot is None or slot.life is None else (slot, slot.life)
 
     def _begin(self, slot: _Slot) -> None:
         launched = self._launcher.launch(slot.index)
