@@ -107,7 +107,9 @@ class History:
             cohort=sorted(cohort),
             digest=self.digest,
             payload_digest=self._payload,
-            survivors=[] if self._row is None else self._row.survivors,
+            # Names of all survivors in every ROUND would grow with the square of the federation;
+            # only who has pads to remove needs them.
+            survivors=self._row.survivors if self._row and self.rules.is_hidden else [],
             total_weight=0 if self._row is None else self._row.total_weight,
             sealed=b"" if has_state else self._checkpoint.sealed,
             sum_attempt=0 if self._row is None else self._row.attempts,
