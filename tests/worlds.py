@@ -29,7 +29,11 @@ def write_rows(path: Path, num_rows: int = 24) -> Path:
 
 
 def server_settings(
-    model: Path, folder: Path, federation: Table | None = None, **limits: object
+    model: Path,
+    folder: Path,
+    federation: Table | None = None,
+    batch: Table | None = None,
+    **limits: object,
 ) -> ServerSettings:
     """A trunk of blocks 1 to 3 in `folder`, which coordinates a federation if there is one."""
     table: dict[str, object] = {
@@ -40,6 +44,8 @@ def server_settings(
     }
     if federation is not None:
         table["federation"] = federation
+    if batch is not None:
+        table["batch"] = batch
     return parse_settings(ServerSettings, table, "test server")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cutlayer.cli.options import ConfigOption, JsonOption, SetOption
+from cutlayer.cli.options import ConfigOption, JsonOption, SetOption, TraceOption
 from cutlayer.cli.output import Output
 from cutlayer.errors import ModelError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cutlayer.server.front import TrunkFront
     from cutlayer.server.server import TrunkServer
     from cutlayer.server.settings import ServerSettings
+    from cutlayer.trace import Trace
 
 __all__ = ["serve"]
 
@@ -32,19 +33,22 @@ def serve(
     config: ConfigOption,
     set_: SetOption = None,
     replicas: ReplicasOption = None,
+    trace: TraceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a trunk server; SIGTERM and SIGINT let calls in flight finish, then stop it."""
     from cutlayer.cli.certificates import warn_of_expiry
     from cutlayer.server.settings import ServerSettings
     from cutlayer.settings import load_settings
+    from cutlayer.trace import Trace
 
     out = Output(as_json)
     changes = [] if replicas is None else [f"replicas.count={replicas}"]
     settings = load_settings(ServerSettings, config, [*(set_ or ()), *changes])
     warn_of_expiry(settings.listen, out)
     asked = _stop_signals()
-    server = _make_server(settings)
+    tracer = None if trace is None else Trace("trunk server")
+    server = _make_server(settings, tracer)
     began_s = time.monotonic()
     try:
         server.start()
@@ -54,18 +58,20 @@ def serve(
         out.say("draining: calls in flight finish, new ones are refused")
     finally:
         server.stop()
+        if tracer is not None and trace is not None:
+            tracer.write(trace)
     out.say("stopped")
     out.result({"event": "stopped", "uptime_s": round(time.monotonic() - began_s, 3)})
 
 
-def _make_server(settings: "ServerSettings") -> "TrunkServer | TrunkFront":
+def _make_server(settings: "ServerSettings", tracer: "Trace | None") -> "TrunkServer | TrunkFront":
     if settings.replicas.count:
         from cutlayer.server.front import TrunkFront
 
         return TrunkFront(settings)
     from cutlayer.server.server import TrunkServer
 
-    return TrunkServer(settings)
+    return TrunkServer(settings, tracer)
 
 
 def _stop_signals() -> threading.Event:

@@ -106,7 +106,7 @@ def _print(result: dict[str, object], out: Output) -> None:
     assert isinstance(up, float)
     assert isinstance(down, float)
     out.say(
-        f"{result['unit']} {result['step']}: loss {result['loss_first']:.4f} to {result['loss_last']:.4f}, "
-        f"{result['tokens_per_s']} tokens/s, per token {format_bytes(up)} up and "
-        f"{format_bytes(down)} down; {result['guarantee']}"
+        f"{result['unit']} {result['step']}: loss {result['loss_first']:.4f} to "
+        f"{result['loss_last']:.4f}, {result['tokens_per_s']} tokens/s, per token "
+        f"{format_bytes(up)} up and {format_bytes(down)} down; {result['guarantee']}"
     )

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cutlayer.client.chat import Chat, TextPiece, require_chat_template, text_pieces
-from cutlayer.client.federated import fingerprint, make_member, open_calls
+from cutlayer.client.event_files import reporting
+from cutlayer.client.federated import fingerprint, leave, make_member, open_calls
 from cutlayer.client.generate import GenerationSession, SplitModel, generate_tokens
 from cutlayer.client.link import Link
 from cutlayer.client.member import Learner
@@ -159,25 +160,27 @@ class Client:
             raise DataError("there is no training row left; check data.train and max_length")
         leaves = {**self.head.leaves, **self.tail.leaves}
         self._state.claim(run_identity(self.settings, settings, rows.digest, leaves))
-        if self.settings.federation is not None:
-            progress = self._train_together(rows, settings, on_step)
-        else:
-            data = TrainingData(
-                train=rows.train, validation=rows.validation, plan=batch_plan(rows, settings)
-            )
-            progress = self.trainer(data, settings).run(on_step)
+        with reporting(self.settings.run.event_folder, self.trunk, on_step) as report:
+            if self.settings.federation is not None:
+                progress = self._train_together(rows, settings, report)
+            else:
+                progress = self._train_alone(rows, settings, report)
         self._note(AuditEvent.RUN_FINISHED, progress.step)
         return progress
+
+    def _train_alone(
+        self, rows: Dataset, settings: TrainSettings, on_step: Callable[[Report], None]
+    ) -> Progress:
+        plan = batch_plan(rows, settings)
+        data = TrainingData(train=rows.train, validation=rows.validation, plan=plan)
+        return self.trainer(data, settings).run(on_step)
 
     def _train_together(
         self, rows: Dataset, settings: TrainSettings, on_step: Callable[[Report], None]
     ) -> Progress:
+        step, opened = self._split_step(settings), self._open_run(settings)
         learner = Learner(
-            parts=self._parts,
-            trunk=self.trunk,
-            step=self._split_step(settings),
-            settings=settings,
-            open_run=self._open_run(settings),
+            parts=self._parts, trunk=self.trunk, step=step, settings=settings, open_run=opened
         )
         about = fingerprint(self.settings, self._own, self.tokenizer)
         calls = open_calls(self._connect, self._own)
@@ -272,34 +275,30 @@ class Client:
         Raises:
             ConfigError: nothing has been trained yet.
         """
-        step = self._best_step() if step is None else step
-        saved = self._state.load(step)
-        states: list[AdapterState] = [saved.tensors["head"], saved.tensors["tail"]]
+        step = self._state.best_step() if step is None else step
+        states: list[AdapterState] = self._state.adapters(step)
         if self._parts.trunk_trains:
             states.append(self.trunk.pull_adapter(self.run_id, step))
-        export_adapter(
-            folder,
-            [state for state in states if state],
-            self.settings.adapter,
-            self.settings.model.path,
-        )
+        states = [state for state in states if state]
+        export_adapter(folder, states, self.settings.adapter, self.settings.model.path)
         if merged is not None:
             merge_adapter(self._folder, folder, merged)
         self._note(AuditEvent.ADAPTER_EXPORTED, step)
         return step
 
-    def _best_step(self) -> int:
-        steps = self._state.saved_steps()
-        if not steps or steps[-1] == 0:
-            raise ConfigError(f"{self._state.folder} has no trained step; run `cutlayer train`")
-        best = self._state.load(steps[-1]).progress.best_step
-        return best if best in steps else steps[-1]
+    def leave(self) -> None:
+        """Leave the federation of the settings; its rounds go on, and one may join again.
+
+        Raises:
+            ConfigError: the settings name no federation.
+        """
+        leave(self.settings, open_calls(self._connect, self._own))
 
     def _split_model(self) -> SplitModel:
         """Parts at the run's best step; the base model where nothing was trained yet."""
         steps = self._state.saved_steps()
         is_trained = bool(steps) and steps[-1] > 0
-        step = self._best_step() if is_trained else None
+        step = self._state.best_step() if is_trained else None
         if step is not None:
             self._parts.load(self._state.load(step).tensors)
         self._parts.set_training(False)

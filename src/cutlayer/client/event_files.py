@@ -7,7 +7,8 @@ format, by the package tensorboardX (extra `tensorboard`).
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Protocol
@@ -17,7 +18,7 @@ from cutlayer.client.train import Report
 from cutlayer.errors import ConfigError
 from cutlayer.storage.files import explain_os_errors, private_folder
 
-__all__ = ["EventFiles", "Traffic"]
+__all__ = ["EventFiles", "Traffic", "reporting"]
 
 _FLUSH_EVERY_S = 2.0
 """Longest time that a finished step is only in memory."""
@@ -193,3 +194,29 @@ def _new_name(now_s: float) -> str:
 def _difference(prefix: str, now: tuple[int, int], before: tuple[int, int]) -> dict[str, float]:
     up, down = (float(n - b) for n, b in zip(now, before, strict=True))
     return {f"{prefix}/bytes_up": up, f"{prefix}/bytes_down": down}
+
+
+@contextmanager
+def reporting(
+    folder: Path | None, traffic: Traffic, on_step: Callable[[Report], None]
+) -> Iterator[Callable[[Report], None]]:
+    """Hand each report on, and to event files where a folder is named.
+
+    Args:
+        folder: of the event files; None writes none.
+        traffic: counts the bytes.
+        on_step: who else is told.
+    """
+    if folder is None:
+        yield on_step
+        return
+    with ExitStack() as stack:
+        files: list[EventFiles] = []
+
+        def report(step: Report) -> None:
+            if not files:
+                files.append(stack.enter_context(EventFiles(folder, traffic, step.steps_per_round)))
+            files[0].step(step)
+            on_step(step)
+
+        yield report

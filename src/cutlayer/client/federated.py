@@ -18,14 +18,15 @@ from cutlayer.client.schedule import batch_plan
 from cutlayer.client.settings import ClientSettings
 from cutlayer.client.train import TrainingData
 from cutlayer.data.load import Dataset
-from cutlayer.errors import SpecMismatch
+from cutlayer.errors import ConfigError, SpecMismatch
 from cutlayer.federation.secure.hidden import GroupKey
 from cutlayer.identity.signing import CertificateVerifier, KitSigner
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.agreement import hash_leaves
 from cutlayer.privacy.boundary import UpdateGate
+from cutlayer.wire.federation_messages import Leave
 
-__all__ = ["fingerprint", "make_member", "open_calls", "vocabulary_digest"]
+__all__ = ["fingerprint", "leave", "make_member", "open_calls", "vocabulary_digest"]
 
 
 def open_calls(connect: Connect, own: OwnModel) -> FederationLink:
@@ -97,6 +98,20 @@ def make_member(
     gate = UpdateGate(state.privacy.ledger, mine.share_plain_updates, mine.publish_losses)
     credentials = _credentials(settings, membership.name, key)
     return Member(calls, membership, learner, data, gate, credentials, state)
+
+
+def leave(settings: ClientSettings, calls: FederationLink) -> None:
+    """Leave the federation; the link is closed.
+
+    Raises:
+        ConfigError: the settings name none.
+    """
+    try:
+        if settings.federation is None:
+            raise ConfigError("the settings have no [federation] section; there is none to leave")
+        calls.leave(Leave(federation=settings.federation.name))
+    finally:
+        calls.close()
 
 
 def _credentials(settings: ClientSettings, name: str, key: GroupKey | None) -> Credentials:

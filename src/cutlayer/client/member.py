@@ -223,7 +223,14 @@ class Member:
         before = (begun.round - 1) * self._steps_per_round
         record = msgspec.structs.replace(record, step=before + number)
         num_steps = self._policy.rounds * self._steps_per_round
-        on_step(Report(record=record, num_steps=num_steps, validation_loss=None))
+        on_step(
+            Report(
+                record=record,
+                num_steps=num_steps,
+                validation_loss=None,
+                steps_per_round=self._steps_per_round,
+            )
+        )
         return record
 
     def _publish(self, begun: Round, records: Sequence[StepRecord]) -> None:

@@ -109,6 +109,23 @@ class RunState:
         tensors = {name.removesuffix(".safetensors"): read_tensors(files, name) for name in files}
         return SavedStep(progress=progress, tensors=tensors)
 
+    def adapters(self, step: int) -> list[dict[str, Tensor]]:
+        """Adapters of head and tail of a saved step."""
+        tensors = self.load(step).tensors
+        return [tensors["head"], tensors["tail"]]
+
+    def best_step(self) -> int:
+        """The best step by validation, else the newest.
+
+        Raises:
+            ConfigError: nothing has been trained yet.
+        """
+        steps = self.saved_steps()
+        if not steps or steps[-1] == 0:
+            raise ConfigError(f"{self.folder} has no trained step; run `cutlayer train`")
+        best = self.load(steps[-1]).progress.best_step
+        return best if best in steps else steps[-1]
+
     def go_back_to(self, step: int) -> SavedStep:
         """Load a step and forget the later ones; the ledger keeps their lines."""
         saved = self.load(step)

@@ -62,6 +62,8 @@ class RunSettings(Settings):
     """Key that encrypts all of it at rest; None stores it plain."""
     record_folder: Path | None = None
     """Write every frame as the server sees it, for audits; None records nothing."""
+    event_folder: Path | None = None
+    """Write losses and rates of training for TensorBoard here; needs the extra tensorboard."""
 
 
 class MembershipSettings(Settings):

@@ -49,6 +49,8 @@ class Report:
     record: StepRecord
     num_steps: int
     validation_loss: float | None
+    steps_per_round: int | None = None
+    """In a federation; None where there are no rounds."""
 
 
 class Trainer:
