@@ -11,10 +11,12 @@ from cutlayer.cli import (
     doctor,
     export,
     generate,
+    leave,
     provision,
     purge,
     runs,
     serve,
+    simulate,
     status,
     train,
 )
@@ -34,6 +36,8 @@ app.command("serve")(serve.serve)
 app.command("status")(status.status)
 app.add_typer(runs.app, name="runs")
 app.command("train")(train.train)
+app.command("simulate")(simulate.simulate)
+app.command("leave")(leave.leave)
 app.command("generate")(generate.generate)
 app.command("chat")(generate.chat)
 app.command("export")(export.export)

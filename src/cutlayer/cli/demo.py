@@ -1,18 +1,16 @@
-"""`cutlayer demo`: fetch what the demo needs, run it, print its table. The demo is in `demo`."""
+"""`cutlayer demo`: fetch what the demo needs, run it, print its tables. The demo is in `demo`."""
 
 import json
-import signal
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cutlayer.cli.options import JsonOption
 from cutlayer.cli.output import Output, format_bytes
+from cutlayer.cli.simulate import print_federation
+from cutlayer.cli.work import stop_on_sigterm, work_folder
 
 if TYPE_CHECKING:
     from cutlayer.demo.run import DemoReport
@@ -33,49 +31,72 @@ CacheOption = Annotated[
 ]
 
 
+class Scene(StrEnum):
+    """What is shown."""
+
+    ONE = "1"
+    TWO = "2"
+    ALL = "all"
+
+
+SceneOption = Annotated[
+    Scene,
+    typer.Option("--scene", help="1: one owner, two processes; 2: four owners together."),
+]
+
+
 def demo(
     output: OutputOption = Path("build/demo.json"),
     seed: SeedOption = 0,
+    scene: SceneOption = Scene.ALL,
     keep: KeepOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune a small model on news topics over two processes, in a few minutes."""
-    from cutlayer.data.assets import cache_folder, fetch
-    from cutlayer.demo.run import DemoInputs, run_demo
+    """Fine-tune a small model for one owner, then for four owners together, in a few minutes."""
+    from cutlayer.data.assets import cache_folder
     from cutlayer.storage.files import explain_os_errors, write_atomic
 
     out = Output(as_json)
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_on_sigterm()
     cache = cache_folder() if cache is None else cache
-    out.say("fetching SmolLM2-135M-Instruct and the BBC news articles, unless they are cached")
-    model, articles = fetch("smollm2", cache), fetch("bbcnews", cache)
-    with _work_folder(keep) as folder:
-        inputs = DemoInputs(model=model, articles=articles, folder=folder, cache=cache, seed=seed)
-        report = run_demo(inputs, out.say)
-    values = {**_values(report), "seed": seed}
+    values: dict[str, object] = {"seed": seed}
+    with work_folder(keep, "demo") as folder:
+        if scene is not Scene.TWO:
+            values = {**_scene_one(folder, cache, seed, out), **values}
+        if scene is not Scene.ONE:
+            values["federation"] = _scene_two(folder, cache, seed, out)
     with explain_os_errors(f"create folder {output.parent}"):
         output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(output, (json.dumps(values, indent=2) + "\n").encode(), mode=0o644)
-    out.table(("", ""), _rows(report), title="cutlayer demo")
     out.say(f"report: {output}")
     out.result(values)
 
 
-@contextmanager
-def _work_folder(keep: Path | None) -> Iterator[Path]:
+def _scene_one(folder: Path, cache: Path, seed: int, out: Output) -> dict[str, object]:
+    """One owner and a trunk server learn topics of news."""
+    from cutlayer.data.assets import fetch
+    from cutlayer.demo.run import DemoInputs, run_demo
+
+    out.say("fetching SmolLM2-135M-Instruct and the BBC news articles, unless they are cached")
+    model, articles = fetch("smollm2", cache), fetch("bbcnews", cache)
+    inputs = DemoInputs(model=model, articles=articles, folder=folder, cache=cache, seed=seed)
+    report = run_demo(inputs, out.say)
+    out.table(("", ""), _rows(report), title="cutlayer demo")
+    return _values(report)
+
+
+def _scene_two(folder: Path, cache: Path, seed: int, out: Output) -> dict[str, object]:
+    """Four owners learn sentiment together, and each by itself."""
+    from cutlayer.demo.federation import federation_settings
+    from cutlayer.simulation.run import run_simulation
     from cutlayer.storage.files import private_folder
 
-    if keep is not None:
-        yield private_folder(keep.absolute())
-        return
-    with tempfile.TemporaryDirectory(prefix="cutlayer-demo-") as name:
-        yield Path(name)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    # Unwinds the stack, so that the server process is stopped on the way.
-    raise KeyboardInterrupt
+    out.say("scene two: movies, Amazon, tweets and NYT train one model together")
+    own = private_folder(folder / "federation")
+    result = run_simulation(federation_settings(seed), own, out.say, cache=cache)
+    print_federation(result, out)
+    return result.values()
 
 
 def _values(report: "DemoReport") -> dict[str, object]:

@@ -38,29 +38,34 @@ class OwnerRows:
     """Training rows as `train`, held-out rows as `validation`."""
 
 
-def prepare_rows(settings: SimulationSettings, folder: Path) -> list[OwnerRows]:
+def prepare_rows(
+    settings: SimulationSettings, folder: Path, cache: Path | None = None
+) -> list[OwnerRows]:
     """Write or find every owner's rows.
 
     Args:
         settings: of the simulation.
         folder: gets a folder per owner.
+        cache: of assets; None is the user's.
 
     Raises:
         DataError: rows are missing, unreadable or too few.
         ConfigError: the settings do not fit the rows.
     """
     if settings.domains is not None:
-        return _from_domains(settings, folder)
+        return _from_domains(settings, folder, cache)
     if settings.owner:
         return [_from_files(settings, name, folder / name) for name in settings.owner]
     return _shared_out(settings, folder)
 
 
-def _from_domains(settings: SimulationSettings, folder: Path) -> list[OwnerRows]:
+def _from_domains(
+    settings: SimulationSettings, folder: Path, cache: Path | None
+) -> list[OwnerRows]:
     wanted = settings.domains
     assert wanted is not None
     chosen = domains(
-        fetch("sentiment"),
+        fetch("sentiment", cache),
         settings.simulation.seed,
         wanted.train_rows,
         wanted.heldout_rows,

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cutlayer.client.member import steps_per_round
 from cutlayer.client.settings import ClientSettings
 from cutlayer.data.assets import ASSETS, fetch
 from cutlayer.errors import ConfigError
+from cutlayer.federation.secure.hidden import GroupKey
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.identity.provision import LocalFolders, local, member_files
 from cutlayer.model.folder import ModelFolder, resolve_model
@@ -99,9 +101,8 @@ def owner_at(settings: ClientSettings, address: str) -> ClientSettings:
 
 
 def num_steps(federation: FederationSettings) -> int:
-    """Optimizer steps of every owner over all rounds; every_step takes one a round."""
-    is_every_step = federation.strategy.kind == "every_step"
-    return federation.rounds * (1 if is_every_step else federation.local_steps)
+    """Optimizer steps of every owner over all rounds."""
+    return federation.rounds * steps_per_round(federation)
 
 
 def _federation(settings: SimulationSettings, names: Sequence[str]) -> FederationSettings:
@@ -160,7 +161,10 @@ def _membership(federation: FederationSettings, folder: Path) -> dict[str, objec
         "share_plain_updates": not federation.secure.enabled,
     }
     if federation.secure.hides_aggregate:
-        table["group_key_file"] = str(folder / "group.key")
+        path = folder / "group.key"
+        if not path.exists():
+            GroupKey.create(path)
+        table["group_key_file"] = str(path)
     return table
 
 

@@ -3,11 +3,12 @@
 They are those of server and client, said once. It does nothing.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cutlayer.client.settings import ModelSettings, TrainSettings
 from cutlayer.data.domains import DOMAINS
@@ -25,6 +26,10 @@ __all__ = [
     "PlanSettings",
     "SimulationSettings",
 ]
+
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,38}[a-z0-9])?")
+"""What a certificate may be issued to, and a folder be called."""
 
 
 class PlanSettings(Settings):
@@ -109,6 +114,17 @@ class SimulationSettings(Settings):
         if data and owners and isinstance(owners[0], Mapping) and "train" in owners[0]:
             filled["data"] = {"train": owners[0]["train"], **data}
         return filled
+
+    @field_validator("owner")
+    @classmethod
+    def _has_plain_names(cls, owner: dict[str, OwnerFiles]) -> dict[str, OwnerFiles]:
+        for name in owner:
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"owner {name!r}: a name has up to 40 of a-z, 0-9, dot, underscore and hyphen, "
+                    "and begins and ends with a letter or digit"
+                )
+        return owner
 
     @model_validator(mode="after")
     def _has_rounds_alone(self) -> Self:
