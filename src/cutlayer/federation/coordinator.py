@@ -12,9 +12,10 @@ from torch import Tensor
 
 from cutlayer.errors import ProtocolError
 from cutlayer.federation.cycle import Cycle
-from cutlayer.federation.exchange import Answer
+from cutlayer.federation.exchange import Answer, Stage
 from cutlayer.federation.gathering import Gathering
 from cutlayer.federation.membership import check_history, check_join, check_metrics
+from cutlayer.federation.running import RunningAttempt
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.federation.status import Status
 from cutlayer.federation.store import FederationStore
@@ -57,6 +58,7 @@ class Coordinator:
         self._gathering = Gathering(settings)
         self._members = {row.name for row in store.members() if row.left_at is None}
         self._lost: dict[str, float] = {}
+        self._is_told_of_returns = False
         self._heard: set[str] = set()
         self._touched_s = now_s
         self._not_before_s = now_s
@@ -84,7 +86,7 @@ class Coordinator:
         if member not in self._members:
             self._store.add_member(member)
             self._members.add(member)
-        self.seen(member)
+        self._hear(member)
         self._settle(now_s)
         return Joined(
             policy=self._settings.policy().model_dump_json(),
@@ -127,7 +129,7 @@ class Coordinator:
             CutlayerError: refused; `StepExpired` tells the member to enter the next round.
         """
         self._check_member(member, str(getattr(call, "federation", "")))
-        self.seen(member)
+        self._hear(member)
         self._cycle.raise_if_stopped()
         self.tick(now_s)
         if isinstance(call, EnterRound):
@@ -156,27 +158,28 @@ class Coordinator:
         return self._cycle.history.begun(call, attempt.number, attempt.cohort)
 
     def seen(self, member: str) -> None:
-        """A connection of the member lives; call it for any frame that is not the coordinator's."""
-        self._lost.pop(member, None)
-        self._heard.add(member)
-        if member in self._members:
-            self._gathering.hear(member)
+        """A new connection of the member is there: call it when one has said HELLO."""
+        self._is_told_of_returns = True
+        self._hear(member)
 
     def lost(self, member: str, now_s: float) -> None:
         """The member's connection is gone: it waits no longer.
 
-        An attempt waits for it one `phase_deadline_s` more, unless it is `seen` again.
+        An attempt waits for it one `phase_deadline_s` more, unless it comes back before. Who
+        trains calls nothing here, so while members train this holds only if returns are `seen`.
         """
-        self._gathering.forget(member)
-        self._lost[member] = now_s
-        self._settle(now_s)
+        if member in self._members:
+            self._gathering.forget(member)
+            self._lost[member] = now_s
+            self._settle(now_s)
 
     def tick(self, now_s: float) -> None:
         """Do what is due."""
         attempt = self._cycle.attempt
         if attempt is not None:
-            for member in self._gone(now_s):
-                attempt.put_out(member, "its connection was lost", now_s)
+            for member, until_s in self._awaited(attempt).items():
+                if now_s >= until_s:
+                    attempt.put_out(member, "its connection was lost", now_s)
             attempt.tick(now_s)
         if now_s - self._touched_s >= _TOUCH_EVERY_S:
             self._touch(now_s)
@@ -189,13 +192,8 @@ class Coordinator:
         if self._cycle.attempt is None:
             gathered_s = self._gathering.deadline_s()
             return None if gathered_s is None else max(gathered_s, self._not_before_s)
-        grace_s = self._settings.phase_deadline_s
-        waited = (
-            self._lost.keys() & set(self._cycle.attempt.cohort) - self._cycle.attempt.out.keys()
-        )
-        return min(
-            [self._cycle.attempt.deadline_s, *(self._lost[name] + grace_s for name in waited)]
-        )
+        attempt = self._cycle.attempt
+        return min([attempt.deadline_s, *self._awaited(attempt).values()])
 
     def count_bytes(self, num_up: int, num_down: int) -> None:
         """Bytes of the federation's calls, as the connection counted them."""
@@ -271,10 +269,18 @@ class Coordinator:
         else:
             self._not_before_s = now_s + _RETRY_S
 
-    def _gone(self, now_s: float) -> list[str]:
-        """Members whose connection was lost too long ago to wait for them."""
-        grace_s = self._settings.phase_deadline_s
-        return [member for member, since_s in self._lost.items() if now_s >= since_s + grace_s]
+    def _hear(self, member: str) -> None:
+        self._lost.pop(member, None)
+        self._heard.add(member)
+        if member in self._members:
+            self._gathering.hear(member)
+
+    def _awaited(self, attempt: RunningAttempt) -> dict[str, float]:
+        """Members of the cohort whose connection is lost, and until when they may come back."""
+        if attempt.stage is Stage.UPDATES and not self._is_told_of_returns:
+            return {}
+        names = self._lost.keys() & set(attempt.cohort) - attempt.out.keys()
+        return {name: self._lost[name] + self._settings.phase_deadline_s for name in names}
 
     def _touch(self, now_s: float) -> None:
         self._touched_s = now_s
