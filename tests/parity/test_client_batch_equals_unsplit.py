@@ -271,6 +271,15 @@ def test_straggler_leaves_no_trace_and_comes_out_right_itself(tmp_path: Path) ->
     _assert_no_trace(host, _without(tmp_path, "abc"), "abc")
 
 
+def test_gradients_of_a_joint_call_are_laid_out_as_their_parameters(tmp_path: Path) -> None:
+    host = _host(tmp_path, ["a", "b"])
+    _good(host.run_together(_calls("ab")))
+    _good(host.run_together(_back("ab")))
+    for parameter in host._runs["a", ROUND]._adapter.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
+
+
 def test_latecomers_of_other_calls_are_recomputed_together(tmp_path: Path) -> None:
     host = _host(tmp_path, ["a", "b", "c", "d"])
     _good(host.run_together(_calls("ab")))

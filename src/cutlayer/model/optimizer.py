@@ -123,4 +123,6 @@ def _adamw(parameters: Sequence[Tensor], settings: AdamWSettings) -> torch.optim
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
         weight_decay=settings.weight_decay,
+        # One call instead of a dozen per tensor; a server steps the adapters of many clients.
+        fused=True,
     )

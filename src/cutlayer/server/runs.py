@@ -150,7 +150,8 @@ class TrainingRun:
             if grad is None:
                 continue
             if parameter.grad is None:
-                parameter.grad = grad
+                # Of a joint call it is a transposed view; optimizers want the parameter's layout.
+                parameter.grad = grad.contiguous()
             else:
                 parameter.grad.add_(grad)
         known.input_grad_ND, known.is_done = gradients.input_ND, True
