@@ -143,7 +143,9 @@ def _check_adapter(member: str, told: Mapping[str, str], settings: FederationSet
         if told.get(f"adapter.{key}", str(value)) != str(value)
     ]
     if wrong:
-        raise SpecMismatch(f"{member} differs from the federation: {'; '.join(wrong)}; set the same")
+        raise SpecMismatch(
+            f"{member} differs from the federation: {'; '.join(wrong)}; set the same"
+        )
 
 
 def _restored(member: str, known: int, last_round: int) -> StorageError:
