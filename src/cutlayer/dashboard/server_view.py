@@ -41,7 +41,6 @@ class FederationLike(Protocol):
 class ServerLike(Protocol):
     """What the page asks of a trunk server or a front; any thread may call."""
 
-    @property
     def is_ready(self) -> bool:
         """Whether it takes calls."""
 
@@ -86,7 +85,7 @@ class OneServerView:
 
     def is_ready(self) -> bool:
         """Whether it takes calls."""
-        return self._server.is_ready
+        return self._server.is_ready()
 
     def metrics(self) -> bytes:
         """Prometheus text."""
@@ -107,7 +106,7 @@ class OneServerView:
             software=self._software,
             time_s=time.time(),
             uptime_s=time.monotonic() - self._began_s,
-            is_ready=self._server.is_ready,
+            is_ready=self._server.is_ready(),
             num_connections=stats.num_connections,
             num_sessions=stats.num_sessions,
             cache_bytes=stats.cache_bytes,
