@@ -56,19 +56,19 @@ class AdapterSource:
         self._slots = _WatchedSlots()
         vars(trunk)[adapters._ATTRIBUTE] = self._slots
         self._sent: dict[str, list[nn.Parameter]] = {}
-        self._versions: dict[str, list[int]] = {}
+        self._values: dict[str, Tensor] = {}
 
     def changes(self) -> tuple[AdapterChange, list[Tensor]]:
         """What to tell for the next call, and the weights of `loaded` as flat float32 vectors."""
         used = {name: found for name in self._in_use() if (found := self._weights(name))}
         dropped = [name for name in self._sent if self._is_gone(name, used.get(name))]
         for name in dropped:
-            del self._sent[name], self._versions[name]
+            del self._sent[name], self._values[name]
         added = [self._describe(name) for name in used if name not in self._sent]
-        vectors = {name: _flat(w) for name, w in used.items() if self._is_stale(name, w)}
-        for name in vectors:
-            self._sent[name] = used[name]
-            self._versions[name] = [weight._version for weight in used[name]]
+        current = {name: _flat(weights) for name, weights in used.items()}
+        vectors = {name: value for name, value in current.items() if self._is_stale(name, value)}
+        for name, vector in vectors.items():
+            self._sent[name], self._values[name] = used[name], vector
         change = AdapterChange(
             dropped=dropped,
             added=added,
@@ -95,8 +95,10 @@ class AdapterSource:
             return True
         return any(a is not b for a, b in zip(weights, before, strict=True))
 
-    def _is_stale(self, name: str, weights: Sequence[nn.Parameter]) -> bool:
-        return self._versions.get(name) != [weight._version for weight in weights]
+    def _is_stale(self, name: str, value: Tensor) -> bool:
+        # By value: a fused optimizer changes weights without counting it as a new version. It
+        # costs little, since a call reads far more weights than an adapter has.
+        return name not in self._values or not torch.equal(self._values[name], value)
 
     def _describe(self, name: str) -> NewAdapter:
         modules = self._trunk.base.named_modules()

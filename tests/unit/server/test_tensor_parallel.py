@@ -14,6 +14,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings, attach
 from cutlayer.model.collectives import Ranks
 from cutlayer.model.kv_cache import RowCache
+from cutlayer.model.optimizer import AdamWSettings, PartOptimizer
 from cutlayer.model.partition import Cut, Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.server.tensor_parallel import parallel_trunk
@@ -72,9 +73,12 @@ def test_graph_and_cache_are_dropped_when_the_leader_has_dropped_them(
 def test_weights_travel_once_until_they_change(trunk: Trunk, told: Told) -> None:
     h_ND = torch.ones(5, trunk.hidden_size)
     adapter = attach(trunk, AdapterSettings(rank=2))
+    optimizer = PartOptimizer(adapter, AdamWSettings())
     for _ in range(2):
         trunk(h_ND, ROWS)
-    adapter.load(adapter.state())
+    for parameter in adapter.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(scale=1.0, lr=0.1)
     trunk(h_ND, ROWS)
     adapter.remove()
     attach(trunk, AdapterSettings(rank=3))
