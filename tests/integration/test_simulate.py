@@ -66,7 +66,8 @@ def test_owners_as_threads_learn_together_and_alone(model: Path, tmp_path: Path)
 def test_threads_and_processes_learn_the_same(model: Path, tmp_path: Path) -> None:
     once = {"simulation__alone": False, "simulation__max_heldout": 1, "federation__rounds": 1}
     threads = _run(model, tmp_path, "threads", **once)
-    processes = _run(model, tmp_path, "processes", simulation__processes=True, **once)
+    trace = tmp_path / "trace.json"
+    processes = _run(model, tmp_path, "processes", trace, simulation__processes=True, **once)
     assert processes.is_in_processes
     for one, other in zip(threads.owners, processes.owners, strict=True):
         assert other.before.loss == pytest.approx(one.before.loss, 1e-5)
@@ -74,6 +75,9 @@ def test_threads_and_processes_learn_the_same(model: Path, tmp_path: Path) -> No
         assert other.trained_together.num_tokens == one.trained_together.num_tokens
         assert other.trained_together.loss_last == pytest.approx(one.trained_together.loss_last)
     assert not psutil.Process(os.getpid()).children(recursive=True)
+    pids = {event["pid"] for event in json.loads(trace.read_text())["traceEvents"]}
+    # The server and three owners; the parent takes no part in training.
+    assert len(pids) >= 4
 
 
 def test_masked_and_plain_updates_end_at_the_same_weights(model: Path, tmp_path: Path) -> None:
