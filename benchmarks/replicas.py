@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from transformers import AutoConfig
 
 from benchmarks.replica_feeder import FeedRequest, FeedResult
@@ -50,6 +51,9 @@ class Throughput:
     """One replica; the mean of the two cores, each alone."""
     both: tuple[float, ...]
     """Two replicas at once, together."""
+    cpu_alone: tuple[float, ...]
+    """CPU seconds of replica and feeder per thousand tokens: whatever else the machine does."""
+    cpu_both: tuple[float, ...]
 
     @property
     def efficiencies(self) -> list[float]:
@@ -90,6 +94,7 @@ def main() -> None:
     result: dict[str, bool | int | float | str | None] = {
         "replica_efficiency": round(median(found.efficiencies), 4),
         "replica_efficiency_least": round(min(found.efficiencies), 4),
+        "replica_cpu_efficiency": round(median(found.cpu_alone) / median(found.cpu_both), 4),
         "replica_tokens_per_s_1": round(median(found.alone), 1),
         "replica_tokens_per_s_2": round(median(found.both), 1),
         "profile": arguments.profile,
@@ -149,28 +154,56 @@ class _Feeders:
         alone, both = [], []
         for _ in range(num_repeats + 1):
             single = [
-                _tokens_per_s(self._run([worker], [request]))
+                self._run([worker], [request])
                 for worker, request in zip(self._workers, self._requests, strict=True)
             ]
-            alone.append(sum(single) / len(single))
+            alone.append(_mean(single))
             together = self._run(self._workers, self._requests)
-            assert together[0].place != together[1].place, "both clients on one replica"
-            both.append(_tokens_per_s(together))
-        return Throughput(alone=tuple(alone[1:]), both=tuple(both[1:]))
+            both.append((together.tokens_per_s, together.cpu_s_per_1000))
+        return Throughput(
+            alone=tuple(speed for speed, _ in alone[1:]),
+            both=tuple(speed for speed, _ in both[1:]),
+            cpu_alone=tuple(cpu for _, cpu in alone[1:]),
+            cpu_both=tuple(cpu for _, cpu in both[1:]),
+        )
 
-    def _run(self, workers: list[Worker], requests: list[FeedRequest]) -> list[FeedResult]:
+    def _run(self, workers: list[Worker], requests: list[FeedRequest]) -> "_Turn":
         for worker, request in zip(workers, requests, strict=True):
             worker.send(request)
         for worker in workers:
             worker.expect_ready()
+        used_s = self._cpu_s()
         for worker in workers:
             worker.go()
-        return [worker.result(FeedResult) for worker in workers]
+        results = [worker.result(FeedResult) for worker in workers]
+        assert len({result.place for result in results}) == len(results), "clients share a replica"
+        num_tokens = sum(one.num_tokens for one in results)
+        return _Turn(
+            # They began together; the slowest ends it.
+            tokens_per_s=num_tokens / max(one.seconds for one in results),
+            cpu_s_per_1000=1000 * (self._cpu_s() - used_s) / num_tokens,
+        )
+
+    def _cpu_s(self) -> float:
+        """Of all replicas and feeders so far; who is idle adds nothing."""
+        pids = [replica.pid for replica in self._front.replicas()]
+        pids += [worker.pid for worker in self._workers]
+        times = [psutil.Process(pid).cpu_times() for pid in pids]
+        return float(sum(one.user + one.system for one in times))
 
 
-def _tokens_per_s(results: Sequence[FeedResult]) -> float:
-    """Of all that ran at once: they began together, the slowest ends it."""
-    return sum(one.num_tokens for one in results) / max(one.seconds for one in results)
+@dataclass(frozen=True, kw_only=True)
+class _Turn:
+    tokens_per_s: float
+    cpu_s_per_1000: float
+
+
+def _mean(turns: Sequence[_Turn]) -> tuple[float, float]:
+    count = len(turns)
+    return (
+        sum(turn.tokens_per_s for turn in turns) / count,
+        sum(turn.cpu_s_per_1000 for turn in turns) / count,
+    )
 
 
 def _load(arguments: Arguments, folder: Path) -> Load:
