@@ -44,7 +44,7 @@ def test_one_round_trip_per_token(tmp_path: Path) -> None:
     ):
         client.trunk.hello()
         calls = []
-        channel = client.trunk._channel
+        channel = client.trunk._link._channel
         assert channel is not None
         plain = channel.call
         channel.call = lambda frame, *rest: calls.append(frame.kind) or plain(frame, *rest)  # type: ignore[method-assign,func-returns-value]
@@ -68,7 +68,7 @@ def test_a_lost_session_is_replayed_and_the_text_goes_on(tmp_path: Path) -> None
         for step in range(12):
             if step == 5:
                 client.trunk._connect = lambda: loopback(second)
-                client.trunk._drop_channel()
+                client.trunk._link._drop_channel()
             logits_BV = session.step(feed, range(3))
             feed = [[int(logits_V.argmax())] for logits_V in logits_BV]
             for row, new in zip(rows, feed, strict=True):

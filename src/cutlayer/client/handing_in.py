@@ -52,6 +52,7 @@ class Handover:
         self._calls, self._policy, self._begun = calls, policy, begun
         self._credentials = credentials
         self._member: SecureMember | None = None
+        self._sealed: bytes | None = None
         if policy.secure.enabled:
             attempt = Attempt(
                 federation=policy.name,
@@ -98,28 +99,26 @@ class Handover:
             start: adapters at the round's beginning; sealed for newcomers in the hidden mode.
         """
         if self._member is None:
-            released = gate.plain(update, self.name)
-            self._calls.send_update(self._header(weight, start), released)
+            self._calls.send_update(self._header(weight), gate.plain(update, self.name))
             return
-        masked_M = self._member.mask(
-            flatten(update, {key: x.shape for key, x in update.items()}), weight, self._pad(update)
-        )
-        released = gate.masked(masked_M, self.name)
-        taken = self._calls.send_update(self._header(0, start), released)
+        masked_M = self._member.mask(flatten(update, _layout(update)), weight, self._pad(update))
+        released = gate.masked(masked_M, self.name, self._seal(start))
+        taken = self._calls.send_update(self._header(0), released)
         self._calls.unmask(self._member.unmask(taken))
 
-    def _header(self, weight: int, start: Mapping[str, Tensor]) -> SendUpdate:
-        begun, key = self._begun, self._group_key()
-        sealed = b""
-        if key is not None:
-            sealed = seal_state(key, self._policy.name, begun.round, begun.digest, dict(start))
+    def _header(self, weight: int) -> SendUpdate:
+        begun = self._begun
         return SendUpdate(
-            federation=self._policy.name,
-            round=begun.round,
-            attempt=begun.attempt,
-            weight=weight,
-            sealed=sealed,
+            federation=self._policy.name, round=begun.round, attempt=begun.attempt, weight=weight
         )
+
+    def _seal(self, start: Mapping[str, Tensor]) -> bytes | None:
+        """Once: a call that is sent again must be the same to the byte."""
+        key = self._group_key()
+        if key is not None and self._sealed is None:
+            begun = self._begun
+            self._sealed = seal_state(key, self._policy.name, begun.round, begun.digest, start)
+        return self._sealed
 
     def _pad(self, update: Mapping[str, Tensor]) -> Tensor | None:
         key = self._group_key()
@@ -133,3 +132,7 @@ class Handover:
 
     def _group_key(self) -> GroupKey | None:
         return self._credentials.group_key if self._policy.secure.hides_aggregate else None
+
+
+def _layout(update: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {key: list(x.shape) for key, x in update.items()}

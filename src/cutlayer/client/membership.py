@@ -23,6 +23,7 @@ from cutlayer.federation.state import unflatten
 from cutlayer.federation.strategy import get_strategy
 from cutlayer.model.adapters import AdapterState, initial_state
 from cutlayer.wire.federation_messages import EnterRound, Join, Joined, Round
+from cutlayer.wire.ring import bytes_of_words
 
 __all__ = ["Adapters", "Membership", "Standing", "join", "joined_states"]
 
@@ -105,7 +106,7 @@ class Membership:
             return Standing(begun=begun, adapters=tensors)
         if "sum" not in tensors:
             return Standing(begun=begun, adapters=self._first)
-        return Standing(begun=begun, adapters=self._unsealed(begun, tensors["sum"]))
+        return Standing(begun=begun, adapters=self._unsealed(begun, tensors))
 
     def keep(self, begun: Round) -> None:
         """Note that the last round's result is saved."""
@@ -116,7 +117,8 @@ class Membership:
         done = begun.round - 1
         if done < self._round:
             raise ProtocolError(f"the coordinator begins round {begun.round} after {self._round}")
-        if payload_digest(tensors) != begun.payload_digest:
+        payload = {name: x for name, x in tensors.items() if name != "sealed"}
+        if payload_digest(payload) != begun.payload_digest:
             raise ProtocolError(
                 f"round {begun.round}: the adapters are not those that the coordinator's digest "
                 "names; nothing was trained on them, ask its operator"
@@ -146,14 +148,14 @@ class Membership:
         self._state.forget_after(joined.round)
         self._round, self._digest = joined.round, ""
 
-    def _unsealed(self, begun: Round, padded_M: Tensor) -> AdapterState:
+    def _unsealed(self, begun: Round, tensors: Mapping[str, Tensor]) -> AdapterState:
         """Hidden aggregate: the state before the sum, and the sum without its members' pads."""
         done = begun.round - 1
         if done in self._state.saved_steps():
             return joined_states(self._state.load(done).tensors)
-        before = self._state_before(begun, done)
+        before = self._state_before(tensors, done)
         assert self._group_key is not None
-        policy, sum_M = self.policy, padded_M.clone()
+        policy, sum_M = self.policy, tensors["sum"].clone()
         for member in begun.survivors:
             sum_M -= pad(
                 self._group_key, policy.name, done, begun.sum_attempt, member, sum_M.numel()
@@ -162,11 +164,14 @@ class Membership:
         mean = unflatten(mean_N.to(torch.float32), {k: before[k].shape for k in self._update_keys})
         return get_strategy(policy.strategy).apply(before, mean)
 
-    def _state_before(self, begun: Round, done: int) -> AdapterState:
+    def _state_before(self, tensors: Mapping[str, Tensor], done: int) -> AdapterState:
         if done - 1 in self._state.saved_steps():
             return joined_states(self._state.load(done - 1).tensors)
         assert self._group_key is not None
-        return open_state(self._group_key, self.policy.name, done, begun.sealed)
+        if "sealed" not in tensors:
+            raise ProtocolError(f"round {done} came without the sealed state before it")
+        sealed = bytes_of_words(tensors["sealed"])
+        return open_state(self._group_key, self.policy.name, done, sealed)
 
 
 def join(

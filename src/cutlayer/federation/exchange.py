@@ -28,6 +28,7 @@ from cutlayer.wire.federation_messages import (
     UpdateTaken,
 )
 from cutlayer.wire.header import Header
+from cutlayer.wire.ring import bytes_of_words
 
 __all__ = ["STAGE_OF", "Answer", "Exchange", "PlainExchange", "SecureExchange", "Stage"]
 
@@ -153,7 +154,7 @@ class SecureExchange:
         elif isinstance(call, Unmask):
             self._secure.add_unmask(member, call)
         elif isinstance(call, SendUpdate):
-            self._add_masked(member, call, tensors)
+            self._add_masked(member, tensors)
 
     def is_enough(self, stage: Stage) -> bool:
         """Unmasking ends as soon as the sum can be opened."""
@@ -198,15 +199,15 @@ class SecureExchange:
         mean = unflatten(mean_N, self._rules.update)
         return Collected(survivors=survivors, mean=mean, total_weight=total_weight)
 
-    def _add_masked(self, member: str, call: SendUpdate, tensors: Mapping[str, Tensor]) -> None:
-        if tensors.keys() != {"masked"} or tensors["masked"].dtype != torch.int64:
+    def _add_masked(self, member: str, tensors: Mapping[str, Tensor]) -> None:
+        wanted = {"masked", "sealed"} if self._rules.is_hidden else {"masked"}
+        if tensors.keys() != wanted or any(x.dtype != torch.int64 for x in tensors.values()):
             raise ProtocolError(
-                f"update of member {member} has tensors {sorted(tensors)[:3]}; secure aggregation "
-                'takes one, "masked" in ring64'
+                f"update of member {member} has tensors {sorted(tensors)[:3]}; this federation "
+                f"takes {sorted(wanted)} in ring64"
             )
-        if self._rules.is_hidden and not call.sealed:
-            raise ProtocolError(f"update of member {member} lacks the sealed state it began with")
+        sealed = bytes_of_words(tensors["sealed"]) if self._rules.is_hidden else b""
         self._secure.add_masked(member, tensors["masked"])
         # One is enough for newcomers: that of the first by name.
         if self._rules.is_hidden and member <= min(self._sealed, default=member):
-            self._sealed = {member: call.sealed}
+            self._sealed = {member: sealed}

@@ -19,6 +19,7 @@ from cutlayer.federation.store import FederationStore
 from cutlayer.federation.store_rows import RoundRow
 from cutlayer.model.adapters import AdapterState
 from cutlayer.wire.federation_messages import EnterRound, Round
+from cutlayer.wire.ring import words_of
 
 __all__ = ["History"]
 
@@ -111,10 +112,12 @@ class History:
             # only who has pads to remove needs them.
             survivors=self._row.survivors if self._row and self.rules.is_hidden else [],
             total_weight=0 if self._row is None else self._row.total_weight,
-            sealed=b"" if has_state else self._checkpoint.sealed,
             sum_attempt=0 if self._row is None else self._row.attempts,
         )
-        return Answer(header, _payload(self.rules, self._checkpoint))
+        tensors = _payload(self.rules, self._checkpoint)
+        if self._checkpoint.sealed and not has_state:
+            tensors["sealed"] = words_of(self._checkpoint.sealed)
+        return Answer(header, tensors)
 
     def _initial(self) -> Checkpoint:
         return Checkpoint(state={} if self.rules.is_hidden else self.rules.initial())

@@ -43,12 +43,12 @@ class SecureSettings(Settings):
     enabled: bool = True
     """Off, the server sees every member's update; members must agree to it in their settings."""
     threshold: float = Field(default=0.67, gt=0.5, le=1)
-    """Share of a member's neighbours that must answer to open a secret, rounded up."""
+    """Share of a member's holders (its neighbours and itself) that open a secret; at least 3."""
     neighbours: int | None = Field(default=None, ge=2)
     """Neighbours of a member; None grows with the logarithm of the cohort."""
     value_range: float = Field(default=16.0, gt=0)
     """Values are clipped to plus and minus this before they are masked."""
-    value_bits: int = Field(default=30, ge=8, le=40)
+    value_bits: int = Field(default=28, ge=8, le=40)
     """Binary places after the point."""
     max_weight: int = Field(default=1 << 20, ge=1)
     """Largest weight (scored tokens) of one member in a round; more counts as this."""

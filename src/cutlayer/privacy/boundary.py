@@ -23,7 +23,7 @@ from cutlayer.privacy.ledger import Ledger, Release
 from cutlayer.privacy.mechanism import Mechanism, PrivacyEvent
 from cutlayer.privacy.noise import NoiseContext, RowNoise, RunSecret, release_key
 from cutlayer.wire.codec import Codec, Packed, get_codec
-from cutlayer.wire.ring import pack_ring
+from cutlayer.wire.ring import pack_ring, words_of
 
 __all__ = ["Boundary", "BoundaryName", "Released", "ReleasedUpdate", "UpdateGate"]
 
@@ -246,15 +246,19 @@ class UpdateGate:
         self._allows_plain = allows_plain
         self._publishes = publishes
 
-    def masked(self, masked_M: Tensor, name: str) -> ReleasedUpdate:
+    def masked(self, masked_M: Tensor, name: str, sealed: bytes | None = None) -> ReleasedUpdate:
         """An update under secure aggregation: int64 ring elements, uniform to whoever sees them.
 
         Args:
             masked_M: values and weight, masked.
             name: identifier of federation, round and attempt.
+            sealed: adapters encrypted under the members' key, for newcomers.
         """
         self._account(BoundaryName.UPDATES, "masked_sum", name)
-        return ReleasedUpdate(tensors={"masked": pack_ring(masked_M)}, gate=_GATE)
+        tensors = {"masked": pack_ring(masked_M)}
+        if sealed is not None:
+            tensors["sealed"] = pack_ring(words_of(sealed))
+        return ReleasedUpdate(tensors=tensors, gate=_GATE)
 
     def plain(self, update: Mapping[str, Tensor], name: str) -> ReleasedUpdate:
         """An update that the server sees by itself.

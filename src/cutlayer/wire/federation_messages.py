@@ -74,7 +74,8 @@ class Round(Header, frozen=True, kw_only=True):
     """A round begins, or the federation has ended.
 
     Tensors: the head's and tail's global adapters, unless the aggregate is hidden from the server;
-    then `sum`, the padded sum of the round before, in ring64.
+    then `sum`, the padded sum of the round before, and for whoever lacks the state before it
+    `sealed`, that state encrypted under the group's key; both in ring64.
     """
 
     round: int
@@ -93,8 +94,6 @@ class Round(Header, frozen=True, kw_only=True):
     """Members whose updates are in the round before; a hidden sum is unpadded with these."""
     total_weight: int
     """Sum of their weights; 0 where the server does not know it."""
-    sealed: bytes = b""
-    """Hidden aggregate: the state before `sum`, encrypted under the group's key by a member."""
     sum_attempt: int = 0
     """Hidden aggregate: the attempt of the round before that made `sum`; pads are bound to it."""
 
@@ -150,15 +149,17 @@ class PeerSecrets(Header, frozen=True, kw_only=True):
 
 
 class SendUpdate(Header, frozen=True, kw_only=True):
-    """What the member learnt. Tensors: `masked` in ring64, or the update's own (raw) if plain."""
+    """What the member learnt. Tensors: `masked` in ring64, or the update's own (raw) if plain.
+
+    With a hidden aggregate also `sealed`, in ring64: the state that the member began with,
+    encrypted under the group's key.
+    """
 
     federation: str
     round: int
     attempt: int
     weight: int
     """Scored tokens; 0 under secure aggregation, where it is inside the masked vector."""
-    sealed: bytes = b""
-    """Hidden aggregate: the state that the member began with, encrypted under the group's key."""
 
 
 class UpdateTaken(Header, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from cutlayer.errors import ProtocolError
 from cutlayer.wire.codec import RING64, checked_buffers, decode
 from cutlayer.wire.packed import Packed, bytes_of, tensor_of
 
-__all__ = ["decode_any", "pack_ring", "unpack_ring"]
+__all__ = ["bytes_of_words", "decode_any", "pack_ring", "unpack_ring", "words_of"]
 
 
 def pack_ring(elements: Tensor) -> Packed:
@@ -46,6 +46,31 @@ def unpack_ring(packed: Packed) -> Tensor:
         )
     (buffer,) = checked_buffers(packed, _layout)
     return tensor_of(buffer, torch.int64).reshape(packed.shape)
+
+
+def words_of(data: bytes) -> Tensor:
+    """Bytes of any length as int64, so that they travel as a tensor and not in a header."""
+    whole = len(data).to_bytes(8, "little") + data
+    padded = bytearray(whole + bytes(-len(whole) % 8))
+    return torch.frombuffer(padded, dtype=torch.int64)
+
+
+def bytes_of_words(words: Tensor) -> bytes:
+    """What `words_of` was given.
+
+    Raises:
+        ProtocolError: the tensor was not made by it.
+    """
+    if (
+        words.dtype != torch.int64
+        or words.ndim != 1
+        or not int(words[0] if len(words) else -1) >= 0
+    ):
+        raise ProtocolError("a tensor that holds no bytes where sealed bytes are wanted")
+    data, length = words.contiguous().numpy().tobytes()[8:], int(words[0])
+    if not len(data) - 8 < length <= len(data):
+        raise ProtocolError(f"{len(data)} sealed bytes where {length} are announced")
+    return data[:length]
 
 
 def decode_any(packed: Packed) -> Tensor:

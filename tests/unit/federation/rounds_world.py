@@ -35,6 +35,7 @@ from cutlayer.wire.federation_messages import (
     UpdateTaken,
 )
 from cutlayer.wire.header import Header
+from cutlayer.wire.ring import words_of
 
 __all__ = ["ENDS", "FINGERPRINT", "TRUNK", "ToyMember", "ToyTrunk", "World", "learnt", "weight_of"]
 
@@ -127,6 +128,7 @@ class ToyMember:
     errors: list[CutlayerError] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     received: dict[str, Tensor] = field(default_factory=dict)
+    first_received: dict[str, Tensor] = field(default_factory=dict)
     call: Header | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
     secure: SecureMember | None = None
@@ -194,9 +196,11 @@ class ToyMember:
             self.enter()
 
     def _begin(self, begun: Round, tensors: dict[str, Tensor]) -> None:
-        assert payload_digest(tensors) == begun.payload_digest
+        payload = {key: x for key, x in tensors.items() if key != "sealed"}
+        assert payload_digest(payload) == begun.payload_digest
         self.rounds.append(begun)
         self.received, self.needs_state = tensors, False
+        self.first_received = self.first_received or tensors
         self.round, self.digest = begun.round - 1, begun.digest
         self.is_finished = begun.is_finished
         if begun.is_finished:
@@ -223,7 +227,6 @@ class ToyMember:
             round=begun.round,
             attempt=begun.attempt,
             weight=0 if self.secure else weight_of(self.name),
-            sealed=self._sealed(begun),
         )
         if self.secure is None:
             self._next(header, dict(update))
@@ -232,13 +235,15 @@ class ToyMember:
         if self.group_key is not None:
             count = len(values_N) + 1
             pad_M = pad(self.group_key, "oncology", begun.round, begun.attempt, self.name, count)
-        self._next(header, {"masked": self.secure.mask(values_N, weight_of(self.name), pad_M)})
+        masked = self.secure.mask(values_N, weight_of(self.name), pad_M)
+        self._next(header, {"masked": masked, **self._sealed(begun)})
 
-    def _sealed(self, begun: Round) -> bytes:
+    def _sealed(self, begun: Round) -> dict[str, Tensor]:
         if self.group_key is None:
-            return b""
+            return {}
         state = {"round": torch.tensor([float(begun.round - 1)])}
-        return seal_state(self.group_key, "oncology", begun.round, begun.digest, state)
+        sealed = seal_state(self.group_key, "oncology", begun.round, begun.digest, state)
+        return {"sealed": words_of(sealed)}
 
     def _next(self, call: Header, tensors: dict[str, Tensor] | None = None) -> None:
         self.call, self.tensors = call, tensors or {}
