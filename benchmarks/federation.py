@@ -4,9 +4,10 @@ Prints tables and one JSON line. All sides run on the same rows in one run; ever
 process behind a link of its own, and one replica of the trunk serves them all.
 """
 
+import os
 import tempfile
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -17,8 +18,16 @@ from benchmarks.federation_sides import Case, Measured, Ours, Subject, subject, 
 from benchmarks.isolate import run_isolated
 from benchmarks.link import LINK_PROFILES
 from benchmarks.many_naive import MASK_FORM, NaiveFederation
-from benchmarks.published_table import client_batch_rows, print_published_table
-from benchmarks.report import Arguments, emit, parse_arguments, print_table
+from benchmarks.published_table import (
+    centralised_seconds,
+    client_batch_seconds,
+    hierarchical_seconds,
+    print_published_table,
+    sequential_seconds,
+    table_rows,
+)
+from benchmarks.replicas import replica_efficiency
+from benchmarks.report import Arguments, emit, median, parse_arguments, print_table
 from benchmarks.split import Setting, make_kits
 from benchmarks.subjects import subject_folder, write_small_llama
 from benchmarks.workers import WorkerGroup
@@ -26,8 +35,12 @@ from cutlayer.identity.provision import LocalFolders
 
 Result = dict[str, bool | int | float | str | None]
 
-SERVER: dict[str, dict[str, Setting]] = {}
+Sections = dict[str, dict[str, Setting]]
+
+SERVER: Sections = {}
 """Sections of the server's settings that differ from the defaults."""
+SEQUENTIAL: Sections = {"batch": {"max_clients": 1}}
+"""The same for our own sequential mode: who is alone does not wait for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +65,8 @@ class Plan:
     """The published comparison."""
     batch_counts: tuple[int, ...]
     """Clients in a client batch of the published comparison."""
+    replica_counts: tuple[int, ...]
+    """Replicas, and clients, of its hierarchical server; no more than there are cores."""
     wide: Case
     """Of the real model, over the link."""
     naive_steps: int
@@ -72,9 +87,16 @@ class Comparison:
             naive_short = self._fastest_naive(naive, plan.small, plan.short)
             naive_long = self._fastest_naive(naive, plan.small, plan.long)
         short, long, loop = self._best_of((plan.short, plan.long, plan.loop))
-        with self._ours(plan.small, max(plan.threads)) as ours:
+        with self._ours(plan.small, max(plan.threads), SEQUENTIAL) as ours:
             turns = [ours.in_turn(plan.loop, count) for count in plan.threads]
-            factors = self._published(ours)
+            per_row_s = sequential_seconds(ours, plan.table, plan.threads)
+        with self._ours(plan.small, max(plan.threads)) as ours:
+            per_row_s |= client_batch_seconds(ours, plan.table, plan.batch_counts)
+        per_row_s |= centralised_seconds(plan.small, plan.table, plan.threads)
+        for count in plan.replica_counts:
+            replicas: Sections = {**SERVER, "replicas": {"count": count, "threads": 1}}
+            with Ours(plan.small, plan.kits, self._group, 1, replicas) as ours:
+                per_row_s |= hierarchical_seconds(ours, plan.table, count)
         for one in turns:
             self._show("loopback", plan.loop, one)
         sequential = min(turns, key=lambda one: one.median_s)
@@ -90,7 +112,7 @@ class Comparison:
             **_timed("loopback_sequential", sequential),
             "bytes_up_per_token": long.bytes_up_per_token,
             "bytes_down_per_token": long.bytes_down_per_token,
-            **factors,
+            **_published(per_row_s),
         }
 
     def tokens(self) -> Result:
@@ -137,14 +159,6 @@ class Comparison:
             ],
         )
 
-    def _published(self, ours: Ours) -> Result:
-        """The published comparison; our factors over sequential, per replica."""
-        plan = self._plan
-        rows = client_batch_rows(ours, plan.small, plan.table, plan.threads, plan.batch_counts)
-        factors = print_published_table(rows, "no mask travels, row lengths do")
-        keys = str.maketrans(" -", "__")
-        return {f"factor_{name.translate(keys)}": value for name, value in factors.items()}
-
     def _best_of(self, cases: tuple[Case, ...]) -> list[Measured]:
         """Each case with every number of server threads; the fastest of each."""
         found: list[list[Measured]] = [[] for _ in cases]
@@ -173,11 +187,18 @@ class Comparison:
         link = LINK_PROFILES[case.link]
         return NaiveFederation(model.folder, model.lower, model.upper, link, self._plan.num_clients)
 
-    def _ours(self, model: Subject, server_threads: int) -> Ours:
-        return Ours(model, self._plan.kits, self._group, server_threads, SERVER)
+    def _ours(self, model: Subject, server_threads: int, extra: Sections = SERVER) -> Ours:
+        return Ours(model, self._plan.kits, self._group, server_threads, extra)
 
     def _show(self, where: str, case: Case, measured: Measured) -> None:
         self.shown.append((f"{where}, {case.num_rows} x {case.length}", measured))
+
+
+def _published(seconds_per_row: Mapping[str, float]) -> Result:
+    """Print the published comparison; our factors over sequential, per replica."""
+    factors = print_published_table(table_rows(seconds_per_row), "no mask travels, lengths do")
+    keys = str.maketrans(" -", "__")
+    return {f"factor_{name.translate(keys)}": value for name, value in factors.items()}
 
 
 def _timed(name: str, measured: Measured) -> Result:
@@ -186,8 +207,8 @@ def _timed(name: str, measured: Measured) -> Result:
 
 def measure(arguments: Arguments, work: Path) -> Result:
     """Everything once."""
+    result: Result = {"load_average_before": psutil.getloadavg()[0]}
     plan = _plan(arguments, work)
-    result: Result = {}
     parity = run_isolated(
         "benchmarks.federation_parity",
         ParityRequest(num_steps=5 if arguments.is_smoke else 50),
@@ -195,10 +216,10 @@ def measure(arguments: Arguments, work: Path) -> Result:
         num_threads=1,
     )
     result |= msgspec.structs.asdict(parity)
-    with ExitStack() as stack:
-        group = stack.enter_context(
-            WorkerGroup("benchmarks.many_clients", plan.num_clients, num_threads=1)
-        )
+    # Before the clients' processes take memory; always of the small model.
+    replicated = replica_efficiency(replace(arguments, model=None))
+    result["replica_efficiency"] = median(replicated.efficiencies)
+    with WorkerGroup("benchmarks.many_clients", plan.num_clients, num_threads=1) as group:
         comparison = Comparison(plan, group)
         result |= comparison.links()
         result |= comparison.tokens()
@@ -207,14 +228,13 @@ def measure(arguments: Arguments, work: Path) -> Result:
         **result,
         "clients": plan.num_clients,
         "mask_form": MASK_FORM,
-        "load_average": psutil.getloadavg()[0],
         "profile": arguments.profile,
     }
 
 
 def _plan(arguments: Arguments, work: Path) -> Plan:
     is_smoke = arguments.is_smoke
-    count = 3 if is_smoke else 8
+    count = 2 if is_smoke else 8
     names = [f"owner{number}" for number in range(count)]
     kits = make_kits(work / "kits", names)
     real = subject_folder(arguments.model, is_smoke=is_smoke, work_folder=work)
@@ -233,6 +253,7 @@ def _plan(arguments: Arguments, work: Path) -> Plan:
             loop=loop,
             table=loop,
             batch_counts=(2,),
+            replica_counts=(),
             wide=link,
             naive_steps=3,
         )
@@ -247,6 +268,7 @@ def _plan(arguments: Arguments, work: Path) -> Plan:
         loop=Case(link="loopback", num_rows=1, length=32, steps=30, warmup=3),
         table=Case(link="loopback", num_rows=1, length=128, steps=10, warmup=2),
         batch_counts=(2, 4, 8),
+        replica_counts=tuple(n for n in (2, 4, 8) if n <= (os.cpu_count() or 1)),
         wide=Case(link="wan", num_rows=4, length=128, steps=4, warmup=1),
         naive_steps=6,
     )

@@ -118,17 +118,22 @@ class Ours:
             )
             self._stack = stack.pop_all()
 
+    @property
+    def num_clients(self) -> int:
+        """Client processes."""
+        return len(self._group.workers)
+
     def together(self, case: Case, count: int | None = None) -> Measured:
         """`count` clients (None: all) train at the same time."""
-        count = len(self._group.workers) if count is None else count
+        count = self.num_clients if count is None else count
         before = self._set_link(case)
         runs = run_together(self._group, self._jobs(case, count))
         seconds = step_seconds(runs, case.warmup)
         return self._measured(case, runs, seconds, f"{count} clients together", 1, before)
 
-    def in_turn(self, case: Case, num_threads: int, count: int | None = None) -> Measured:
+    def in_turn(self, case: Case, num_threads: int) -> Measured:
         """One client after the other, one step of each in turn."""
-        count = len(self._group.workers) if count is None else count
+        count = self.num_clients
         before = self._set_link(case)
         runs = run_in_turn(self._group, self._jobs(case, count), num_threads)
         seconds = turn_seconds(runs, case.warmup)

@@ -54,7 +54,7 @@ def compare_gradients(folder: Path, num_clients: int) -> Gradients:
     """Run one client batch and the unsplit model on the same rows and adapter weights."""
     model = write_tiny_llama(folder / "parity-llama")
     rows = [
-        ragged_rows(_LENGTHS[number % len(_LENGTHS)], _VOCAB_SIZE, seed=number)
+        ragged_rows(list(_LENGTHS[number % len(_LENGTHS)]), _VOCAB_SIZE, seed=number)
         for number in range(num_clients)
     ]
     start, whole = _unsplit(model, [row for own in rows for row in own])
@@ -117,7 +117,7 @@ def _split(
         ]
         with ThreadPoolExecutor(len(names)) as threads:
             own = threads.map(
-                lambda pair: _gradients(*pair, run_id, start), zip(clients, rows, strict=True)
+                _gradients, clients, rows, [run_id] * len(names), [start] * len(names)
             )
             own_by_name = dict(zip(names, own, strict=True))
         trunk: Mapping[str, TrunkUpdate] = pool.collect(run_id, names, UpdateKind.GRADIENT)

@@ -6,13 +6,22 @@ sequential mode can be compared, and those of several replicas are divided by th
 replicas, as they cost that many times the hardware. Both send one length per row instead of a mask.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.federation_sides import Case, Ours, Subject, unsplit
 from benchmarks.report import print_table
 
-__all__ = ["PUBLISHED_S", "TableRow", "client_batch_rows", "print_published_table"]
+__all__ = [
+    "PUBLISHED_S",
+    "TableRow",
+    "centralised_seconds",
+    "client_batch_seconds",
+    "hierarchical_seconds",
+    "print_published_table",
+    "sequential_seconds",
+    "table_rows",
+]
 
 PUBLISHED_S = {
     "sequential": 689.0,
@@ -43,26 +52,40 @@ class TableRow:
         return int(self.name.split()[1]) if self.name.startswith("server-hier") else 1
 
 
-def client_batch_rows(
-    ours: Ours, model: Subject, case: Case, threads: tuple[int, ...], counts: tuple[int, ...]
-) -> list[TableRow]:
-    """Measure sequential, client batch and centralised training.
+def sequential_seconds(ours: Ours, case: Case, threads: Sequence[int]) -> dict[str, float]:
+    """Seconds a row of all clients in turn.
 
     Args:
         ours: running server and clients.
-        model: what they train.
         case: one row a step.
-        threads: settings to try where a single process computes at a time.
-        counts: numbers of clients in a client batch; the largest also trains in turn.
+        threads: of the clients, to try.
     """
-    most = max(counts)
-    sequential_s = min(ours.in_turn(case, count, most).median_s for count in threads) / most
-    together_s = {f"client-batch {n}": ours.together(case, n).median_s / n for n in counts}
-    central_s = min(unsplit(model, case, 1, n, case.steps).median_s for n in threads)
-    measured_s = {"sequential": sequential_s, **together_s, "centralised": central_s}
+    turns = [ours.in_turn(case, count) for count in threads]
+    return {"sequential": min(one.median_s for one in turns) / ours.num_clients}
+
+
+def client_batch_seconds(ours: Ours, case: Case, counts: Sequence[int]) -> dict[str, float]:
+    """Seconds a row of each number of clients together."""
+    return {f"client-batch {n}": ours.together(case, n).median_s / n for n in counts}
+
+
+def centralised_seconds(model: Subject, case: Case, threads: Sequence[int]) -> dict[str, float]:
+    """Seconds a row of unsplit PEFT with its fastest thread setting, one row a step as theirs."""
+    plain = [unsplit(model, case, 1, count, case.steps) for count in threads]
+    return {"centralised": min(one.median_s for one in plain)}
+
+
+def hierarchical_seconds(ours: Ours, case: Case, num_replicas: int) -> dict[str, float]:
+    """Seconds a row with as many replicas as clients, as theirs."""
+    seconds = ours.together(case, num_replicas).median_s / num_replicas
+    return {f"server-hierarchical {num_replicas}": seconds}
+
+
+def table_rows(seconds_per_row: Mapping[str, float]) -> list[TableRow]:
+    """Every row of their table; ours is empty where it was not measured."""
     return [
-        TableRow(name=name, ours_s=measured_s[name] * _ROWS if name in measured_s else None)
-        for name in PUBLISHED_S
+        TableRow(name=name, ours_s=None if seconds is None else seconds * _ROWS)
+        for name, seconds in ((name, seconds_per_row.get(name)) for name in PUBLISHED_S)
     ]
 
 

@@ -23,6 +23,7 @@ from cutlayer.data.batches import BatchPlan
 from cutlayer.data.template import Example
 from cutlayer.identity.provision import LocalFolders, local, member_files
 from cutlayer.model.optimizer import AdamWSettings
+from cutlayer.server.front import TrunkFront
 from cutlayer.settings import parse_settings
 
 __all__ = [
@@ -197,7 +198,8 @@ def server_settings(request: ServeRequest) -> ServerSettings:
 
 
 def _serve(request: ServeRequest) -> None:
-    server = TrunkServer(server_settings(request))
+    settings = server_settings(request)
+    server = TrunkFront(settings) if settings.replicas.count else TrunkServer(settings)
     server.start()
     print(json.dumps({"port": server.port}), flush=True)
     sys.stdin.readline()
