@@ -6,6 +6,7 @@ Serving itself is in `server`.
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,11 @@ import typer
 
 from cutlayer.cli.options import ConfigOption, JsonOption, SetOption, TraceOption
 from cutlayer.cli.output import Output
-from cutlayer.errors import ModelError
+from cutlayer.cli.page import serving_page
+from cutlayer.errors import ConfigError, ModelError, TransportError
 
 if TYPE_CHECKING:
+    from cutlayer.dashboard.serve import Dashboard
     from cutlayer.server.front import TrunkFront
     from cutlayer.server.server import TrunkServer
     from cutlayer.server.settings import ServerSettings
@@ -39,39 +42,60 @@ def serve(
     """Run a trunk server; SIGTERM and SIGINT let calls in flight finish, then stop it."""
     from cutlayer.cli.certificates import warn_of_expiry
     from cutlayer.server.settings import ServerSettings
+    from cutlayer.server.tensor_parallel import follow_leader, is_follower, is_parallel
     from cutlayer.settings import load_settings
     from cutlayer.trace import Trace
 
     out = Output(as_json)
     changes = [] if replicas is None else [f"replicas.count={replicas}"]
     settings = load_settings(ServerSettings, config, [*(set_ or ()), *changes])
+    if is_parallel() and settings.replicas.count:
+        raise ConfigError(
+            "torchrun shares one trunk out over processes, replicas.count copies it: choose one"
+        )
+    if is_follower():
+        follow_leader(settings.model)
+        return
     warn_of_expiry(settings.listen, out)
     asked = _stop_signals()
     tracer = None if trace is None else Trace("trunk server")
-    server = _make_server(settings, tracer)
+    lost: list[str] = []
+
+    def give_up(reason: str) -> None:
+        lost.append(reason)
+        asked.set()
+
+    server = _make_server(settings, tracer, give_up)
     began_s = time.monotonic()
     try:
         server.start()
-        host = settings.listen.address.rpartition(":")[0]
-        _announce(server, f"{host}:{server.port}", settings.replicas.count, out)
-        asked.wait()
-        out.say("draining: calls in flight finish, new ones are refused")
+        with serving_page(server, server.federation, settings, out) as page:
+            host = settings.listen.address.rpartition(":")[0]
+            _announce(server, f"{host}:{server.port}", settings.replicas.count, page, out)
+            asked.wait()
+            out.say("draining: calls in flight finish, new ones are refused")
     finally:
         server.stop()
         if tracer is not None and trace is not None:
             tracer.write(trace)
+    if lost:
+        raise TransportError(lost[0])
     out.say("stopped")
     out.result({"event": "stopped", "uptime_s": round(time.monotonic() - began_s, 3)})
 
 
-def _make_server(settings: "ServerSettings", tracer: "Trace | None") -> "TrunkServer | TrunkFront":
+def _make_server(
+    settings: "ServerSettings", tracer: "Trace | None", give_up: Callable[[str], None]
+) -> "TrunkServer | TrunkFront":
     if settings.replicas.count:
         from cutlayer.server.front import TrunkFront
 
         return TrunkFront(settings)
     from cutlayer.server.server import TrunkServer
 
-    return TrunkServer(settings, tracer)
+    server = TrunkServer(settings, tracer)
+    server.when_lost(give_up)
+    return server
 
 
 def _stop_signals() -> threading.Event:
@@ -86,7 +110,11 @@ def _stop_signals() -> threading.Event:
 
 
 def _announce(
-    server: "TrunkServer | TrunkFront", address: str, num_replicas: int, out: Output
+    server: "TrunkServer | TrunkFront",
+    address: str,
+    num_replicas: int,
+    page: "Dashboard | None",
+    out: Output,
 ) -> None:
     digest = _digest(server)
     spec = server.model.spec
@@ -105,6 +133,7 @@ def _announce(
             "address": address,
             "port": server.port,
             "health_port": server.health_port,
+            "http_port": None if page is None else page.port,
             "model_digest": digest,
             "lower": spec.lower,
             "upper": spec.upper,

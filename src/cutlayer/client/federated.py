@@ -115,11 +115,12 @@ def leave(settings: ClientSettings, calls: FederationLink) -> None:
 
 
 def _credentials(settings: ClientSettings, name: str, key: GroupKey | None) -> Credentials:
-    tls = settings.connection.tls
+    tls, mine = settings.connection.tls, settings.federation
+    assert mine is not None
     return Credentials(
         name=name,
         signer=None if tls is None else KitSigner(tls.certificate, tls.key),
-        verifier=None if tls is None else CertificateVerifier(tls.authority),
+        verifier=None if tls is None else CertificateVerifier(tls.authority, mine.revoked),
         group_key=key,
     )
 

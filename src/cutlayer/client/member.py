@@ -128,6 +128,7 @@ class Member:
         handover.agree()
         update, records = self._learn(begun, handover.name, start, on_step)
         weight = sum(record.num_scored for record in records)
+        self._membership.hand_in(begun)
         handover.send(update, weight, self._gate, start)
         self.progress.history.extend(records)
         self._publish(begun, records)

@@ -77,6 +77,7 @@ class Membership:
         self._settings, self._state, self._group_key = settings, state, group_key
         self._update_keys = adapters.update_keys
         self._first = initial_state(adapters.layout, self.policy.adapter.seed)
+        _check_policy(self.policy, settings)
         if self.policy.secure.hides_aggregate and group_key is None:
             raise ConfigError(
                 f"federation {self.policy.name} hides its aggregate from the server; set "
@@ -85,6 +86,10 @@ class Membership:
         known = state.read_note(_NOTE)
         self._round = int(known.get("round", "0"))
         self._digest = known.get("digest", "")
+        self._handed_in = (
+            int(known.get("handed_in_round", "0")),
+            int(known.get("handed_in_attempt", "0")),
+        )
         if joined.round < self._round:
             self._accept_rollback(joined)
 
@@ -102,6 +107,11 @@ class Membership:
         )
         begun, tensors = calls.enter_round(call)
         self._check_chain(begun, tensors)
+        if not begun.is_finished and len(begun.cohort) < self._settings.min_cohort:
+            raise ConfigError(
+                f"round {begun.round} asks {len(begun.cohort)} members, this owner demands "
+                f"federation.min_cohort={self._settings.min_cohort}"
+            )
         if not self.policy.secure.hides_aggregate:
             return Standing(begun=begun, adapters=tensors)
         if "sum" not in tensors:
@@ -111,7 +121,32 @@ class Membership:
     def keep(self, begun: Round) -> None:
         """Note that the last round's result is saved."""
         self._round, self._digest = begun.round - 1, begun.digest
-        self._state.write_note(_NOTE, {"round": str(self._round), "digest": self._digest})
+        self._write()
+
+    def hand_in(self, begun: Round) -> None:
+        """Note, before an update leaves, that one leaves under this attempt.
+
+        Raises:
+            ProtocolError: one has left already: two under one pad would tell their difference.
+        """
+        attempt = (begun.round, begun.attempt)
+        if attempt <= self._handed_in and self.policy.secure.hides_aggregate:
+            raise ProtocolError(
+                f"attempt {begun.attempt} of round {begun.round} comes again after an update was "
+                "handed in under it; nothing is sent a second time, ask the operator"
+            )
+        self._handed_in = max(attempt, self._handed_in)
+        self._write()
+
+    def _write(self) -> None:
+        round_number, number = self._handed_in
+        table = {
+            "round": str(self._round),
+            "digest": self._digest,
+            "handed_in_round": str(round_number),
+            "handed_in_attempt": str(number),
+        }
+        self._state.write_note(_NOTE, table)
 
     def _check_chain(self, begun: Round, tensors: Mapping[str, Tensor]) -> None:
         done = begun.round - 1
@@ -138,6 +173,13 @@ class Membership:
             )
 
     def _accept_rollback(self, joined: Joined) -> None:
+        if self.policy.secure.hides_aggregate:
+            raise StorageError(
+                f"the coordinator of {self.policy.name} stands at round {joined.round}, this "
+                f"member has seen {self._round}: under a hidden aggregate rounds must not be "
+                "repeated, for two sums under one pad tell their difference. Restore the newest "
+                "copy of the store, or begin a federation of another name"
+            )
         if not self._settings.accept_rollback:
             raise StorageError(
                 f"the coordinator of {self.policy.name} stands at round {joined.round}, this "
@@ -195,6 +237,30 @@ def join(
 def joined_states(states: Mapping[str, Mapping[str, Tensor]]) -> AdapterState:
     """Adapters of head and tail as one state; keys are global, so they cannot meet."""
     return {key: x for part in ("head", "tail") for key, x in states[part].items()}
+
+
+def _check_policy(policy: FederationPolicy, mine: MembershipSettings) -> None:
+    """Refuse rules that protect less than this owner demands.
+
+    Raises:
+        ConfigError: names the rule, and both values.
+    """
+    secure = policy.secure
+    if secure.hides_aggregate and policy.strategy.kind == "fedadam":
+        raise ConfigError(
+            "fedadam keeps moments at the server, which a hidden aggregate does not show it; ask "
+            "the operator for fedavg or fedprox"
+        )
+    if secure.enabled and secure.threshold < mine.min_threshold:
+        raise ConfigError(
+            f"federation {policy.name} opens secrets with secure.threshold={secure.threshold}, "
+            f"this owner demands federation.min_threshold={mine.min_threshold}"
+        )
+    if secure.enabled and secure.neighbours is not None and secure.neighbours < mine.min_cohort - 1:
+        raise ConfigError(
+            f"federation {policy.name} gives a member secure.neighbours={secure.neighbours}, this "
+            f"owner demands {mine.min_cohort - 1} at least (federation.min_cohort less itself)"
+        )
 
 
 def _policy(joined: Joined) -> FederationPolicy:

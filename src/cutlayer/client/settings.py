@@ -79,6 +79,12 @@ class MembershipSettings(Settings):
     """Show this owner's mean training loss of each round on the federation's page."""
     accept_rollback: bool = False
     """Go on where the coordinator now stands although it stood further before."""
+    min_cohort: int = Field(default=3, ge=1)
+    """Hand nothing in where fewer members are asked: the fewer, the more a sum tells of each."""
+    min_threshold: float = Field(default=0.6, gt=0.5, le=1)
+    """Join only where at least this share of holders is needed to open a member's secret."""
+    revoked: Path | None = None
+    """Revocation list from the federation's owner; neighbours on it are refused."""
 
 
 class TrainSettings(Settings):

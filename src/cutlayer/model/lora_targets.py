@@ -43,6 +43,9 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
     """Input and output features of a linear layer, adapted or not."""
     base = layer.base_layer if isinstance(layer, LoraLayer) else layer
     assert isinstance(base.weight, Tensor)
+    if isinstance(base, nn.Linear):
+        # Not its weight's shape: a rank of a shared trunk has only some rows or columns.
+        return base.in_features, base.out_features
     first, second = base.weight.shape
     return (int(first), int(second)) if is_transposed(base) else (int(second), int(first))
 

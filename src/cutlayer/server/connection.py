@@ -111,7 +111,6 @@ class ClientConnection:
         self._quota = desk.quota
         self._audit = desk.audit
         self._metrics = desk.metrics
-        self._is_member = False
         self._futures: set[Future[Frame]] = set()
         self._spec: Spec | None = None
         self._runner.arrive(peer.name)
@@ -127,8 +126,8 @@ class ClientConnection:
             return _done(self._welcome(frame.header))
         if self._spec is None:
             raise ProtocolError(f"{frame.kind.name} before HELLO; the handshake comes first")
+        self._metrics.bytes.labels("up").inc(_num_bytes(frame))
         if frame.kind in FEDERATION_KINDS:
-            self._is_member = True
             call = start_call(self._federation, self._peer, frame, self._quota, self._audit)
             return self._kept(frame.kind, call)
         rule = _RULES.get(frame.kind)
@@ -136,7 +135,7 @@ class ClientConnection:
             raise ProtocolError(f"{frame.kind.name} is not for a server")
         self._require(rule.role)
         num_tokens = self._checked_tokens(frame, rule.tensor)
-        self._quota.charge(self._peer.name, sum(p.num_bytes for p in frame.tensors.values()))
+        self._quota.charge(self._peer.name, _num_bytes(frame))
         self._metrics.tokens.labels(frame.kind.name).inc(num_tokens)
         future = self._runner.submit(self._peer.name, num_tokens, self._work(rule, frame))
         return self._kept(frame.kind, future)
@@ -146,7 +145,7 @@ class ClientConnection:
         for future in list(self._futures):
             future.cancel()
         self._runner.leave(self._peer.name)
-        if self._is_member and self._federation is not None:
+        if self._spec is not None and self._federation is not None:
             self._federation.lost(self._peer)
         self._audit.record(AuditEvent.DISCONNECTED, self._peer)
 
@@ -162,6 +161,8 @@ class ClientConnection:
         if done.cancelled():
             return
         error = done.exception()
+        if error is None:
+            self._metrics.bytes.labels("down").inc(_num_bytes(done.result()))
         outcome = "ok" if error is None else type(error).__name__
         self._metrics.calls.labels(kind.name, outcome).inc()
         self._metrics.seconds.labels(kind.name).observe(time.monotonic() - arrived_s)
@@ -204,6 +205,8 @@ class ClientConnection:
         whole = agree(self._model.manifest, hello.leaves, self._model.digest)
         if self._spec is None:
             self._audit.record(AuditEvent.CONNECTED, self._peer, spec=whole.root())
+            if self._federation is not None:
+                self._federation.arrived(self._peer)
         self._spec = theirs
         header = Welcome(
             boot_id=self._model.boot_id,
@@ -304,6 +307,10 @@ _RULES: Mapping[Kind, _Rule] = {
 def _header(frame: Frame, kind: type[H]) -> H:
     assert isinstance(frame.header, kind)
     return frame.header
+
+
+def _num_bytes(frame: Frame) -> int:
+    return sum(packed.num_bytes for packed in frame.tensors.values())
 
 
 def _done(frame: Frame) -> "Future[Frame]":

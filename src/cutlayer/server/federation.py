@@ -8,6 +8,7 @@ noticed on either side.
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from torch import Tensor
 from cutlayer.errors import ConfigError, CutlayerError, ProtocolError, TransportError
 from cutlayer.federation.coordinator import Coordinator
 from cutlayer.federation.settings import FederationSettings
+from cutlayer.federation.status import Status
 from cutlayer.federation.store import FederationStore
 from cutlayer.federation.trunk_pool import TrunkPool
+from cutlayer.metrics import FederationMetrics
 from cutlayer.server.adoption import adopt
 from cutlayer.storage.vault import Vault
 from cutlayer.wire.channel import Peer
@@ -59,6 +62,14 @@ class _Call:
     since_s: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Notice:
+    """A connection of a member began or ended."""
+
+    member: str
+    is_here: bool
+
+
 class FederationService:
     """The coordinator of one federation, on a thread of its own."""
 
@@ -69,6 +80,7 @@ class FederationService:
         vault: Vault,
         trunk: TrunkPool,
         clock: Callable[[], float] = time.monotonic,
+        metrics: FederationMetrics | None = None,
     ) -> None:
         """Open the federation's store; rounds begin when members come.
 
@@ -78,6 +90,7 @@ class FederationService:
             vault: encryption at rest.
             trunk: whoever hosts the trunk.
             clock: seconds.
+            metrics: told where the rounds stand.
 
         Raises:
             StorageError: another process runs this federation, or its store is damaged.
@@ -89,11 +102,14 @@ class FederationService:
             federation_folder(state_folder, settings.name), settings.name, vault
         )
         self._coordinator = Coordinator(settings, self.store, trunk, clock())
-        self._arrivals: queue.Queue[_Call | str | None] = queue.Queue()
+        self._arrivals: queue.Queue[_Call | _Notice | None] = queue.Queue()
         self._waiting: list[_Call] = []
+        self._connections: Counter[str] = Counter()
         self._seen_version = -1
         self._closing = threading.Lock()
         self._is_closed = False
+        self._metrics = metrics
+        self._status = self._coordinator.status()
         self._thread = threading.Thread(target=self._loop, name="federation", daemon=True)
         self._thread.start()
 
@@ -117,9 +133,17 @@ class FederationService:
             self._arrivals.put(call)
         return future
 
+    def status(self) -> Status:
+        """Where the federation stood a moment ago; any thread may ask."""
+        return self._status
+
+    def arrived(self, peer: Peer) -> None:
+        """A connection of this peer was greeted; `lost` follows when it ends."""
+        self._arrivals.put(_Notice(member=peer.name, is_here=True))
+
     def lost(self, peer: Peer) -> None:
-        """A connection of this member has ended; its calls were cancelled."""
-        self._arrivals.put(peer.name)
+        """A connection that had arrived has ended; its calls were cancelled."""
+        self._arrivals.put(_Notice(member=peer.name, is_here=False))
 
     def close(self) -> None:
         """Answer no more; rounds that are finished are on disk."""
@@ -133,14 +157,11 @@ class FederationService:
         while True:
             try:
                 arrived = self._arrivals.get(timeout=self._patience_s())
+                if arrived is None:
+                    break
+                self._take_in(arrived)
             except queue.Empty:
-                arrived = ""
-            if arrived is None:
-                break
-            if isinstance(arrived, _Call):
-                self._take(arrived)
-            elif arrived:
-                self._forget(arrived)
+                pass
             self._coordinator.tick(self._clock())
             self._answer_all()
         for call in list(self._waiting):
@@ -151,6 +172,16 @@ class FederationService:
         if deadline_s is None:
             return _TICK_S
         return min(_TICK_S, max(0.0, deadline_s - self._clock()))
+
+    def _take_in(self, arrived: _Call | _Notice) -> None:
+        if isinstance(arrived, _Call):
+            self._take(arrived)
+        elif arrived.is_here:
+            self._connections[arrived.member] += 1
+            self._coordinator.seen(arrived.member)
+        else:
+            self._connections[arrived.member] -= 1
+            self._forget(arrived.member)
 
     def _take(self, call: _Call) -> None:
         if call.future.cancelled():
@@ -199,11 +230,27 @@ class FederationService:
     def _answer_all(self) -> None:
         if self._coordinator.version != self._seen_version:
             self._seen_version = self._coordinator.version
+            self._observe()
             for call in list(self._waiting):
                 self._answer(call)
         now_s = self._clock()
         for call in [c for c in self._waiting if now_s - c.since_s > _HOLD_S]:
             self._finish(call, _frame(Wait(), {}))
+
+    def _observe(self) -> None:
+        status, before = self._coordinator.status(), self._status
+        self._status = status
+        if self._metrics is None:
+            return
+        for number in range(before.round + 1, status.round + 1):
+            row = self.store.round_row(number)
+            assert row is not None
+            self._metrics.rounds.inc()
+            self._metrics.failed_attempts.inc(row.attempts - 1)
+            self._metrics.stragglers.inc(len(row.stragglers))
+        self._metrics.round.set(status.round + (1 if status.attempt else 0))
+        self._metrics.waiting.set(len(status.waiting))
+        self._metrics.members.set(sum(m.left_at is None for m in self.store.members()))
 
     def _answer(self, call: _Call) -> None:
         try:
@@ -226,9 +273,12 @@ class FederationService:
             call.future.set_exception(error)
 
     def _forget(self, member: str) -> None:
-        """Drop calls of connections that have ended; the member may wait on another one."""
+        """Drop calls of the connection that has ended; the member may be here on another one."""
+        ended = [call for call in self._waiting if call.future.cancelled()]
         self._waiting = [call for call in self._waiting if not call.future.cancelled()]
-        if not any(call.member == member for call in self._waiting):
+        waits = any(call.member == member for call in self._waiting)
+        waited = any(call.member == member for call in ended)
+        if not waits and (waited or self._connections[member] <= 0):
             self._coordinator.lost(member, self._clock())
 
 

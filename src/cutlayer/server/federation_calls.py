@@ -39,8 +39,11 @@ class FederationCalls(Protocol):
     def submit(self, peer: Peer, frame: Frame) -> "Future[Frame]":
         """Start a member's call."""
 
+    def arrived(self, peer: Peer) -> None:
+        """A connection of this peer was greeted; `lost` follows when it ends."""
+
     def lost(self, peer: Peer) -> None:
-        """A connection of this peer has ended; its open calls were cancelled."""
+        """A connection that had arrived has ended; its open calls were cancelled."""
 
 
 def start_call(

@@ -7,9 +7,13 @@ not compute (`replica`), restart (`replica_group`) nor average (`federation`).
 import secrets
 from collections.abc import Callable
 
+from msgspec.structs import asdict
+from prometheus_client import CollectorRegistry, generate_latest
+
 from cutlayer.errors import ConfigError
 from cutlayer.identity.admission import Admission
 from cutlayer.identity.revocation import RevocationList
+from cutlayer.metrics import FederationMetrics
 from cutlayer.model.manifest import Manifest
 from cutlayer.server.admin_keys import REPLICA_HOST, AdminKeys, make_admin_keys
 from cutlayer.server.audit import Audit
@@ -32,6 +36,7 @@ from cutlayer.wire.endpoints import ConnectionSettings
 from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.grpc_listener import GrpcListener
 from cutlayer.wire.messages import Welcome
+from cutlayer.wire.replica_messages import Stats
 from cutlayer.wire.spec import Spec
 
 __all__ = ["TrunkFront", "make_launcher"]
@@ -73,6 +78,8 @@ class TrunkFront:
         self._listener: GrpcListener | None = None
         self._health: HealthServer | None = None
         self._is_ready = False
+        self._registry = CollectorRegistry()
+        self._rounds = FederationMetrics(self._registry)
 
     @property
     def port(self) -> int:
@@ -152,14 +159,27 @@ class TrunkFront:
 
     def metrics(self) -> bytes:
         """Prometheus text."""
-        return render_replicas(self.replicas())
+        return render_replicas(self.replicas()) + generate_latest(self._registry)
+
+    def stats(self) -> Stats:
+        """Load and counters: the sum over the replicas, as last heard."""
+        heard = [asdict(r.stats) for r in self.replicas() if r.stats is not None]
+        own = 0 if self._listener is None else self._listener.num_streams
+        sums = {name: sum(table[name] for table in heard) for name in Stats.__struct_fields__}
+        return Stats(**sums | {"num_connections": sums["num_connections"] + own})
+
+    def runs(self) -> list[tuple[str, str, int]]:
+        """Not known here: the replicas have them."""
+        return []
 
     def _coordinate(self) -> FederationService | None:
         settings = self._settings
         if settings.federation is None:
             return None
         vault = open_vault(settings.state.key_file)
-        return FederationService(settings.federation, settings.state.folder, vault, self.pool)
+        return FederationService(
+            settings.federation, settings.state.folder, vault, self.pool, metrics=self._rounds
+        )
 
     def _place(self, client: str) -> str:
         address = self._group.place(client).address

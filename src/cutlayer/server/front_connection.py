@@ -41,7 +41,7 @@ class FrontConnection:
     def __init__(self, peer: Peer, desk: FrontDesk) -> None:
         self._peer = peer
         self._desk = desk
-        self._is_greeted = self._is_member = False
+        self._is_greeted = False
         self._calls: set[Future[Frame]] = set()
 
     def submit(self, frame: Frame) -> "Future[Frame]":
@@ -62,7 +62,6 @@ class FrontConnection:
                 "connect to the place that WELCOME names"
             )
         desk = self._desk
-        self._is_member = True
         call = start_call(desk.federation, self._peer, frame, desk.quota, desk.audit)
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
@@ -72,7 +71,7 @@ class FrontConnection:
         """The stream ended. The client's place stays: it may come back."""
         for call in list(self._calls):
             call.cancel()
-        if self._desk.federation is not None and self._is_member:
+        if self._desk.federation is not None and self._is_greeted:
             self._desk.federation.lost(self._peer)
         self._desk.audit.record(AuditEvent.DISCONNECTED, self._peer)
 
@@ -87,6 +86,8 @@ class FrontConnection:
         place = self._desk.place(self._peer.name)
         if not self._is_greeted:
             self._desk.audit.record(AuditEvent.CONNECTED, self._peer, spec=whole.root())
+            if self._desk.federation is not None:
+                self._desk.federation.arrived(self._peer)
         self._is_greeted = True
         welcome = Welcome(
             boot_id=model.boot_id,

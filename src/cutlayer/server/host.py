@@ -93,10 +93,9 @@ class TrunkHost:
         """Whether several clients' rows may go through one call of this trunk."""
         return self._engine.can_share
 
-    @property
-    def num_runs(self) -> int:
-        """Runs in memory."""
-        return len(self._runs)
+    def runs(self) -> list[tuple[str, str, int]]:
+        """Owner, run id and step of each run in memory; any thread may ask."""
+        return [(*key, run.step) for key, run in list(self._runs.items())]
 
     @property
     def max_call_tokens(self) -> int:

@@ -4,19 +4,19 @@ It does not parse frames (`connection`) nor compute (`host`, on the runner's thr
 """
 
 import secrets
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from cutlayer.errors import CutlayerError
 from cutlayer.identity.admission import Admission
 from cutlayer.identity.revocation import RevocationList
 from cutlayer.metrics import ServerMetrics
 from cutlayer.model.agreement import known_manifest
-from cutlayer.model.checkpoint import load_part
 from cutlayer.model.folder import resolve_model
-from cutlayer.model.partition import Cut, Part, Trunk
+from cutlayer.model.partition import Cut, Trunk
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ClientConnection, ServedModel, ServerDesk
 from cutlayer.server.federation import FederationService
@@ -28,6 +28,7 @@ from cutlayer.server.replica_admin import AdminService
 from cutlayer.server.runner import Runner
 from cutlayer.server.scheduler import BatchScheduler
 from cutlayer.server.settings import ServerSettings
+from cutlayer.server.tensor_parallel import parallel_trunk, stop_followers, when_lost
 from cutlayer.storage.audit_log import AuditEvent, AuditLog
 from cutlayer.storage.files import private_folder
 from cutlayer.storage.vault import Vault, open_vault
@@ -36,6 +37,9 @@ from cutlayer.wire.channel import Connection, Peer
 from cutlayer.wire.grpc_listener import GrpcListener
 from cutlayer.wire.replica_messages import Stats
 from cutlayer.wire.spec import Spec
+
+if TYPE_CHECKING:
+    from cutlayer.server.replica_group import ReplicaStatus
 
 __all__ = ["TrunkServer"]
 
@@ -61,6 +65,7 @@ class TrunkServer:
         folder = private_folder(settings.state.folder)
         vault = open_vault(settings.state.key_file)
         trunk, self._model = _load(settings)
+        self._trunk = trunk
         self._audit = Audit(AuditLog(folder / "audit.jsonl"))
         self._metrics = ServerMetrics()
         self._host = TrunkHost(
@@ -98,18 +103,34 @@ class TrunkServer:
         """Where /healthz answers, if it does."""
         return None if self._health is None else self._health.port
 
+    def is_ready(self) -> bool:
+        """Whether it takes calls."""
+        return self._is_ready
+
     @property
     def model(self) -> ServedModel:
         """What the server tells in the handshake."""
         return self._model
 
+    def runs(self) -> list[tuple[str, str, int]]:
+        """Owner, run id and step of each run in memory."""
+        return self._host.runs()
+
+    def replicas(self) -> "tuple[ReplicaStatus, ...]":
+        """None: this server computes itself."""
+        return ()
+
     def admin(self) -> AdminService:
         """What a front may order this server to do, if it is one of its replicas."""
-        return AdminService(self._model, self._host, self._runner, self._stats)
+        return AdminService(self._model, self._host, self._runner, self.stats)
 
     def connect(self, peer: Peer) -> Connection:
         """Accept a peer; its calls are checked one by one."""
         return ClientConnection(peer, self._desk)
+
+    def when_lost(self, callback: Callable[[str], None]) -> None:
+        """Call back with the reason when a process that shares the trunk is gone."""
+        when_lost(self._trunk, callback)
 
     def start(self) -> None:
         """Listen.
@@ -119,7 +140,7 @@ class TrunkServer:
         """
         settings = self._settings
         if settings.health_port is not None:
-            self._health = HealthServer(settings.health_port, lambda: self._is_ready, self._render)
+            self._health = HealthServer(settings.health_port, self.is_ready, self.metrics)
             self._health.start()
         admission = Admission(self._revocations())
         self._listener = GrpcListener(
@@ -140,12 +161,14 @@ class TrunkServer:
         if self.federation is not None:
             self.federation.close()
         self._runner.close()
+        stop_followers(self._trunk)
         if self._health is not None:
             self._health.stop()
         self._audit.record(AuditEvent.STOPPED)
         self._audit.close()
 
-    def _stats(self) -> Stats:
+    def stats(self) -> Stats:
+        """Load and counters."""
         totals, host = self._metrics.totals(), self._host
         return Stats(
             num_tokens=round(totals.tokens),
@@ -153,7 +176,7 @@ class TrunkServer:
             bytes_down=round(totals.bytes_down),
             num_waiting=self._runner.num_waiting,
             num_connections=0 if self._listener is None else self._listener.num_streams,
-            num_runs=host.num_runs,
+            num_runs=len(host.runs()),
             num_sessions=host.sessions.num_sessions,
             cache_bytes=host.sessions.reserved_bytes,
             graph_bytes=host.graph_bytes,
@@ -165,7 +188,8 @@ class TrunkServer:
         if settings.federation is None:
             return None
         pool = LocalPool(self._host, self._runner)
-        return FederationService(settings.federation, folder, vault, pool)
+        metrics = self._metrics.federation
+        return FederationService(settings.federation, folder, vault, pool, metrics=metrics)
 
     def _revocations(self) -> RevocationList | None:
         settings = self._settings
@@ -173,9 +197,10 @@ class TrunkServer:
             return None
         return RevocationList(settings.revoked, settings.listen.tls.authority)
 
-    def _render(self) -> bytes:
+    def metrics(self) -> bytes:
+        """Prometheus text."""
         metrics, host = self._metrics, self._host
-        metrics.runs.set(host.num_runs)
+        metrics.runs.set(len(host.runs()))
         metrics.sessions.set(host.sessions.num_sessions)
         metrics.cache_bytes.set(host.sessions.reserved_bytes)
         metrics.graph_bytes.set(host.graph_bytes)
@@ -187,9 +212,7 @@ def _load(settings: ServerSettings) -> tuple[Trunk, ServedModel]:
     model = settings.model
     cut = Cut(model.lower, model.upper)
     folder = resolve_model(model.path, model.revision)
-    trunk = load_part(folder, cut, Part.TRUNK, model.dtype, model.device)
-    if not isinstance(trunk, Trunk):
-        raise CutlayerError(f"{model.path} gave no trunk")
+    trunk = parallel_trunk(folder, cut, model.dtype, model.device)
     manifest = known_manifest(folder, trunk.leaves)
     return trunk, ServedModel(
         spec=Spec(
