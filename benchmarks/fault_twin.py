@@ -1,0 +1,110 @@
+"""The unsplit model trained on a member's rows: what its update has to be, whatever happened.
+
+Plain PEFT and torch.optim.AdamW; nothing of the product but the order of the rows.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from benchmarks.fault_evidence import Sent
+from benchmarks.fault_settings import ADAPTER, EPS, LR
+from cutlayer.client.schedule import batch_plan
+from cutlayer.client.settings import ClientSettings
+from cutlayer.data.batches import BatchPlan
+from cutlayer.data.load import Dataset, load_dataset
+from cutlayer.data.template import RowLimits
+from cutlayer.model.folder import resolve_model
+
+__all__ = ["Twin"]
+
+_CLIP_NORM = 1.0
+
+
+class Twin:
+    """Computes updates of all parts, trunk included."""
+
+    def __init__(self, model: Path) -> None:
+        """Load the unsplit model with a fresh adapter."""
+        self._folder = resolve_model(str(model))
+        base = AutoModelForCausalLM.from_pretrained(model)
+        config = LoraConfig(
+            r=ADAPTER["rank"], lora_alpha=ADAPTER["alpha"], target_modules="all-linear"
+        )
+        self._model = get_peft_model(base, config)
+        self._parameters: dict[str, nn.Parameter] = {
+            name.replace(".default", ""): parameter
+            for name, parameter in self._model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def layout(self) -> dict[str, list[int]]:
+        """Key and shape of every tensor of the adapter."""
+        return {key: list(x.shape) for key, x in sorted(self._parameters.items())}
+
+    def update(
+        self,
+        settings: ClientSettings,
+        start: Mapping[str, Tensor],
+        round_number: int,
+        local_steps: int | None,
+    ) -> Sent:
+        """What a member learns in a round.
+
+        Args:
+            settings: of the member.
+            start: head, trunk and tail at the round's beginning.
+            round_number: from 1.
+            local_steps: of a round; None gives the mean gradient of one step's rows.
+        """
+        assert settings.data is not None
+        assert settings.train is not None
+        config = self._folder.config
+        limits = RowLimits(
+            context_length=config.max_position_embeddings, vocab_size=config.vocab_size
+        )
+        rows = load_dataset(settings.data, self._folder.tokenizer(), limits)
+        num_steps = local_steps or 1
+        train = settings.train.model_copy(update={"steps": round_number * num_steps})
+        plan, first = batch_plan(rows, train), (round_number - 1) * num_steps
+        self._load(start)
+        if local_steps is None:
+            weight = self._backward(rows, plan, first)
+            return Sent(update=self._gradients(), weight=weight)
+        adamw = torch.optim.AdamW(self._parameters.values(), lr=LR, eps=EPS, weight_decay=0.0)
+        weight = 0
+        for step in range(first, first + local_steps):
+            adamw.zero_grad()
+            weight += self._backward(rows, plan, step)
+            nn.utils.clip_grad_norm_(self._parameters.values(), _CLIP_NORM)
+            adamw.step()
+        changed = {k: p.detach() - start[k] for k, p in self._parameters.items()}
+        return Sent(update=changed, weight=weight)
+
+    @torch.no_grad()
+    def _load(self, start: Mapping[str, Tensor]) -> None:
+        for key, parameter in self._parameters.items():
+            parameter.copy_(start[key])
+            parameter.grad = None
+
+    def _gradients(self) -> dict[str, Tensor]:
+        found = {k: p.grad.clone() for k, p in self._parameters.items() if p.grad is not None}
+        self._load({k: p.detach() for k, p in self._parameters.items()})
+        return found
+
+    def _backward(self, rows: Dataset, plan: BatchPlan, step: int) -> int:
+        """Gradients of the mean loss; the tokens that it was taken of."""
+        loss_sum, num_scored = torch.zeros(()), 0
+        for row in (rows.train[index] for index in plan.rows_of(step)):
+            labels = torch.tensor(row.labels)[1:]
+            logits = self._model(input_ids=torch.tensor([row.tokens])).logits[0, :-1]
+            loss_sum = loss_sum + nn.functional.cross_entropy(
+                logits, labels, ignore_index=-100, reduction="sum"
+            )
+            num_scored += int((labels != -100).sum())
+        (loss_sum / num_scored).backward()
+        return num_scored
