@@ -91,6 +91,8 @@ def _result(client: "Client", progress: "Progress", shown: "TrainingProgress") -
         "bytes_up": client.trunk.bytes_sent,
         "bytes_down": client.trunk.bytes_received,
         "bytes_up_per_token": round(client.trunk.bytes_sent / num_tokens, 2),
+        "federation_bytes_up": client.federation_bytes[0],
+        "federation_bytes_down": client.federation_bytes[1],
         "bytes_down_per_token": round(client.trunk.bytes_received / num_tokens, 2),
         "guarantee": client.guarantee,
         "ledger": asdict(client.ledger),

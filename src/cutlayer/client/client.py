@@ -86,7 +86,7 @@ class Client:
         )
         own = own_model(settings, self._folder, {**self.head.leaves, **self.tail.leaves})
         self._connect = opener(settings) if connect is None else lambda place: connect()
-        self._own = own
+        self._own, self.federation_bytes = own, (0, 0)
         self.trunk = RemoteTrunk(Link(self._connect, own))
 
     @classmethod
@@ -188,6 +188,7 @@ class Client:
             member = make_member(self.settings, calls, self._state, about, rows, learner)
             return member.run(on_step)
         finally:
+            self.federation_bytes = (calls.bytes_sent, calls.bytes_received)
             calls.close()
 
     def trainer(self, data: TrainingData, settings: TrainSettings) -> Trainer:
@@ -287,11 +288,7 @@ class Client:
         return step
 
     def leave(self) -> None:
-        """Leave the federation of the settings; its rounds go on, and one may join again.
-
-        Raises:
-            ConfigError: the settings name no federation.
-        """
+        """Leave the federation of the settings; its rounds go on, and one may join again."""
         leave(self.settings, open_calls(self._connect, self._own))
 
     def _split_model(self) -> SplitModel:
