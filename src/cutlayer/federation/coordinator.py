@@ -81,8 +81,9 @@ class Coordinator:
         check_join(member, call, self._settings, pinned, self._cycle.trunk_layout)
         if pinned is None:
             layout = {key: list(shape) for key, shape in sorted(call.layout.items())}
-            self._store.pin(Pinned(fingerprint=call.fingerprint, layout=layout, member=member))
+            # In memory first: what fails here must not be found on disk at every start.
             self._cycle.history.pin(layout)
+            self._store.pin(Pinned(fingerprint=call.fingerprint, layout=layout, member=member))
         if member not in self._members:
             self._store.add_member(member)
             self._members.add(member)
@@ -117,7 +118,9 @@ class Coordinator:
             ProtocolError: malformed, or not a member.
         """
         self._check_member(member, call.federation)
-        check_metrics(member, call, self._cycle.history.round)
+        last = self._cycle.history.round
+        known = self._store.metric_names(member, min(call.round, last + 1))
+        check_metrics(member, call, last, known)
         self._store.publish(member, call.round, call.metrics)
 
     def submit(
@@ -223,7 +226,12 @@ class Coordinator:
         )
 
     def trunk_state(self, member: str) -> AdapterState:
-        """The trunk's adapter that the member's next round starts from."""
+        """The trunk's adapter that the member's next round starts from.
+
+        Raises:
+            ProtocolError: not a member.
+        """
+        self._check_member(member, self._settings.name)
         return self._cycle.history.rules.trunk_of(self._cycle.history.state, member)
 
     def _check_member(self, member: str, federation: str) -> None:

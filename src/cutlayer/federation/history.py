@@ -67,6 +67,8 @@ class History:
         """The chain's end at a round; None if there is none."""
         if round_number == self.round:
             return self.digest
+        if not 0 <= round_number < self.round:
+            return None
         if round_number == 0:
             first = self.rules.initial() if not self.rules.is_hidden else {}
             return first_digest(self._settings.name, payload_digest(first))

@@ -5,7 +5,7 @@ Every refusal goes to the member that caused it; nobody else notices.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from cutlayer.errors import (
     ConfigError,
@@ -118,15 +118,23 @@ def check_begun(member: str, named: tuple[int, int], last_round: int, last_attem
         )
 
 
-def check_metrics(member: str, call: Publish, last_round: int) -> None:
+def check_metrics(member: str, call: Publish, last_round: int, known: Collection[str] = ()) -> None:
     """Refuse numbers that no page can show.
+
+    Args:
+        member: the certificate's name.
+        call: what it publishes.
+        last_round: the last finished one.
+        known: names that it has published for this round before.
 
     Raises:
         ProtocolError: too many, malformed names, not finite, or a round that is not there.
     """
     if not 0 <= call.round <= last_round + 1:
         raise ProtocolError(f"{member} published metrics of round {call.round}, which never began")
-    if len(call.metrics) > _MAX_METRICS or not all(map(_METRIC.fullmatch, call.metrics)):
+    if len(call.metrics.keys() | set(known)) > _MAX_METRICS or not all(
+        map(_METRIC.fullmatch, call.metrics)
+    ):
         raise ProtocolError(
             f"{member} published more than {_MAX_METRICS} metrics, or one of a malformed name"
         )

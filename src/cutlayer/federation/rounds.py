@@ -72,7 +72,9 @@ def trunk_contributions(
         changed = _changed(rules, state, member, brought.state, kind)
         if all(is_finite(tensor) for tensor in changed.values()):
             owned = owned_state(rules.owner(member), changed)
-            updates.append(Update(member=member, weight=brought.weight, state=owned))
+            # A member tells the trunk its tokens: no more of them count than at head and tail.
+            weight = min(brought.weight, rules.settings.secure.max_weight)
+            updates.append(Update(member=member, weight=weight, state=owned))
         else:
             refused.append(member)
     return TrunkContributions(updates=tuple(updates), refused=tuple(refused))

@@ -81,7 +81,7 @@ def check_layout(layout: Layout, trunk: Layout) -> None:
     """
     if len(layout) > MAX_KEYS or not all(_KEY.fullmatch(key) for key in layout):
         raise ProtocolError(f"layout of {len(layout)} keys, or with malformed ones")
-    if any(len(shape) > 8 or min(shape, default=0) < 0 for shape in layout.values()):
+    if not all(len(shape) <= 8 and min(shape, default=0) >= 1 for shape in layout.values()):
         raise ProtocolError("layout with a malformed shape")
     if num_values(layout) > MAX_VALUES:
         raise ProtocolError(

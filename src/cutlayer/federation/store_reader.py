@@ -83,6 +83,11 @@ class StoreReader:
         )
         return [_attempt(row) for row in self._database.rows(query, (round_number,) * 2)]
 
+    def metric_names(self, member: str, round_number: int) -> list[str]:
+        """What a member has published for a round."""
+        query = "SELECT name FROM metrics WHERE round = ? AND member = ?"
+        return [str(name) for (name,) in self._database.rows(query, (round_number, member))]
+
     def metrics(self, last: int | None = None) -> list[MetricRow]:
         """Published numbers, oldest first.
 

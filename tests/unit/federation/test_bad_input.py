@@ -17,6 +17,9 @@ from cutlayer.errors import (
     StepExpired,
     StorageError,
 )
+from cutlayer.federation.rounds import trunk_contributions
+from cutlayer.federation.rules import Rules
+from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from cutlayer.wire.federation_messages import (
     EnterRound,
     Join,
@@ -26,7 +29,14 @@ from cutlayer.wire.federation_messages import (
     Unmask,
 )
 from cutlayer.wire.header import Header
-from tests.unit.federation.rounds_world import ENDS, FINGERPRINT, TRUNK, ToyMember, World
+from tests.unit.federation.rounds_world import (
+    ENDS,
+    FINGERPRINT,
+    TRUNK,
+    ToyMember,
+    World,
+    learnt,
+)
 
 A = next(iter(ENDS))
 
@@ -95,6 +105,8 @@ def test_a_first_member_with_the_wrong_model_can_be_got_rid_of(tmp_path: Path) -
         ({"layout": {**ENDS, **TRUNK}}, SpecMismatch, "the trunk's here"),
         ({"layout": {A: [1 << 20, 1 << 20]}}, ProtocolError, "limit"),
         ({"layout": {A: [-1]}}, ProtocolError, "malformed"),
+        ({"layout": {A: []}}, ProtocolError, "malformed"),
+        ({"layout": {A: [2, 0]}}, ProtocolError, "malformed"),
         ({"layout": {"a/../b": [1]}}, ProtocolError, "malformed"),
         ({"layout": {f"k{i}": [1] for i in range(9000)}}, ProtocolError, "9000"),
         ({"fingerprint": {"model": "x" * 5000}}, ProtocolError, "larger"),
@@ -107,6 +119,8 @@ def test_a_join_that_fits_nowhere_is_refused(
     with pytest.raises(error, match=match):
         _join(world, "z", **changes)
     assert world.store.members() == []
+    world.restart()
+    world.add("a", "b", "c")
 
 
 def test_who_is_not_listed_is_refused(tmp_path: Path) -> None:
@@ -179,6 +193,31 @@ def test_a_malformed_update_is_refused_and_the_others_do_not_wait(
     world.run_to(1)
     assert world.now_s == before_s
     _others_finish(world, "a", "c", "d")
+
+
+def test_tokens_that_a_member_tells_the_trunk_weigh_no_more_than_its_update(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, rounds=1, secure={"enabled": False, "max_weight": 50})
+    update = TrunkUpdate(state=learnt("a", 1, TRUNK), weight=1 << 62)
+    rules = Rules(world.settings, ENDS, TRUNK)
+    taken = trunk_contributions(rules, {}, UpdateKind.DELTA, {"a": update})
+    assert [x.weight for x in taken.updates] == [50]
+
+
+@pytest.mark.parametrize("number", [1 << 63, (1 << 64) - 1])
+def test_a_round_number_beyond_any_store_is_refused_as_any_other(
+    tmp_path: Path, number: int
+) -> None:
+    world = World(tmp_path)
+    world.add("a", "b", "c")
+    world.run_to(1)
+    enter = EnterRound(federation="oncology", round=number, digest="", needs_state=True)
+    with pytest.raises(StorageError, match="knows round"):
+        world.coordinator.submit("a", enter, {}, world.now_s)
+    shown = Publish(federation="oncology", round=number, metrics={"loss": 1.0})
+    with pytest.raises(ProtocolError, match="never began"):
+        world.coordinator.publish("a", shown, world.now_s)
 
 
 def test_a_huge_weight_counts_as_the_largest_allowed(tmp_path: Path) -> None:
@@ -373,6 +412,31 @@ def test_metrics_that_no_page_can_show_are_refused(
     assert [(row.member, row.name, row.value) for row in world.store.metrics()] == [
         ("a", "loss", 1.5)
     ]
+
+
+def test_a_members_metrics_of_a_round_are_few_over_all_its_calls(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add("a", "b")
+    for name in ("a", "b"):
+        many = Publish(federation="oncology", round=1, metrics={f"m{i}": 1.0 for i in range(30)})
+        world.coordinator.publish(name, many, world.now_s)
+        world.coordinator.publish(name, many, world.now_s)
+        more = msgspec.structs.replace(many, metrics={f"n{i}": 1.0 for i in range(3)})
+        with pytest.raises(ProtocolError, match="more than 32"):
+            world.coordinator.publish(name, more, world.now_s)
+    assert len(world.store.metrics()) == 60
+
+
+def test_the_trunks_adapter_is_for_members_alone(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add("a", "b", "c")
+    world.run_to(1)
+    with pytest.raises(ProtocolError, match="eve is no member"):
+        world.coordinator.trunk_state("eve")
+    world.coordinator.leave("a", world.now_s)
+    with pytest.raises(ProtocolError, match="a is no member"):
+        world.coordinator.trunk_state("a")
+    assert world.coordinator.trunk_state("b").keys() == TRUNK.keys()
 
 
 def test_rounds_are_not_continued_under_other_rules(tmp_path: Path) -> None:
