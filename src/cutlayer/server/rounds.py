@@ -76,7 +76,11 @@ class RoundTable:
         Raises:
             StepExpired: the round has not begun, is over, or is not this member's.
             ConfigError: the round has other adapter settings.
+            ProtocolError: the round is another federation's.
         """
+        # Or a member could have an adapter made for every name that it thinks up.
+        if opened.run_id.rpartition(".r")[0] != opened.federation:
+            raise ProtocolError(f"{opened.run_id} is no round of federation {opened.federation}")
         known = self._rounds.get(opened.run_id)
         if known is None or owner not in known.states:
             raise StepExpired(

@@ -117,7 +117,9 @@ class RunTable:
     ) -> Mapping[str, TrunkUpdate]:
         """As `federation.trunk_pool.TrunkPool.collect`."""
         runs = {member: self.runs.get((member, run_id)) for member in members}
-        updates = {m: run.update(kind) for m, run in runs.items() if run is not None}
+        # A member's own run may have the round's name: what it learnt is not the round's.
+        in_round = {m: run for m, run in runs.items() if run is not None and run.is_in_round}
+        updates = {member: run.update(kind) for member, run in in_round.items()}
         return {member: update for member, update in updates.items() if update is not None}
 
     def end_round(self, run_id: str) -> None:

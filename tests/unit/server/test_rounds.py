@@ -206,3 +206,20 @@ def test_runs_of_rounds_are_not_unloaded_for_other_runs(tmp_path: Path) -> None:
         host.open_run("a", opening(f"own{number}"))
     assert len(host.runs()) == 5
     _train(host, "a", 1, seed=0)
+
+
+def test_member_cannot_have_adapters_made_under_made_up_federations(tmp_path: Path) -> None:
+    host, _ = _begun(tmp_path, "a")
+    for name in ("other", "fed.r1", ""):
+        with pytest.raises(ProtocolError, match="no round of federation"):
+            host.open_run("a", opening(ROUND, federation=name))
+    _open(host, "a")
+
+
+def test_own_run_of_a_round_s_name_is_not_collected(tmp_path: Path) -> None:
+    host, _ = _begun(tmp_path, "a")
+    host.open_run("a", opening(ROUND, SETTINGS.model_copy(update={"rank": 5})))
+    _train(host, "a", 1, seed=0)
+    host.commit("a", Commit(run_id=ROUND, commit=finished(1, 7), save=False, step=1))
+    for kind in UpdateKind:
+        assert not host.collect(ROUND, ["a"], kind)
