@@ -5,11 +5,22 @@ another order.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-__all__ = ["COMMIT_STAGES", "SERVER", "Deed", "Fault", "Mode", "Plan", "plan_of"]
+__all__ = [
+    "COMMIT_STAGES",
+    "LEAST",
+    "REAL_STAGES",
+    "SERVER",
+    "Deed",
+    "Fault",
+    "Mode",
+    "Plan",
+    "plan_of",
+]
 
 T = TypeVar("T")
 SERVER = "server"
@@ -75,6 +86,8 @@ _MEMBER_STAGES = (
     "UNMASK",
     "ADOPT",
 )
+_ONCE = {"JOIN", "ADOPT"}
+"""A member's stages that come once."""
 _MASKED_STAGES = {"SHARE_KEYS", "SHARE_SECRETS", "UNMASK"}
 _MEMBER_DEEDS = {
     Deed.KILL: 5,
@@ -95,6 +108,11 @@ _MEMBER_DEEDS = {
 _SERVER_DEEDS = {Deed.KILL: 6, Deed.PAUSE: 2, Deed.SLOW: 1, Deed.ROLLBACK: 1}
 _MODES = {Mode.SECURE: 10, Mode.HIDDEN: 3, Mode.PLAIN: 4, Mode.EVERY_STEP: 3}
 _SERVER_SHARE = 0.3
+_MASKED_MODES = {mode: share for mode, share in _MODES.items() if mode is not Mode.PLAIN}
+_REAL_EVERY = 20
+"""One scenario in so many is of real processes."""
+REAL_STAGES = ("JOIN", "SHARE_KEYS", "TRAINING", "BETWEEN")
+"""Moments that can be seen from outside."""
 _REAL_DEEDS = (
     (Deed.KILL, "anna"),
     (Deed.KILL, SERVER),
@@ -105,6 +123,33 @@ _REAL_DEEDS = (
     (Deed.SLOW, SERVER),
     (Deed.KILL, "replica"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """One point of the grid of who, what and when."""
+
+    is_server: bool
+    deed: Deed
+    stage: str
+
+
+def _grid() -> list[_Place]:
+    """Every deed at every stage, well mixed."""
+    places = [
+        _Place(is_server=False, deed=deed, stage=stage)
+        for deed in _MEMBER_DEEDS
+        for stage in (("JOIN",) if deed is Deed.LATE else _MEMBER_STAGES)
+    ]
+    for deed in _SERVER_DEEDS:
+        dies = deed in (Deed.KILL, Deed.ROLLBACK)
+        stages = (*_MEMBER_STAGES, *(COMMIT_STAGES if dies else ()))
+        places += [_Place(is_server=True, deed=deed, stage=stage) for stage in stages]
+    random.Random("grid").shuffle(places)
+    return places
+
+
+_GRID = _grid()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +174,8 @@ class Fault:
 
     def __str__(self) -> str:
         when = "after" if self.is_after else "at"
-        back = "" if self.returns else ", for good"
+        dies = self.deed in (Deed.KILL, Deed.VANISH)
+        back = ", for good" if dies and not self.returns else ""
         return (
             f"{self.deed} {self.victim} {when} {self.stage}#{self.occurrence}"
             f" {self.seconds:.1f}s{back}"
@@ -160,16 +206,23 @@ class Plan:
         return f"{self.mode} {len(self.members)} members {self.rounds} rounds, {kind}: {faults}"
 
 
-def plan_of(seed: int, is_real: bool = False) -> Plan:
-    """The scenario of a seed."""
-    rng = random.Random(f"cutlayer faults {seed} {is_real}")
-    mode = _drawn(rng, _MODES)
+def plan_of(seed: int) -> Plan:
+    """The scenario of a seed: its first fault from the grid of all, further ones drawn."""
+    is_real = seed % _REAL_EVERY == _REAL_EVERY - 1
+    rng = random.Random(f"cutlayer faults {seed}")
     members = NAMES[: rng.choice((4, 4, 5))]
     faults: list[Fault] = []
-    num_faults = 1 if is_real else rng.choice((1, 1, 2, 2, 3))
-    while len(faults) < num_faults:
-        fault = _real_fault(rng, seed) if is_real else _fault(rng, mode, members, faults)
-        faults.extend([] if fault is None else [fault])
+    if is_real:
+        mode = _drawn(rng, _MODES)
+        faults.append(_real_fault(rng, seed // _REAL_EVERY))
+    else:
+        place = _GRID[(seed - seed // _REAL_EVERY) % len(_GRID)]
+        mode = _drawn(rng, _MASKED_MODES if place.stage in _MASKED_STAGES else _MODES)
+        faults.append(_fault(rng, place, members, faults))
+        for _ in range(rng.choice((0, 0, 1, 1, 2))):
+            another = _any_place(rng, mode)
+            if _may_lose(another, members, faults) or another.deed is not Deed.CORRUPT:
+                faults.append(_fault(rng, another, members, faults))
     return Plan(
         seed=seed,
         mode=mode,
@@ -181,32 +234,41 @@ def plan_of(seed: int, is_real: bool = False) -> Plan:
     )
 
 
-def _fault(
-    rng: random.Random, mode: Mode, members: tuple[str, ...], faults: list[Fault]
-) -> Fault | None:
-    """One more; None where it would leave too few members."""
+def _any_place(rng: random.Random, mode: Mode) -> _Place:
     is_server = rng.random() < _SERVER_SHARE
-    victim = SERVER if is_server else rng.choice(members)
     deed = _drawn(rng, _SERVER_DEEDS if is_server else _MEMBER_DEEDS)
-    stages = [s for s in _MEMBER_STAGES if mode is not Mode.PLAIN or s not in _MASKED_STAGES]
-    if is_server and deed in (Deed.KILL, Deed.ROLLBACK):
-        stages = [*stages, *COMMIT_STAGES * 2]
-    lost = {fault.victim for fault in faults if _is_costly(fault)}
-    may_lose = is_server or len(members) - len(lost | {victim}) >= LEAST
-    if deed is Deed.CORRUPT and not may_lose:
-        return None
-    stage = "JOIN" if deed is Deed.LATE else rng.choice(stages)
-    most = len(members) if is_server and stage not in COMMIT_STAGES else 2
+    fitting = [
+        place
+        for place in _GRID
+        if (place.is_server, place.deed) == (is_server, deed)
+        and (mode is not Mode.PLAIN or place.stage not in _MASKED_STAGES)
+    ]
+    return rng.choice(fitting)
+
+
+def _fault(
+    rng: random.Random, place: _Place, members: tuple[str, ...], faults: Sequence[Fault]
+) -> Fault:
+    most = 1 if place.stage in _ONCE else 2
+    if place.is_server and place.stage not in COMMIT_STAGES:
+        most = len(members)
+    may_lose = _may_lose(place, members, faults)
     return Fault(
-        victim=victim,
-        deed=deed,
-        stage=stage,
+        victim=SERVER if place.is_server else rng.choice(members),
+        deed=place.deed,
+        stage=place.stage,
         occurrence=rng.randint(1, most),
         is_after=rng.random() < 0.5,
         seconds=rng.choice((0.3, 0.8, 1.6, 2.5)),
-        returns=not may_lose or is_server or rng.random() < 0.7,
+        returns=place.is_server or not may_lose or rng.random() < 0.7,
         pick=rng.random(),
     )
+
+
+def _may_lose(place: _Place, members: tuple[str, ...], faults: Sequence[Fault]) -> bool:
+    """Whether enough members are left if this fault's victim is gone in the end."""
+    num_lost = sum(map(_is_costly, faults)) + (not place.is_server)
+    return len(members) - num_lost >= LEAST
 
 
 def _real_fault(rng: random.Random, number: int) -> Fault:
@@ -214,7 +276,7 @@ def _real_fault(rng: random.Random, number: int) -> Fault:
     return Fault(
         victim=victim,
         deed=deed,
-        stage=rng.choice(("JOIN", "SHARE_KEYS", "TRAINING", "BETWEEN")),
+        stage=rng.choice(REAL_STAGES),
         occurrence=1,
         is_after=False,
         seconds=rng.choice((0.5, 2.0, 4.0)),

@@ -2,8 +2,9 @@
 
 `install` replaces three names by subclasses that note and then do the same: a member's handover
 (its update before it is masked), the trunk's pool (what each survivor's trunk learnt), and the
-coordinator's store (which can also be stopped dead between two writes). It changes nothing else
-and judges nothing.
+coordinator's store (which can also be stopped dead between two writes). Adapters are put on under
+one lock: building models touches defaults of the whole process, and a real member has one of its
+own. It changes nothing else and judges nothing.
 """
 
 import threading
@@ -15,6 +16,8 @@ from torch import Tensor
 
 import cutlayer.client.member
 import cutlayer.server.federation
+import cutlayer.server.rounds
+import cutlayer.server.run_table
 import cutlayer.server.server
 from benchmarks.fault_evidence import Name, Sent
 from cutlayer.client.handing_in import Handover
@@ -23,11 +26,16 @@ from cutlayer.federation.checkpoints import Checkpoint
 from cutlayer.federation.store import FederationStore
 from cutlayer.federation.store_rows import Pinned, RoundRow
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
+from cutlayer.model.adapters import Adapter, AdapterSettings, attach
+from cutlayer.model.partition import PartModule
 from cutlayer.privacy.boundary import UpdateGate
 from cutlayer.server.local_pool import LocalPool
 from cutlayer.storage.vault import Vault
 
-__all__ = ["Notes", "install", "notes_of"]
+__all__ = ["BUILDING", "Notes", "install", "notes_of"]
+
+BUILDING = threading.RLock()
+"""One model or adapter at a time."""
 
 
 class Notes:
@@ -70,6 +78,13 @@ def install() -> None:
     cutlayer.client.member.Handover = WitnessedHandover  # type: ignore[misc]
     cutlayer.server.server.LocalPool = WitnessedPool  # type: ignore[misc]
     cutlayer.server.federation.FederationStore = MortalStore  # type: ignore[misc]
+    cutlayer.server.rounds.attach = _attach_alone  # type: ignore[attr-defined]
+    cutlayer.server.run_table.attach = _attach_alone  # type: ignore[attr-defined]
+
+
+def _attach_alone(part: PartModule, settings: AdapterSettings, name: str = "default") -> Adapter:
+    with BUILDING:
+        return attach(part, settings, name)
 
 
 class WitnessedHandover(Handover):
