@@ -154,9 +154,10 @@ class AdapterCopies:
         modules = self._trunk.base.modules()
         weights = _weights([m for m in modules if isinstance(m, LoraLayer)], name)
         parts = vector.split([weight.numel() for weight in weights])
-        with torch.no_grad():
-            for weight, part in zip(weights, parts, strict=True):
-                weight.copy_(part.view_as(weight))
+        for weight, part in zip(weights, parts, strict=True):
+            # Through `data`, as no new version: a graph that other clients share may still be open
+            # here, and none of them asks for this adapter's gradient.
+            weight.data.copy_(part.view_as(weight))
 
 
 class _WatchedSlots(Slots):
