@@ -19,6 +19,10 @@ _ACTIVE_S = 1.0
 _MAX_PROGRESS_WINDOWS = 10
 """Gradients that trickle in prolong their window at most this often."""
 _MAX_ALONE = 64
+_LEAST_TOKENS = 16
+"""What a call counts as, however few tokens it has: the trunk reads all its weights for it."""
+_BOOKKEEPING_TOKENS = 64
+"""What bookkeeping counts as: or who asks for nothing else would always come first."""
 
 
 class WorkKind(StrEnum):
@@ -37,6 +41,7 @@ class Waiting:
     """What a scheduler may know of a request."""
 
     client: str
+    """Whose it is; empty for the server's own."""
     arrived_s: float
     num_tokens: int
     """Tokens that it computes; 0 for bookkeeping."""
@@ -175,7 +180,7 @@ class BatchScheduler:
         for index in chosen.indices:
             request = waiting[index]
             client = request.client
-            self._tokens[client] = self._tokens.get(client, 0.0) + request.num_tokens
+            self._tokens[client] = self._tokens.get(client, 0.0) + _cost(request)
             if self._is_alone(request):
                 self._alone[client] -= 1
                 if not self._alone[client]:
@@ -195,6 +200,15 @@ class BatchScheduler:
             if request.kind is not WorkKind.OTHER:
                 self._seen_s[request.client] = now_s
         self._seen_s = {c: s for c, s in self._seen_s.items() if now_s - s < _ACTIVE_S}
+
+
+def _cost(request: Waiting) -> int:
+    """What a request counts as, in tokens."""
+    if not request.client:
+        return 0
+    if request.kind is WorkKind.OTHER and not request.num_tokens:
+        return _BOOKKEEPING_TOKENS
+    return max(_LEAST_TOKENS, request.num_tokens)
 
 
 class FairScheduler(BatchScheduler):

@@ -134,6 +134,25 @@ def test_flood_of_one_client_leaves_room_for_every_other_in_each_call() -> None:
     assert max(ended) <= 3
 
 
+@pytest.mark.parametrize(("kind", "num_tokens"), [(WorkKind.OTHER, 0), (WorkKind.DECODE, 1)])
+def test_flood_of_next_to_nothing_starves_nobody(kind: WorkKind, num_tokens: int) -> None:
+    flood = [
+        Waiting(client="flood", arrived_s=n * 1e-3, num_tokens=num_tokens, kind=kind)
+        for n in range(400)
+    ]
+    steps = [_forward("busy", n * 1e-3, num_tokens=100) for n in range(10)]
+    runs = _simulate(BatchScheduler(TOGETHER), [*flood, *steps], call_s=0.01)
+    last = max(n for n, run in enumerate(runs) if run.requests[0].client == "busy")
+    assert last < 100
+
+
+def test_server_s_own_work_does_not_queue_behind_its_past() -> None:
+    own = [Waiting(client="", arrived_s=n * 1e-6, num_tokens=0) for n in range(20)]
+    steps = [_forward("busy", n * 1e-6, num_tokens=10) for n in range(20)]
+    runs = _simulate(BatchScheduler(TOGETHER), [*own, *steps], call_s=0.01)
+    assert max(n for n, run in enumerate(runs) if not run.requests[0].client) < 22
+
+
 def test_long_idle_client_gets_no_lasting_monopoly() -> None:
     scheduler = BatchScheduler(ONE_BY_ONE, half_life_s=1.0)
     busy = _forward("busy", num_tokens=1000)
