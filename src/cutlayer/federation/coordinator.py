@@ -16,6 +16,7 @@ from cutlayer.federation.exchange import Answer, Stage
 from cutlayer.federation.gathering import Gathering
 from cutlayer.federation.membership import check_history, check_join, check_metrics
 from cutlayer.federation.running import RunningAttempt
+from cutlayer.federation.secure.peers import Verifier
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.federation.status import Status
 from cutlayer.federation.store import FederationStore
@@ -41,6 +42,7 @@ class Coordinator:
         store: FederationStore,
         trunk: TrunkPool,
         now_s: float,
+        verifier: Verifier | None = None,
     ) -> None:
         """Go on after the store's last finished round; an attempt that ran is void.
 
@@ -49,12 +51,13 @@ class Coordinator:
             store: its one writer.
             trunk: whoever hosts the trunk.
             now_s: seconds of any monotonic clock.
+            verifier: checks members' signatures under their keys; None without certificates.
 
         Raises:
             StorageError: the store's rounds were made with other settings, or are damaged.
         """
         self._settings, self._store = settings, store
-        self._cycle = Cycle(settings, store, trunk)
+        self._cycle = Cycle(settings, store, trunk, verifier)
         self._gathering = Gathering(settings)
         self._members = {row.name for row in store.members() if row.left_at is None}
         self._lost: dict[str, float] = {}

@@ -20,6 +20,7 @@ from cutlayer.federation.membership import check_begun
 from cutlayer.federation.rounds import Collected, next_state, trunk_contributions
 from cutlayer.federation.running import Deadlines, RunningAttempt
 from cutlayer.federation.secure.attempt import Attempt
+from cutlayer.federation.secure.peers import Verifier
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.federation.store import FederationStore
 from cutlayer.federation.store_rows import RoundRow
@@ -41,7 +42,11 @@ class Cycle:
     """At most one attempt runs; the last one that succeeded still answers repeated calls."""
 
     def __init__(
-        self, settings: FederationSettings, store: FederationStore, trunk: TrunkPool
+        self,
+        settings: FederationSettings,
+        store: FederationStore,
+        trunk: TrunkPool,
+        verifier: Verifier | None = None,
     ) -> None:
         """Go on after the store's last finished round.
 
@@ -49,6 +54,7 @@ class Cycle:
             StorageError: the store's rounds were made with other settings, or are damaged.
         """
         self._settings, self._store, self._trunk = settings, store, trunk
+        self._verifier = verifier
         self.trunk_layout = trunk.layout(settings.round_adapter())
         self.history = History(settings, store, self.trunk_layout)
         self._strategy = get_strategy(settings.strategy)
@@ -147,7 +153,7 @@ class Cycle:
                 cohort=cohort,
                 policy=settings.secure,
             )
-            exchange = SecureExchange(rules, terms)
+            exchange = SecureExchange(rules, terms, self._verifier)
         deadlines = Deadlines(
             phase_s=settings.phase_deadline_s,
             training_s=settings.round_deadline_s,

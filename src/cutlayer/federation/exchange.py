@@ -16,6 +16,7 @@ from cutlayer.federation.aggregation import Update, check_state
 from cutlayer.federation.rounds import Collected
 from cutlayer.federation.rules import Rules
 from cutlayer.federation.secure.attempt import Attempt
+from cutlayer.federation.secure.peers import Verifier
 from cutlayer.federation.secure.ring import dequantise
 from cutlayer.federation.secure.server import SecureRound
 from cutlayer.federation.state import num_values, unflatten
@@ -135,14 +136,15 @@ class SecureExchange:
 
     first = Stage.KEYS
 
-    def __init__(self, rules: Rules, attempt: Attempt) -> None:
+    def __init__(self, rules: Rules, attempt: Attempt, verifier: Verifier | None = None) -> None:
         """Wait for keys.
 
         Raises:
             CutlayerError: as `SecureRound`.
         """
         self._rules = rules
-        self._secure = SecureRound(attempt, num_values(rules.update))
+        self._secure = SecureRound(attempt, num_values(rules.update), verifier)
+        self._has_liar = False
         self._sealed: dict[str, bytes] = {}
 
     def add(self, member: str, call: Header, tensors: Mapping[str, Tensor]) -> None:
@@ -158,13 +160,14 @@ class SecureExchange:
 
     def is_enough(self, stage: Stage) -> bool:
         """Unmasking ends as soon as the sum can be opened."""
-        if stage is not Stage.UNMASK or not self._secure.is_openable():
+        if stage is not Stage.UNMASK or self._has_liar or not self._secure.is_openable():
             return False
         try:
             self._secure.total()
         except ProtocolError:
-            return False  # a member lied; further answers may help
-        return True
+            # A member lied; further answers may help, but a try is long: one more, with all.
+            self._has_liar = True
+        return not self._has_liar
 
     def close(self, stage: Stage, came: Collection[str]) -> Stage:
         """Close the protocol's step; the last one opens the sum."""

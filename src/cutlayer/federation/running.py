@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 from torch import Tensor
 
-from cutlayer.errors import ProtocolError, QuorumNotMet, StepExpired
+from cutlayer.errors import PermissionRefused, ProtocolError, QuorumNotMet, StepExpired
 from cutlayer.federation.chain import payload_digest
 from cutlayer.federation.exchange import STAGE_OF, Answer, Exchange, Stage
 from cutlayer.wire.federation_messages import Unmask, Unmasked
@@ -87,6 +87,7 @@ class RunningAttempt:
 
         Raises:
             ProtocolError: not in the cohort, too early, malformed, or other content than before.
+            PermissionRefused: keys that the member has not signed.
             StepExpired: too late, or the member is out.
         """
         stage = STAGE_OF[type(call)]
@@ -99,7 +100,7 @@ class RunningAttempt:
         self._check_turn(member, stage)
         try:
             self.exchange.add(member, call, tensors)
-        except ProtocolError as error:
+        except (ProtocolError, PermissionRefused) as error:
             # Nobody waits for a member whose message was refused: it will not send another.
             self.put_out(member, f"its {stage.name} was refused: {error}", now_s)
             raise

@@ -1,14 +1,17 @@
 """The coordinator over real secure aggregation: the same sums, with members lost at every step."""
 
+import hashlib
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 
-from cutlayer.errors import ProtocolError, StepExpired
+from cutlayer.errors import PermissionRefused, ProtocolError, StepExpired
+from cutlayer.federation.coordinator import Coordinator
 from cutlayer.federation.secure.hidden import GroupKey, open_state, pad
 from cutlayer.federation.secure.ring import dequantise
+from cutlayer.federation.secure.server import SecureRound
 from cutlayer.federation.state import flatten, unflatten
 from cutlayer.model.adapters import initial_state
 from cutlayer.wire.federation_messages import (
@@ -153,6 +156,76 @@ def test_a_lying_vector_is_refused_by_its_sum(tmp_path: Path) -> None:
     outcome = world.store.attempts(1)[0].outcome
     assert "a member sent a wrong vector" in outcome
     assert world.coordinator.status().round == 0 or world.store.rounds()[0].attempts == 2
+
+
+def test_who_did_not_sign_its_keys_is_out_and_the_others_go_on(tmp_path: Path) -> None:
+    """Neighbours would refuse unsigned keys, and so be out themselves: the server is first."""
+
+    class OnlyLetters:
+        """Stands for certificates of a to e; f has none."""
+
+        def verify(self, member: str, certificate: bytes, data: bytes, signature: bytes) -> None:
+            if (certificate, signature) != (member.encode(), hashlib.sha256(data).digest()):
+                raise PermissionRefused(f"the signature is not {member}'s")
+
+    world = _world(tmp_path, rounds=1)
+    world.coordinator = Coordinator(
+        world.settings, world.store, world.trunk, world.now_s, OnlyLetters()
+    )
+    world.add(*NAMES)
+    for member in world.members.values():
+        member.stops_before = lambda call: isinstance(call, ShareKeys)
+    world.advance()
+    world.pump()
+    for name, member in world.members.items():
+        member.stops_before = lambda call: False
+        assert isinstance(member.call, ShareKeys)
+        if name != "f":
+            assert member.secure is not None
+            data = member.secure._attempt.binding(
+                "keys", name, member.call.cipher_key, member.call.mask_key
+            )
+            member.call = msgspec.structs.replace(
+                member.call, certificate=name.encode(), signature=hashlib.sha256(data).digest()
+            )
+    world.pump()
+    world.coordinator.tick(world.now_s)  # no time passes: nobody waits for f
+    world.pump(1)
+    assert world.store.rounds()[0].survivors == ["a", "b", "c", "d", "e"]
+    assert isinstance(world.members["f"].errors[0], PermissionRefused)
+
+
+def test_liars_do_not_make_the_server_try_to_open_the_sum_at_every_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening takes long in a large cohort: once when it seems possible, once at the end."""
+    failed: list[str] = []
+    opened = SecureRound.total
+
+    def counted(secure: SecureRound) -> torch.Tensor:
+        try:
+            return opened(secure)
+        except ProtocolError as error:
+            failed.append(str(error))
+            raise
+
+    monkeypatch.setattr(SecureRound, "total", counted)
+    world, names = _world(tmp_path, rounds=1), tuple("abcdefghi")
+    world.add(*names)
+    for member in world.members.values():
+        member.stops_before = lambda call: isinstance(call, Unmask)
+    world.advance()
+    world.pump()
+    for name in "abc":
+        honest = world.members[name].call
+        assert isinstance(honest, Unmask)
+        lie = {owner: share[:-1] + b"?" for owner, share in honest.seed_shares.items()}
+        world.members[name].call = msgspec.structs.replace(honest, seed_shares=lie)
+    for member in world.members.values():
+        member.stops_before = lambda call: False
+    world.run_to(1)
+    assert len(failed) == 1
+    _equals_plain(world, [names])
 
 
 def test_keys_out_of_turn_or_of_a_stranger_are_refused(tmp_path: Path) -> None:

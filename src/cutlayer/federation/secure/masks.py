@@ -24,6 +24,7 @@ __all__ = [
     "add_stream",
     "agreed_key",
     "derived_key",
+    "is_usable",
     "mask_key_of",
     "public_bytes",
 ]
@@ -50,6 +51,15 @@ def mask_key_of(secret: bytes, owner: str, attempt: Attempt) -> X25519PrivateKey
 def public_bytes(key: X25519PrivateKey) -> bytes:
     """The public half, as it travels."""
     return key.public_key().public_bytes_raw()
+
+
+def is_usable(public: bytes) -> bool:
+    """Whether these bytes are a public key that a secret can be agreed on with."""
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        return False
+    return True
 
 
 def agreed_key(own: X25519PrivateKey, theirs: bytes, peer: str, binding: bytes) -> bytes:

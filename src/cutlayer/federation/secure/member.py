@@ -31,6 +31,7 @@ from cutlayer.federation.secure.masks import (
 from cutlayer.federation.secure.peers import Signer, Verifier, checked_peers, signed_keys
 from cutlayer.federation.secure.ring import check_headroom, digest_of, quantise
 from cutlayer.federation.secure.shares import (
+    NO_BUNDLE,
     Bundle,
     Secrets,
     open_envelope,
@@ -134,8 +135,8 @@ class SecureMember:
         """Open the shares that neighbours sealed for this member; these are its mask partners.
 
         Raises:
-            ProtocolError: out of order, from a stranger, or changed on the way.
-            QuorumNotMet: too few neighbours.
+            ProtocolError: out of order, or from a stranger.
+            QuorumNotMet: too few neighbours whose shares can be used.
         """
         self._require(self._shared is not None, "PEER_SECRETS", "PEER_KEYS")
         if self._taken_secrets is not None:
@@ -143,9 +144,12 @@ class SecureMember:
         strangers = set(secrets.sealed) - set(self._peers)
         if strangers:
             raise ProtocolError(f"shares from {_some(strangers)}, who sent no keys")
-        self._need(len(secrets.sealed) + 1, "shared secrets")
         opened = {name: self._opened(name, sealed) for name, sealed in secrets.sealed.items()}
-        self._bundles |= opened
+        bad = {name for name, bundle in opened.items() if bundle is None}
+        spoilt = f" (those of {_some(bad)} are not for it or no shares)" if bad else ""
+        self._need(len(opened) - len(bad) + 1, f"shared secrets{spoilt}")
+        # A neighbour that shares nonsense is a mask partner all the same: others hold its shares.
+        self._bundles |= {name: bundle or NO_BUNDLE for name, bundle in opened.items()}
         self._taken_secrets = secrets
 
     def mask(self, values_N: Tensor, weight: int, pad_M: Tensor | None = None) -> Tensor:
@@ -223,18 +227,18 @@ class SecureMember:
         key = agreed_key(self._cipher_key, peer.cipher_key, peer.member, binding)
         return seal_envelope(key, msgspec.msgpack.encode(bundle), binding)
 
-    def _opened(self, sender: str, sealed: bytes) -> Bundle:
+    def _opened(self, sender: str, sealed: bytes) -> Bundle | None:
+        """The shares; None if they are not for this attempt and member, or are none."""
         binding = self._attempt.binding("shares", sender, self._name)
         key = agreed_key(self._cipher_key, self._peers[sender].cipher_key, sender, binding)
         data = open_envelope(key, sealed, binding)
         if data is None:
-            raise ProtocolError(
-                f"the shares of {sender} were changed on the way, or are not for this attempt"
-            )
+            return None
         try:
-            return msgspec.msgpack.decode(data, type=Bundle)
-        except msgspec.DecodeError as error:
-            raise ProtocolError(f"{sender} sealed something that is no share") from error
+            bundle = msgspec.msgpack.decode(data, type=Bundle)
+        except msgspec.DecodeError:
+            return None
+        return bundle if bundle.has_sizes_of(NO_BUNDLE) else None
 
     def _need(self, num_found: int, did: str) -> None:
         if num_found < self._attempt.threshold:

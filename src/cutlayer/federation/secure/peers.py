@@ -11,7 +11,7 @@ from cutlayer.errors import PermissionRefused, ProtocolError, QuorumNotMet
 from cutlayer.federation.secure.attempt import Attempt
 from cutlayer.wire.federation_messages import PeerKey, PeerKeys, ShareKeys
 
-__all__ = ["Signer", "Verifier", "checked_peers", "signed_keys"]
+__all__ = ["Signer", "Verifier", "check_signature", "checked_peers", "signed_keys"]
 
 
 class Signer(Protocol):
@@ -92,14 +92,19 @@ def checked_peers(
         )
     if verifier is not None:
         for peer in peers.values():
-            _verify(peer, attempt, verifier)
+            check_signature(peer, attempt, verifier)
     return peers
 
 
-def _verify(peer: PeerKey, attempt: Attempt, verifier: Verifier) -> None:
+def check_signature(peer: PeerKey, attempt: Attempt, verifier: Verifier) -> None:
+    """Check that a member's keys are its own.
+
+    Raises:
+        PermissionRefused: they are not signed, or not by it.
+    """
     if not peer.certificate or not peer.signature:
         raise PermissionRefused(
-            f"the keys of {peer.member} are not signed; this member shares nothing with it"
+            f"the keys of {peer.member} are not signed; nobody shares anything with it"
         )
     data = _signed(peer.member, attempt, peer.cipher_key, peer.mask_key)
     verifier.verify(peer.member, peer.certificate, data, peer.signature)

@@ -17,7 +17,8 @@ from torch import Tensor
 from cutlayer.errors import ProtocolError, QuorumNotMet, StepExpired
 from cutlayer.federation.secure.attempt import Attempt
 from cutlayer.federation.secure.graph import MIN_COHORT
-from cutlayer.federation.secure.masks import add_pair_mask, add_seed_mask
+from cutlayer.federation.secure.masks import add_pair_mask, add_seed_mask, is_usable
+from cutlayer.federation.secure.peers import Verifier, check_signature
 from cutlayer.federation.secure.recovery import Recovery
 from cutlayer.federation.secure.ring import check_headroom, digest_of
 from cutlayer.wire.federation_messages import (
@@ -33,6 +34,10 @@ from cutlayer.wire.federation_messages import (
 __all__ = ["SecureRound", "Step"]
 
 _KEY_BYTES = 32
+_MAX_SIGNED_BYTES = 8 << 10
+"""Of a certificate and of a signature: neighbours get all of them in one header."""
+_MAX_ENVELOPE_BYTES = 256
+"""Of one neighbour's sealed shares, which are 105 bytes."""
 
 
 class Step(IntEnum):
@@ -50,12 +55,14 @@ _DID = {Step.KEYS: "sent keys", Step.SECRETS: "shared secrets", Step.UPDATES: "s
 class SecureRound:
     """Steps in their order: members' calls come in, `close_...` ends a step."""
 
-    def __init__(self, attempt: Attempt, num_values: int) -> None:
+    def __init__(self, attempt: Attempt, num_values: int, verifier: Verifier | None = None) -> None:
         """Wait for keys.
 
         Args:
             attempt: as ROUND describes it to members.
             num_values: N, values of an update; a masked vector has N + 1.
+            verifier: refuses keys that neighbours would refuse, which would end their part in the
+                attempt and not the liar's; None where there are no certificates.
 
         Raises:
             ConfigError: the policy's numbers do not fit the ring.
@@ -64,6 +71,7 @@ class SecureRound:
         """
         check_headroom(len(attempt.cohort), attempt.policy)
         self.step = Step.KEYS
+        self._verifier = verifier
         self._attempt, self._graph = attempt, attempt.graph
         self._keys: dict[str, ShareKeys] = {}
         self._secrets: dict[str, ShareSecrets] = {}
@@ -93,12 +101,21 @@ class SecureRound:
 
         Raises:
             ProtocolError: not in the cohort, for another attempt, malformed, or changed.
+            PermissionRefused: not signed by the member.
             StepExpired: too late.
         """
         self._graph.neighbours(member)
         self._check_attempt(member, keys)
         if len(keys.cipher_key) != _KEY_BYTES or len(keys.mask_key) != _KEY_BYTES:
             raise ProtocolError(f"{member} sent a public key that is not {_KEY_BYTES} bytes long")
+        if not (is_usable(keys.cipher_key) and is_usable(keys.mask_key)):
+            raise ProtocolError(f"{member} sent a public key that no secret can be agreed on with")
+        if max(len(keys.certificate), len(keys.signature)) > _MAX_SIGNED_BYTES:
+            raise ProtocolError(
+                f"{member} sent a certificate or signature of over {_MAX_SIGNED_BYTES} bytes"
+            )
+        if self._verifier is not None:
+            check_signature(_peer_key(member, keys), self._attempt, self._verifier)
         if self._is_new(member, keys, self._keys.get(member), Step.KEYS):
             self._keys[member] = keys
 
@@ -127,6 +144,8 @@ class SecureRound:
         self._check_closed(Step.KEYS, member, self._keys)
         if set(secrets.sealed) != set(self._around(member, self._keys)):
             raise ProtocolError(f"{member} did not send one share for each of its neighbours")
+        if any(len(sealed) > _MAX_ENVELOPE_BYTES for sealed in secrets.sealed.values()):
+            raise ProtocolError(f"{member} sent sealed shares of over {_MAX_ENVELOPE_BYTES} bytes")
         if self._is_new(member, secrets, self._secrets.get(member), Step.SECRETS):
             self._secrets[member] = secrets
 

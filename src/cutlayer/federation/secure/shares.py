@@ -17,6 +17,7 @@ from cutlayer.federation.secure.attempt import Attempt
 from cutlayer.federation.secure.masks import SECRET_BYTES, derived_key
 
 __all__ = [
+    "NO_BUNDLE",
     "Bundle",
     "Secrets",
     "join",
@@ -55,6 +56,20 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     unlock: bytes
     seed_digest: bytes
     """By which the server knows the right seed when a holder lies."""
+
+    def has_sizes_of(self, other: "Bundle") -> bool:
+        """Whether each entry is as long as the other's."""
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        return all(len(own) == len(theirs) for own, theirs in pairs)
+
+
+NO_BUNDLE = Bundle(
+    seed=bytes(SECRET_BYTES),
+    key=bytes(SECRET_BYTES),
+    unlock=bytes(SECRET_BYTES),
+    seed_digest=bytes(hashlib.sha256().digest_size),
+)
+"""What a holder has of a member that gave it nothing of use; the server finds it wrong."""
 
 
 def split(secrets: Secrets, owner: str, attempt: Attempt) -> dict[str, Bundle]:

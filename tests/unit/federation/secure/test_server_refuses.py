@@ -72,6 +72,35 @@ def test_a_malformed_key_is_refused(fresh: Crowd, name: str) -> None:
         fresh.server.add_keys("owner0", keys)
 
 
+@pytest.mark.parametrize("name", ["cipher_key", "mask_key"])
+def test_a_key_that_would_end_every_neighbours_part_is_refused_at_once(
+    fresh: Crowd, name: str
+) -> None:
+    """32 zeros are the right length, and no secret can be agreed on with them."""
+    keys = replace(fresh.members["owner0"].share_keys(), **{name: bytes(32)})
+    with pytest.raises(ProtocolError, match="owner0 sent a public key that no secret"):
+        fresh.server.add_keys("owner0", keys)
+
+
+@pytest.mark.parametrize("name", ["certificate", "signature"])
+def test_a_certificate_that_would_fill_neighbours_headers_is_refused(
+    fresh: Crowd, name: str
+) -> None:
+    keys = replace(fresh.members["owner0"].share_keys(), **{name: bytes(1 << 16)})
+    with pytest.raises(ProtocolError, match="over 8192 bytes"):
+        fresh.server.add_keys("owner0", keys)
+
+
+def test_envelopes_that_would_fill_a_neighbours_header_are_refused(fresh: Crowd) -> None:
+    fresh.send_keys()
+    shared = fresh.members["owner0"].share_secrets(fresh.server.peer_keys("owner0"))
+    assert max(len(sealed) for sealed in shared.sealed.values()) == 105
+    huge = replace(shared, sealed={**shared.sealed, "owner1": bytes(1 << 16)})
+    with pytest.raises(ProtocolError, match="over 256 bytes"):
+        fresh.server.add_secrets("owner0", huge)
+    fresh.server.add_secrets("owner0", shared)
+
+
 def test_the_same_again_changes_nothing_and_other_content_is_refused(masked: Crowd) -> None:
     server, member = masked.server, masked.members["owner0"]
     server.add_keys("owner0", member.share_keys())
@@ -243,4 +272,4 @@ def test_too_few_answers_say_how_many_there_are(masked: Crowd) -> None:
 
 def test_settings_that_could_wrap_are_refused_before_anybody_is_asked() -> None:
     with pytest.raises(ConfigError, match="could reach"):
-        SecureRound(attempt_of(names(600)), 5)
+        SecureRound(attempt_of(names(2100)), 5)
