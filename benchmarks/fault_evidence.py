@@ -82,10 +82,15 @@ class Evidence:
     trunk: dict[str, list[Mapping[str, TrunkUpdate]]] = field(default_factory=dict)
     """By run: what was collected of the trunk, each time."""
     store: StoreSeen | None = None
-    is_rolled_back: bool = False
-    """The server came back from an older backup, so an attempt's number may name two."""
+    store_before: StoreSeen | None = None
+    """Where the server came back from an older backup: its store before that."""
     happened: tuple[str, ...] = ()
     """Faults whose moment came."""
+
+    @property
+    def is_rolled_back(self) -> bool:
+        """The server came back from a backup, so anybody may rightly refuse it."""
+        return self.store_before is not None
 
 
 def read_store(folder: Path) -> StoreSeen:

@@ -85,10 +85,21 @@ def _wrong_endings(evidence: Evidence) -> Iterator[str]:
 
 
 def _wrong_store(evidence: Evidence, tolerance: float) -> Iterator[str]:
-    store = evidence.store
-    if store is None:
+    if evidence.store is None:
         yield "there is no store"
         return
+    finished = {n: e for n, e in evidence.endings.items() if e.outcome == "finished"}
+    before = evidence.store_before
+    if before is not None and len(evidence.store.rounds) < len(before.rounds):
+        # Who had finished when the server went back to its backup has the lost rounds' result.
+        yield from _wrong_in(evidence, before, finished, tolerance)
+        finished = {}
+    yield from _wrong_in(evidence, evidence.store, finished, tolerance)
+
+
+def _wrong_in(
+    evidence: Evidence, store: StoreSeen, finished: dict[str, Ending], tolerance: float
+) -> Iterator[str]:
     wrong = check_bookkeeping(evidence.rules, store)
     if wrong:
         yield from wrong
@@ -96,7 +107,6 @@ def _wrong_store(evidence: Evidence, tolerance: float) -> Iterator[str]:
     reference, wrong = last_reference(evidence, store, tolerance)
     yield from wrong
     if not wrong:
-        finished = {n: e for n, e in evidence.endings.items() if e.outcome == "finished"}
         yield from _wrong_results(evidence, store, finished, reference, tolerance)
 
 

@@ -174,8 +174,7 @@ class Fault:
 
     def __str__(self) -> str:
         when = "after" if self.is_after else "at"
-        dies = self.deed in (Deed.KILL, Deed.VANISH)
-        back = ", for good" if dies and not self.returns else ""
+        back = "" if self.returns else ", for good"
         return (
             f"{self.deed} {self.victim} {when} {self.stage}#{self.occurrence}"
             f" {self.seconds:.1f}s{back}"
@@ -252,7 +251,11 @@ def _fault(
     most = 1 if place.stage in _ONCE else 2
     if place.is_server and place.stage not in COMMIT_STAGES:
         most = len(members)
-    may_lose = _may_lose(place, members, faults)
+    may_stay_away = (
+        not place.is_server
+        and place.deed in (Deed.KILL, Deed.VANISH)
+        and _may_lose(place, members, faults)
+    )
     return Fault(
         victim=SERVER if place.is_server else rng.choice(members),
         deed=place.deed,
@@ -260,7 +263,7 @@ def _fault(
         occurrence=rng.randint(1, most),
         is_after=rng.random() < 0.5,
         seconds=rng.choice((0.3, 0.8, 1.6, 2.5)),
-        returns=place.is_server or not may_lose or rng.random() < 0.7,
+        returns=not may_stay_away or rng.random() < 0.7,
         pick=rng.random(),
     )
 
@@ -287,7 +290,7 @@ def _real_fault(rng: random.Random, number: int) -> Fault:
 
 def _is_costly(fault: Fault) -> bool:
     """Whether its victim may be missing in the end."""
-    is_gone = fault.deed in (Deed.KILL, Deed.VANISH) and not fault.returns
+    is_gone = not fault.returns
     return fault.victim != SERVER and (is_gone or fault.deed is Deed.CORRUPT)
 
 

@@ -12,7 +12,7 @@ from benchmarks.fault_plan import Plan
 from benchmarks.fault_processes import run_in_processes
 from benchmarks.fault_settings import World
 from benchmarks.fault_twin import TWIN_TOLERANCE, Twin, differences, recompute
-from benchmarks.fault_witness import install
+from benchmarks.fault_witness import witnesses
 from benchmarks.fault_world import run_in_threads
 
 __all__ = ["run_and_judge"]
@@ -34,8 +34,8 @@ def run_and_judge(plan: Plan, folder: Path, model: Path) -> tuple[Verdict, int]:
         evidence = run_in_processes(plan, folder, model)
         recompute(_twin(model), world, evidence)
         return judge(evidence, _CHAIN * TWIN_TOLERANCE), len(evidence.happened)
-    install()
-    evidence = run_in_threads(plan, folder, model)
+    with witnesses():
+        evidence = run_in_threads(plan, folder, model)
     return _with_twin(judge(evidence), world, evidence), len(evidence.happened)
 
 

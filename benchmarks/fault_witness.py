@@ -1,6 +1,6 @@
 """Stands beside the product's own objects in this process and writes down what they did.
 
-`install` replaces three names by subclasses that note and then do the same: a member's handover
+`witnesses` replaces three names by subclasses that note and then do the same: a member's handover
 (its update before it is masked), the trunk's pool (what each survivor's trunk learnt), and the
 coordinator's store (which can also be stopped dead between two writes). Adapters are put on under
 one lock: building models touches defaults of the whole process, and a real member has one of its
@@ -32,7 +32,7 @@ from cutlayer.privacy.boundary import UpdateGate
 from cutlayer.server.local_pool import LocalPool
 from cutlayer.storage.vault import Vault
 
-__all__ = ["BUILDING", "Notes", "install", "notes_of"]
+__all__ = ["BUILDING", "Notes", "notes_of", "witnesses"]
 
 BUILDING = threading.RLock()
 """One model or adapter at a time."""
@@ -73,13 +73,24 @@ def notes_of(federation: str) -> Notes:
     return _NOTES.setdefault(federation, Notes())
 
 
-def install() -> None:
-    """Take the witnesses' places in this process."""
-    cutlayer.client.member.Handover = WitnessedHandover  # type: ignore[misc]
-    cutlayer.server.server.LocalPool = WitnessedPool  # type: ignore[misc]
-    cutlayer.server.federation.FederationStore = MortalStore  # type: ignore[misc]
-    cutlayer.server.rounds.attach = _attach_alone  # type: ignore[attr-defined]
-    cutlayer.server.run_table.attach = _attach_alone  # type: ignore[attr-defined]
+@contextmanager
+def witnesses() -> Iterator[None]:
+    """Take their places in this process until the block ends."""
+    places = (
+        (cutlayer.client.member, "Handover", WitnessedHandover),
+        (cutlayer.server.server, "LocalPool", WitnessedPool),
+        (cutlayer.server.federation, "FederationStore", MortalStore),
+        (cutlayer.server.rounds, "attach", _attach_alone),
+        (cutlayer.server.run_table, "attach", _attach_alone),
+    )
+    before = [(module, name, getattr(module, name)) for module, name, _ in places]
+    try:
+        for module, name, witness in places:
+            setattr(module, name, witness)
+        yield
+    finally:
+        for module, name, own in before:
+            setattr(module, name, own)
 
 
 def _attach_alone(part: PartModule, settings: AdapterSettings, name: str = "default") -> Adapter:

@@ -55,7 +55,7 @@ class Scenario:
         self._channels: list[tuple[str, FaultyChannel]] = []
         self._num_servers = 0
         self._is_over = False
-        self._is_rolled_back = False
+        self._before_rollback: Path | None = None
         self._backups: list[Path] = []
         self._endings: dict[str, Ending] = {}
         self._threads: dict[str, threading.Thread] = {}
@@ -169,7 +169,6 @@ class Scenario:
             for name in self.plan.members:
                 self._script.link_of(name).slow_until_s = time.monotonic() + fault.seconds
         elif fault.deed is Deed.ROLLBACK and self._backups:
-            self._is_rolled_back = True
             self._crash(fault, self._backups[0])
         elif fault.deed in (Deed.KILL, Deed.ROLLBACK):
             self._crash(fault, None)
@@ -207,6 +206,9 @@ class Scenario:
                 folder = self._next_folder()
             store.is_dead = True
             shutil.copytree(backup or store.folder.parents[1], folder)
+            if backup is not None:
+                self._before_rollback = folder.with_name("before")
+                shutil.copytree(store.folder, self._before_rollback, dirs_exist_ok=True)
         for _, channel in list(self._channels):
             channel.break_off(tells=False)
         _later(fault.seconds, lambda: self._start_server(folder))
@@ -256,7 +258,7 @@ class Scenario:
     def _evidence(self) -> Evidence:
         rules = rules_of(self.plan)
         folder = federation_folder(self.world.folder / f"server{self._num_servers}", rules.name)
-        store = read_store(folder)
+        store, before = read_store(folder), self._before_rollback
         key = GroupKey.read(self.world.group_key) if self.plan.mode is Mode.HIDDEN else None
         for name in self.plan.members:
             self._endings.setdefault(name, Ending(outcome="hung", message="did not end at last"))
@@ -269,7 +271,7 @@ class Scenario:
             sent=self.notes.sent,
             trunk=self.notes.trunk,
             store=store,
-            is_rolled_back=self._is_rolled_back,
+            store_before=None if before is None else read_store(before),
             happened=tuple(str(fault) for fault in self._script.done),
         )
 
