@@ -261,5 +261,5 @@ def test_two_hundred_plans_have_every_deed_at_every_stage() -> None:
 def test_the_campaign_runs_one_scenario_again(capfd: pytest.CaptureFixture[str]) -> None:
     result = main(["--only", "3", "--workers", "1", "--json"])
     assert (result["scenarios"], result["wrong"], result["hung"]) == (1, 0, 0)
-    assert result["faults_struck"] == 1
+    assert result["faults_struck"]
     assert '"bad_seeds": ""' in capfd.readouterr().out
