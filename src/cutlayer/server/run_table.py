@@ -132,7 +132,7 @@ class RunTable:
         adapter = attach(self._trunk, settings, self._new_name())
         try:
             store = self._new_store(owner, opened.run_id)
-            return TrainingRun(owner, adapter, opened, store, self._limits.max_micro_batches)
+            return TrainingRun(owner, adapter, opened, store, self._limits)
         except BaseException:
             adapter.remove()
             raise
@@ -141,7 +141,7 @@ class RunTable:
         adapter, earlier = self._rounds.adapter_for(owner, opened, settings, self._clock())
         if earlier is not None:
             self._close((owner, earlier))
-        return TrainingRun(owner, adapter, opened, None, self._limits.max_micro_batches)
+        return TrainingRun(owner, adapter, opened, None, self._limits)
 
     def _check_rank(self, settings: AdapterSettings) -> None:
         if settings.rank > self._limits.max_adapter_rank:

@@ -23,6 +23,7 @@ from cutlayer.model.tensor_file import read_tensors
 from cutlayer.server.engine import Gradients
 from cutlayer.server.graphs import Graph
 from cutlayer.server.run_files import step_files
+from cutlayer.server.settings import LimitSettings
 from cutlayer.settings import parse_settings
 from cutlayer.storage.steps import StepStore
 from cutlayer.wire.messages import OpenRun, Step
@@ -55,14 +56,14 @@ class TrainingRun:
         adapter: Adapter,
         opened: OpenRun,
         store: StepStore | None,
-        max_micro_batches: int,
+        limits: LimitSettings,
     ) -> None:
         """Args:
         owner: the client's name.
         adapter: the owner's.
         opened: what the owner said.
         store: where steps are saved; None for a run of a round, which lives in memory.
-        max_micro_batches: of one step.
+        limits: what one step may hold.
         """
         self.step = 0
         self.opened = opened
@@ -73,7 +74,7 @@ class TrainingRun:
             adapter, parse_settings(AdamWSettings, opened.optimizer, "the run's optimizer")
         )
         self._store = store
-        self._max_micro_batches = max_micro_batches
+        self._limits = limits
         self._micros: dict[int, _Micro] = {}
         self._trunk_sq_norm: float | None = None
         self._needs_backward = bool(adapter.parameters()) or opened.wants_input_grad
@@ -95,14 +96,10 @@ class TrainingRun:
 
         Raises:
             StepExpired: the run stands at another step.
-            ProtocolError: too many micro-batches.
+            ProtocolError: too many micro-batches, or too large ones.
         """
         self._require_open(step)
-        if micro not in self._micros and len(self._micros) >= self._max_micro_batches:
-            raise ProtocolError(
-                f"step {step} has more than {self._max_micro_batches} micro-batches; "
-                "make them larger or ask the operator"
-            )
+        self._require_room(step, micro, h_ND)
         seed = _dropout_seed(self.opened.seed, step, micro)
         wants_grad = self.opened.wants_input_grad
         return Graph(self._owner, self._adapter, h_ND, rows, seed, wants_grad)
@@ -182,6 +179,7 @@ class TrainingRun:
 
         Raises:
             StepExpired: another step is open, or its last BACKWARD has not come.
+            ProtocolError: numbers that cannot be.
         """
         if finished.step == self.step:
             return
@@ -190,6 +188,12 @@ class TrainingRun:
         trunk_sq_norm = self._trunk_sq_norm
         if trunk_sq_norm is None and self._needs_backward:
             raise StepExpired(f"step {finished.step} is not complete: its last BACKWARD is missing")
+        if self._needs_backward and finished.num_tokens > self._num_forwarded():
+            # Or a member of a federation could weigh more than all the others together.
+            raise ProtocolError(
+                f"COMMIT of {finished.num_tokens} scored tokens; step {finished.step} had "
+                f"{self._num_forwarded()} tokens in all"
+            )
         scale = gradient_scale(
             finished.client_sq_norm + (trunk_sq_norm or 0.0),
             finished.num_tokens,
@@ -264,6 +268,26 @@ class TrainingRun:
     def _require_open(self, step: int) -> None:
         if step != self.step + 1:
             raise StepExpired(f"the server is at step {self.step}, so step {step} is not open")
+
+    def _require_room(self, step: int, micro: int, h_ND: Tensor) -> None:
+        limits, known = self._limits, self._micros.get(micro)
+        if known is None and len(self._micros) >= limits.max_micro_batches:
+            raise ProtocolError(
+                f"step {step} has more than {limits.max_micro_batches} micro-batches; "
+                "make them larger or ask the operator"
+            )
+        kept = 2 if self.opened.wants_input_grad else 1
+        num_others = self._num_forwarded() - (known.graph.rows.num_tokens if known else 0)
+        num_bytes = kept * (num_others + h_ND.shape[0]) * h_ND.shape[1] * h_ND.itemsize
+        if num_bytes > limits.max_step_bytes:
+            raise ProtocolError(
+                f"step {step} needs {num_bytes} bytes of hidden states, this server keeps "
+                f"{limits.max_step_bytes} (limits.max_step_bytes); take fewer rows per step"
+            )
+
+    def _num_forwarded(self) -> int:
+        """Tokens of the open step that came so far."""
+        return sum(known.graph.rows.num_tokens for known in self._micros.values())
 
     def _require_all_done(self, step: int) -> None:
         waiting = [micro for micro, known in self._micros.items() if not known.is_done]

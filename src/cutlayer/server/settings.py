@@ -56,6 +56,8 @@ class LimitSettings(Settings):
     """Tokens of one call."""
     max_micro_batches: int = Field(default=256, ge=1)
     """Micro-batches of one optimizer step."""
+    max_step_bytes: int = Field(default=4 * _GIB, ge=1)
+    """Hidden states and their gradients of one run's open step, which wait for its end."""
     max_adapter_rank: int = Field(default=256, ge=1)
     """Largest LoRA rank."""
     max_client_bytes_per_day: int | None = None

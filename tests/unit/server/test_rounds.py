@@ -71,7 +71,7 @@ def test_delta_is_the_trained_weights_with_the_tokens_of_committed_steps(tmp_pat
     host, _ = _begun(tmp_path, "a", "b", "c")
     for owner in "ab":
         _open(host, owner)
-    for step, num_tokens in ((1, 5), (2, 9)):
+    for step, num_tokens in ((1, 5), (2, 6)):
         _train(host, "a", step, seed=step)
         host.commit(
             "a", Commit(run_id=ROUND, commit=finished(step, num_tokens), save=False, step=step)
@@ -81,7 +81,7 @@ def test_delta_is_the_trained_weights_with_the_tokens_of_committed_steps(tmp_pat
     _train(host, "b", 1, seed=1)
     updates = host.collect(ROUND, ["a", "b", "c", "nobody"], UpdateKind.DELTA)
     assert list(updates) == ["a"]
-    assert updates["a"].weight == 14
+    assert updates["a"].weight == 11
     assert _same(updates["a"].state, after_two)
     assert _same(host.collect(ROUND, ["a"], UpdateKind.DELTA)["a"].state, after_two)
 
@@ -214,6 +214,17 @@ def test_member_cannot_have_adapters_made_under_made_up_federations(tmp_path: Pa
         with pytest.raises(ProtocolError, match="no round of federation"):
             host.open_run("a", opening(ROUND, federation=name))
     _open(host, "a")
+
+
+def test_member_cannot_claim_more_tokens_than_its_rows_had(tmp_path: Path) -> None:
+    host, _ = _begun(tmp_path, "a")
+    _open(host, "a")
+    _train(host, "a", 1, seed=0)
+    claim = Commit(run_id=ROUND, commit=finished(1, 1 << 40), save=False, step=1)
+    with pytest.raises(ProtocolError, match="7 tokens in all"):
+        host.commit("a", claim)
+    host.commit("a", Commit(run_id=ROUND, commit=finished(1, 7), save=False, step=1))
+    assert host.collect(ROUND, ["a"], UpdateKind.DELTA)["a"].weight == 7
 
 
 def test_own_run_of_a_round_s_name_is_not_collected(tmp_path: Path) -> None:
