@@ -5,6 +5,7 @@ an answer yet is answered WAIT after some seconds: the client sends it again, an
 noticed on either side.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -17,8 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cutlayer.errors import ConfigError, CutlayerError, ProtocolError, TransportError
+from cutlayer.errors import (
+    ConfigError,
+    CutlayerError,
+    ProtocolError,
+    StorageError,
+    TransportError,
+)
 from cutlayer.federation.coordinator import Coordinator
+from cutlayer.federation.secure.peers import Verifier
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.federation.status import Status
 from cutlayer.federation.store import FederationStore
@@ -45,6 +53,7 @@ from cutlayer.wire.ring import decode_any, pack_ring
 
 __all__ = ["FederationService", "federation_folder"]
 
+_log = logging.getLogger(__name__)
 _HOLD_S = 5.0
 """After this a call without an answer gets WAIT."""
 _TICK_S = 1.0
@@ -81,6 +90,7 @@ class FederationService:
         trunk: TrunkPool,
         clock: Callable[[], float] = time.monotonic,
         metrics: FederationMetrics | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         """Open the federation's store; rounds begin when members come.
 
@@ -91,6 +101,7 @@ class FederationService:
             trunk: whoever hosts the trunk.
             clock: seconds.
             metrics: told where the rounds stand.
+            verifier: of members' signatures; None without certificates.
 
         Raises:
             StorageError: another process runs this federation, or its store is damaged.
@@ -101,13 +112,14 @@ class FederationService:
         self.store = FederationStore(
             federation_folder(state_folder, settings.name), settings.name, vault
         )
-        self._coordinator = Coordinator(settings, self.store, trunk, clock())
+        self._coordinator = Coordinator(settings, self.store, trunk, clock(), verifier)
         self._arrivals: queue.Queue[_Call | _Notice | None] = queue.Queue()
         self._waiting: list[_Call] = []
         self._connections: Counter[str] = Counter()
         self._seen_version = -1
         self._closing = threading.Lock()
         self._is_closed = False
+        self._reason: CutlayerError = TransportError("the server is shutting down; try again later")
         self._metrics = metrics
         self._status = self._coordinator.status()
         self._thread = threading.Thread(target=self._loop, name="federation", daemon=True)
@@ -119,6 +131,7 @@ class FederationService:
         Raises:
             ConfigError: it is for another federation.
             TransportError: the server is shutting down.
+            CutlayerError: the federation has stopped, and why.
         """
         name = getattr(frame.header, "federation", None)
         if name != self.settings.name:
@@ -129,7 +142,7 @@ class FederationService:
         call = _Call(member=peer.name, frame=frame, future=future, since_s=self._clock())
         with self._closing:
             if self._is_closed:
-                raise TransportError("the server is shutting down; try again later")
+                raise _again(self._reason)
             self._arrivals.put(call)
         return future
 
@@ -154,18 +167,36 @@ class FederationService:
         self.store.close()
 
     def _loop(self) -> None:
-        while True:
-            try:
-                arrived = self._arrivals.get(timeout=self._patience_s())
-                if arrived is None:
-                    break
-                self._take_in(arrived)
-            except queue.Empty:
+        try:
+            while self._turn():
                 pass
-            self._coordinator.tick(self._clock())
-            self._answer_all()
+        except Exception as error:  # a top-level loop: else everybody would wait for ever
+            _log.exception("the federation %s has stopped", self.settings.name)
+            self._reason = error if isinstance(error, CutlayerError) else _stopped(error)
+        self._end()
+
+    def _turn(self) -> bool:
+        """One arrival, or some seconds without one; False at the end."""
+        try:
+            arrived = self._arrivals.get(timeout=self._patience_s())
+            if arrived is None:
+                return False
+            self._take_in(arrived)
+        except queue.Empty:
+            pass
+        self._coordinator.tick(self._clock())
+        self._answer_all()
+        return True
+
+    def _end(self) -> None:
+        with self._closing:
+            self._is_closed = True
+        while not self._arrivals.empty():
+            arrived = self._arrivals.get()
+            if isinstance(arrived, _Call):
+                self._waiting.append(arrived)
         for call in list(self._waiting):
-            self._fail(call, TransportError("the server is shutting down"))
+            self._fail(call, _again(self._reason))
 
     def _patience_s(self) -> float:
         deadline_s = self._coordinator.next_deadline_s()
@@ -285,6 +316,18 @@ class FederationService:
 def federation_folder(state_folder: Path, name: str) -> Path:
     """Where a server keeps a federation."""
     return state_folder / "federations" / name
+
+
+def _stopped(error: Exception) -> CutlayerError:
+    return StorageError(
+        f"the federation has stopped at the server ({type(error).__name__}); its log says why. "
+        "Rounds that were finished are kept: ask its operator to start it again"
+    )
+
+
+def _again(error: CutlayerError) -> CutlayerError:
+    """A fresh one for each caller: a raised one carries its traceback."""
+    return type(error)(str(error))
 
 
 def _frame(header: Header, tensors: Mapping[str, Tensor]) -> Frame:

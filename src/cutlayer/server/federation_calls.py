@@ -7,15 +7,18 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from cutlayer.errors import PermissionRefused, ProtocolError
+from cutlayer.federation.secure.peers import Verifier
 from cutlayer.identity.certificates import Role
+from cutlayer.identity.signing import CertificateVerifier
 from cutlayer.server.audit import Audit
 from cutlayer.server.quota import DailyQuota
+from cutlayer.server.settings import ServerSettings
 from cutlayer.storage.audit_log import AuditEvent
 from cutlayer.wire.channel import Peer
 from cutlayer.wire.frame import Frame
 from cutlayer.wire.messages import Kind
 
-__all__ = ["FEDERATION_KINDS", "FederationCalls", "start_call"]
+__all__ = ["FEDERATION_KINDS", "FederationCalls", "start_call", "verifier_of"]
 
 FEDERATION_KINDS = frozenset(
     {
@@ -52,7 +55,7 @@ def start_call(
     """Check what the peer may do, and start its call.
 
     Raises:
-        ProtocolError: this server coordinates no federation.
+        ProtocolError: this server coordinates no federation, or the call has tensors too many.
         PermissionRefused: the certificate lacks the role, or the day's quota is used up.
     """
     if federation is None:
@@ -66,5 +69,13 @@ def start_call(
             f"certificate of {peer.name} has roles {sorted(peer.roles)}, not {Role.TRAIN}; ask "
             "the federation's owner for a certificate with it"
         )
+    if frame.tensors and frame.kind is not Kind.SEND_UPDATE:
+        raise ProtocolError(f"{frame.kind.name} carries tensors; only SEND_UPDATE has any")
     quota.charge(peer.name, sum(packed.num_bytes for packed in frame.tensors.values()))
     return federation.submit(peer, frame)
+
+
+def verifier_of(settings: ServerSettings) -> Verifier | None:
+    """Checks members' signatures as they check each other's; None without certificates."""
+    tls = settings.listen.tls
+    return None if tls is None else CertificateVerifier(tls.authority, settings.revoked)

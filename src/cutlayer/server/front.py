@@ -19,6 +19,7 @@ from cutlayer.server.admin_keys import REPLICA_HOST, AdminKeys, make_admin_keys
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ServedModel
 from cutlayer.server.federation import FederationService
+from cutlayer.server.federation_calls import verifier_of
 from cutlayer.server.front_connection import FrontConnection, FrontDesk
 from cutlayer.server.front_metrics import render_replicas
 from cutlayer.server.health import HealthServer
@@ -178,7 +179,12 @@ class TrunkFront:
             return None
         vault = open_vault(settings.state.key_file)
         return FederationService(
-            settings.federation, settings.state.folder, vault, self.pool, metrics=self._rounds
+            settings.federation,
+            settings.state.folder,
+            vault,
+            self.pool,
+            metrics=self._rounds,
+            verifier=verifier_of(settings),
         )
 
     def _place(self, client: str) -> str:

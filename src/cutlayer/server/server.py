@@ -20,6 +20,7 @@ from cutlayer.model.partition import Cut, Trunk
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ClientConnection, ServedModel, ServerDesk
 from cutlayer.server.federation import FederationService
+from cutlayer.server.federation_calls import verifier_of
 from cutlayer.server.health import HealthServer
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.local_pool import LocalPool
@@ -189,7 +190,14 @@ class TrunkServer:
             return None
         pool = LocalPool(self._host, self._runner)
         metrics = self._metrics.federation
-        return FederationService(settings.federation, folder, vault, pool, metrics=metrics)
+        return FederationService(
+            settings.federation,
+            folder,
+            vault,
+            pool,
+            metrics=metrics,
+            verifier=verifier_of(settings),
+        )
 
     def _revocations(self) -> RevocationList | None:
         settings = self._settings
