@@ -197,6 +197,24 @@ def test_more_peers_than_allowed_are_told_so(world: World, service: EchoService)
         assert_serves(world, listener)
 
 
+def test_one_peer_leaves_connections_for_the_others(world: World, service: EchoService) -> None:
+    other = world.authority.issue("school")
+    with (
+        world.listening(service, max_client_streams=2) as listener,
+        closing(GrpcChannel(world.connection(listener.port))) as first,
+        closing(GrpcChannel(world.connection(listener.port))) as second,
+    ):
+        with pytest.raises(TransportError, match=r"2 connections here"):
+            GrpcChannel(world.connection(listener.port, connect_timeout_s=0.3))
+        with closing(GrpcChannel(world.connection(listener.port, tls=other))) as third:
+            assert third.call(step()).result(10)
+        first.close()
+        service.wait(closed=3)
+        with closing(GrpcChannel(world.connection(listener.port))) as again:
+            assert again.call(step()).result(10)
+        assert second.call(step()).result(10)
+
+
 def test_no_error_reaches_a_caller_unmapped(world: World, service: EchoService) -> None:
     with world.listening(service) as listener:
         channel = GrpcChannel(world.connection(listener.port))

@@ -92,6 +92,8 @@ class ListenSettings(_EndpointSettings):
 
     max_streams: int = Field(default=64, ge=1, le=4096)
     """Connections at once; two threads each."""
+    max_client_streams: int = Field(default=16, ge=1)
+    """Connections at once of one certificate's name."""
     stall_timeout_s: float = Field(default=60.0, gt=0.0)
     """Seconds for which a peer may keep a started frame from moving until it is cut off."""
     recheck_s: float = Field(default=1.0, gt=0.0)

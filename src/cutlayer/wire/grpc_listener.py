@@ -137,8 +137,7 @@ class GrpcListener:
             refuse(context, error)
         stream = ServedStream(connection, peer, self._settings, self._is_allowed, context.cancel)
         try:
-            with self._lock:
-                self._streams.add(stream)
+            self._add(stream)
             if not context.add_callback(lambda: stream.end(None)):
                 return
             context.send_initial_metadata((OPENED,))
@@ -167,6 +166,17 @@ class GrpcListener:
         if not self._is_allowed(peer):
             raise PermissionRefused(f"the certificate of {peer.name!r} is revoked or not valid")
         return peer, self._service.connect(peer)
+
+    def _add(self, stream: ServedStream) -> None:
+        """Nobody gets all connections; without certificates all have one name."""
+        name, limit = stream.peer.name, self._settings.max_client_streams
+        with self._lock:
+            num_own = sum(other.peer.name == name for other in self._streams)
+            if num_own >= limit and not self._settings.plaintext:
+                raise TransportError(
+                    f"{name} has its {limit} connections here (listen.max_client_streams)"
+                )
+            self._streams.add(stream)
 
     def _peer(self, context: grpc.ServicerContext) -> Peer:
         address = context.peer()
