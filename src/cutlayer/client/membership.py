@@ -15,7 +15,7 @@ from cutlayer.client.federation_link import FederationLink
 from cutlayer.client.run_state import RunState
 from cutlayer.client.settings import MembershipSettings
 from cutlayer.errors import ConfigError, ProtocolError, StorageError
-from cutlayer.federation.chain import next_digest, payload_digest
+from cutlayer.federation.chain import first_digest, next_digest, payload_digest
 from cutlayer.federation.secure.hidden import GroupKey, open_state, pad
 from cutlayer.federation.secure.ring import dequantise
 from cutlayer.federation.settings import FederationPolicy
@@ -73,11 +73,17 @@ class Membership:
             StorageError: the coordinator stands before a round that this member knows.
         """
         self.name = joined.member
-        self.policy = _policy(joined)
+        self.policy = _policy(joined, settings.name)
         self._settings, self._state, self._group_key = settings, state, group_key
         self._update_keys = adapters.update_keys
         self._first = initial_state(adapters.layout, self.policy.adapter.seed)
         _check_policy(self.policy, settings)
+        if group_key is not None and not self.policy.secure.hides_aggregate:
+            raise ConfigError(
+                f"federation.group_key_file is set, so this owner's sums are to be hidden, and "
+                f"federation {self.policy.name} shows them to its server; ask its operator for "
+                "secure.hides_aggregate=true, or remove the setting"
+            )
         if self.policy.secure.hides_aggregate and group_key is None:
             raise ConfigError(
                 f"federation {self.policy.name} hides its aggregate from the server; set "
@@ -86,6 +92,7 @@ class Membership:
         known = state.read_note(_NOTE)
         self._round = int(known.get("round", "0"))
         self._digest = known.get("digest", "")
+        self._payload = known.get("payload_digest", "")
         self._handed_in = (
             int(known.get("handed_in_round", "0")),
             int(known.get("handed_in_attempt", "0")),
@@ -114,13 +121,15 @@ class Membership:
             )
         if not self.policy.secure.hides_aggregate:
             return Standing(begun=begun, adapters=tensors)
-        if "sum" not in tensors:
+        if begun.round == 1:
             return Standing(begun=begun, adapters=self._first)
+        _check_sum(begun, tensors)
         return Standing(begun=begun, adapters=self._unsealed(begun, tensors))
 
     def keep(self, begun: Round) -> None:
         """Note that the last round's result is saved."""
         self._round, self._digest = begun.round - 1, begun.digest
+        self._payload = begun.payload_digest
         self._write()
 
     def hand_in(self, begun: Round) -> None:
@@ -143,6 +152,7 @@ class Membership:
         table = {
             "round": str(self._round),
             "digest": self._digest,
+            "payload_digest": self._payload,
             "handed_in_round": str(round_number),
             "handed_in_attempt": str(number),
         }
@@ -158,11 +168,15 @@ class Membership:
                 f"round {begun.round}: the adapters are not those that the coordinator's digest "
                 "names; nothing was trained on them, ask its operator"
             )
+        if done == 0:
+            self._check_first(begun)
         if not self._digest:
             return
         expected = None
         if done == self._round:
-            expected = self._digest
+            # The same end of the chain has the same adapters before it.
+            is_other = self._payload and begun.payload_digest != self._payload
+            expected = "" if is_other else self._digest
         elif done == self._round + 1:
             expected = next_digest(self._digest, self.policy.name, done, begun.payload_digest)
         if expected is not None and begun.digest != expected:
@@ -170,6 +184,19 @@ class Membership:
                 f"round {done} does not follow from the one that this member knows: it was forged, "
                 "or the coordinator was restored from another backup; ask its operator, and set "
                 "federation.accept_rollback=true only if they can explain it"
+            )
+
+    def _check_first(self, begun: Round) -> None:
+        """Everybody can compute what the first round starts from."""
+        first = {} if self.policy.secure.hides_aggregate else self._first
+        payload = payload_digest(first)
+        if (payload, first_digest(self.policy.name, payload)) != (
+            begun.payload_digest,
+            begun.digest,
+        ):
+            raise ProtocolError(
+                "the first round does not start from the adapters that its seed gives: it was "
+                "forged, or the coordinator's software is of another version; ask its operator"
             )
 
     def _accept_rollback(self, joined: Joined) -> None:
@@ -188,7 +215,7 @@ class Membership:
                 "federation.accept_rollback=true to go on from its round"
             )
         self._state.forget_after(joined.round)
-        self._round, self._digest = joined.round, ""
+        self._round, self._digest, self._payload = joined.round, "", ""
 
     def _unsealed(self, begun: Round, tensors: Mapping[str, Tensor]) -> AdapterState:
         """Hidden aggregate: the state before the sum, and the sum without its members' pads."""
@@ -213,7 +240,14 @@ class Membership:
         if "sealed" not in tensors:
             raise ProtocolError(f"round {done} came without the sealed state before it")
         sealed = bytes_of_words(tensors["sealed"])
-        return open_state(self._group_key, self.policy.name, done, sealed)
+        state = open_state(self._group_key, self.policy.name, done, sealed)
+        shapes = {key: (x.shape, x.dtype) for key, x in state.items()}
+        if shapes != {key: (x.shape, x.dtype) for key, x in self._first.items()}:
+            raise ProtocolError(
+                f"the sealed adapters of round {done} are not this federation's: a member sealed "
+                "others; enter again after the next round"
+            )
+        return state
 
 
 def join(
@@ -263,10 +297,22 @@ def _check_policy(policy: FederationPolicy, mine: MembershipSettings) -> None:
         )
 
 
-def _policy(joined: Joined) -> FederationPolicy:
+def _check_sum(begun: Round, tensors: Mapping[str, Tensor]) -> None:
+    """Without the sum the server could send members back to the first adapters unnoticed."""
+    if "sum" not in tensors or tensors["sum"].dtype != torch.int64 or tensors["sum"].ndim != 1:
+        raise ProtocolError(f"round {begun.round} came without the sum of the one before")
+
+
+def _policy(joined: Joined, wanted: str) -> FederationPolicy:
     try:
-        return FederationPolicy.model_validate_json(joined.policy)
+        policy = FederationPolicy.model_validate_json(joined.policy)
     except ValidationError as error:
         raise ProtocolError(
             "the coordinator's rules are not understood; its software is of another version"
         ) from error
+    if policy.name != wanted:
+        # Keys, pads and the ledger are bound to the name.
+        raise ProtocolError(
+            f"the coordinator answered for federation {policy.name}, this owner joins {wanted}"
+        )
+    return policy

@@ -1,16 +1,24 @@
 """What a member refuses of its coordinator before anything is trained or sent."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
+import torch
+from torch import Tensor
 
+from cutlayer.client.federation_link import FederationLink
 from cutlayer.client.membership import Adapters, Membership
 from cutlayer.client.run_state import RunState
 from cutlayer.client.settings import MembershipSettings, RunSettings
 from cutlayer.errors import ConfigError, ProtocolError, StorageError
-from cutlayer.federation.secure.hidden import GroupKey
+from cutlayer.federation.chain import next_digest, payload_digest
+from cutlayer.federation.secure.hidden import GroupKey, seal_state
 from cutlayer.federation.settings import FederationSettings
-from cutlayer.wire.federation_messages import Joined, Round
+from cutlayer.model.adapters import initial_state
+from cutlayer.wire.federation_messages import EnterRound, Joined, Round
+from cutlayer.wire.ring import words_of
 
 ADAPTERS = Adapters(layout={"layers.0.lora_A": [2, 4]}, update_keys=("layers.0.lora_A",))
 
@@ -90,3 +98,93 @@ def test_a_hidden_sum_is_never_rolled_back(state: RunState, tmp_path: Path) -> N
     _member(state, _joined(secure=hidden), key).keep(_begun(4, 1))
     with pytest.raises(StorageError, match="must not be repeated"):
         _member(state, _joined(round_number=1, secure=hidden), key, accept_rollback=True)
+
+
+class _Told(FederationLink):
+    """A coordinator that says what the test wants it to say."""
+
+    def __init__(self, begun: Round, tensors: Mapping[str, Tensor]) -> None:
+        self.begun, self.tensors = begun, dict(tensors)
+
+    def enter_round(self, call: EnterRound) -> tuple[Round, dict[str, Tensor]]:
+        return self.begun, self.tensors
+
+
+def _told(done: int, tensors: Mapping[str, Tensor], before: str = "", attempt: int = 1) -> _Told:
+    """An honest round after `done`, whose chain ended with `before` one earlier."""
+    payload = payload_digest({key: x for key, x in tensors.items() if key != "sealed"})
+    digest = next_digest(before, "trial", done, payload)
+    begun = _begun(done + 1, attempt)
+    return _Told(
+        msgspec.structs.replace(begun, digest=digest, payload_digest=payload), dict(tensors)
+    )
+
+
+FIRST = initial_state(ADAPTERS.layout, 0)
+OTHER = {key: x + 1 for key, x in FIRST.items()}
+
+
+def test_an_owner_with_a_group_key_joins_no_federation_that_shows_its_sums(
+    state: RunState, tmp_path: Path
+) -> None:
+    """Else the operator could turn the hidden mode off between two starts."""
+    key = GroupKey.create(tmp_path / "key")
+    with pytest.raises(ConfigError, match=r"group_key_file.*hides_aggregate=true"):
+        _member(state, _joined(), key)
+
+
+def test_rules_of_another_federation_are_refused(state: RunState) -> None:
+    """Pads under the name of another federation could have been used there."""
+    with pytest.raises(ProtocolError, match="answered for federation other, this owner joins"):
+        _member(state, _joined(name="other"))
+
+
+def test_the_first_round_starts_from_what_the_seed_gives(state: RunState) -> None:
+    member = _member(state, _joined())
+    assert member.enter(_told(0, FIRST)).begun.round == 1
+    with pytest.raises(ProtocolError, match="first round does not start from"):
+        member.enter(_told(0, OTHER))
+    with pytest.raises(ProtocolError, match="first round does not start from"):
+        member.enter(_told(0, FIRST, before="00"))
+
+
+def test_an_attempt_begun_again_starts_from_the_same_adapters(tmp_path: Path) -> None:
+    """The chain's end alone is not enough: it says nothing of the tensors beside it."""
+    settings = RunSettings(folder=tmp_path / "run")
+    opened = RunState(settings)
+    member, honest = _member(opened, _joined(round_number=4)), _told(4, FIRST, before="aa")
+    member.keep(member.enter(honest).begun)
+    opened.close()
+    opened = RunState(settings)
+    member = _member(opened, _joined(round_number=4))
+    again = _told(4, FIRST, before="aa", attempt=2)
+    assert member.enter(again).begun.attempt == 2
+    forged = _told(4, OTHER, before="aa", attempt=3)
+    forged.begun = msgspec.structs.replace(forged.begun, digest=honest.begun.digest)
+    with pytest.raises(ProtocolError, match="does not follow"):
+        member.enter(forged)
+    opened.close()
+
+
+def test_a_hidden_round_without_its_sum_is_refused(state: RunState, tmp_path: Path) -> None:
+    """Else the server could send every member back to the first adapters."""
+    key = GroupKey.create(tmp_path / "key")
+    member = _member(state, _joined(secure={"hides_aggregate": True}), key)
+    assert member.enter(_told(0, {})).adapters.keys() == FIRST.keys()
+    for tensors in ({}, {"sum": torch.zeros(9)}, {"sum": torch.zeros(3, 3, dtype=torch.int64)}):
+        with pytest.raises(ProtocolError, match="without the sum"):
+            member.enter(_told(3, tensors, before="aa"))
+
+
+@pytest.mark.parametrize("lie", [{}, {"x": torch.zeros(1)}, {next(iter(FIRST)): torch.zeros(9)}])
+def test_a_newcomer_refuses_sealed_adapters_that_are_others(
+    state: RunState, tmp_path: Path, lie: dict[str, Tensor]
+) -> None:
+    key = GroupKey.create(tmp_path / "key")
+    member = _member(state, _joined(secure={"hides_aggregate": True}), key)
+    tensors = {
+        "sum": torch.zeros(9, dtype=torch.int64),
+        "sealed": words_of(seal_state(key, "trial", 3, "aa", lie)),
+    }
+    with pytest.raises(ProtocolError, match="sealed adapters of round 3"):
+        member.enter(_told(3, tensors, before="aa"))
