@@ -174,6 +174,14 @@ class PartModule(nn.Module):
             raise ConfigError(f"{self.part} got {tuple(inputs.shape)}, its rows say {expected}")
         if caches is not None and len(caches) != rows.num_rows:
             raise ConfigError(f"{len(caches)} caches for {rows.num_rows} rows; give one per row")
+        self.check_context(rows)
+
+    def check_context(self, rows: Rows) -> None:
+        """Refuse rows that this model is not made for.
+
+        Raises:
+            DataError: a row is longer than the model's context.
+        """
         longest = max(map(sum, zip(rows.starts, rows.lengths, strict=True)))
         if self._context is not None and longest > self._context:
             raise DataError(

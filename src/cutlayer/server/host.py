@@ -282,6 +282,8 @@ class TrunkHost:
         expected = (rows.num_tokens, self._trunk.hidden_size)
         if tuple(h_ND.shape) != expected:
             raise ProtocolError(f"tensor of shape {tuple(h_ND.shape)}, the rows need {expected}")
+        # Here, before others are in the call: it would fail and be done again one by one.
+        self._trunk.check_context(rows)
 
     def _generation_adapter(self, owner: str, run_id: str, step: int | None) -> str:
         store = self._table.store(owner, run_id)

@@ -21,6 +21,8 @@ from cutlayer.wire.messages import OpenRun
 
 __all__ = ["RunTable"]
 
+# Each is compared with the name of every layer, while other clients wait.
+_MAX_TARGETS = 1024
 Key = tuple[str, str]
 """Owner and run id."""
 
@@ -70,7 +72,7 @@ class RunTable:
         self._close(key)
         self._make_room(owner)
         settings = parse_settings(AdapterSettings, opened.adapter, "the run's adapter settings")
-        self._check_rank(settings)
+        self._check_size(settings)
         is_in_round = opened.federation is not None
         opening = self._open_in_round if is_in_round else self._open_own
         self.runs[key] = opening(owner, opened, settings)
@@ -102,14 +104,14 @@ class RunTable:
 
     def layout(self, adapter: AdapterSettings) -> Mapping[str, list[int]]:
         """As `federation.trunk_pool.TrunkPool.layout`."""
-        self._check_rank(adapter)
+        self._check_size(adapter)
         return layout_of(self._trunk, adapter)
 
     def begin_round(
         self, run_id: str, adapter: AdapterSettings, states: Mapping[str, AdapterState]
     ) -> None:
         """As `federation.trunk_pool.TrunkPool.begin_round`; called again, it adds members."""
-        self._check_rank(adapter)
+        self._check_size(adapter)
         self._rounds.begin(run_id, adapter, states)
 
     def collect(
@@ -143,11 +145,16 @@ class RunTable:
             self._close((owner, earlier))
         return TrainingRun(owner, adapter, opened, None, self._limits)
 
-    def _check_rank(self, settings: AdapterSettings) -> None:
+    def _check_size(self, settings: AdapterSettings) -> None:
         if settings.rank > self._limits.max_adapter_rank:
             raise ConfigError(
                 f"adapter.rank={settings.rank} exceeds {self._limits.max_adapter_rank}, this "
                 "server's limit; choose a lower one"
+            )
+        if len(settings.targets) > _MAX_TARGETS:
+            raise ConfigError(
+                f"adapter.targets has {len(settings.targets)} names, this server takes "
+                f"{_MAX_TARGETS}; name layers by their last part"
             )
 
     def _new_store(self, owner: str, run_id: str) -> StepStore:

@@ -1,11 +1,24 @@
-"""What one client's open step may hold at the server."""
+"""What one client may ask of the trunk, and what it costs the others if it asks for more."""
 
 from pathlib import Path
 
 import pytest
 
-from cutlayer.errors import ProtocolError
-from tests.unit.server.trunk_world import backward_call, forward_call, opening, random_ND, tiny_host
+from cutlayer.errors import ConfigError, DataError, ProtocolError
+from cutlayer.server.batches import TrunkCall, TrunkResult
+from cutlayer.server.host import TrunkHost
+from cutlayer.server.settings import LimitSettings
+from cutlayer.storage.files import private_folder
+from cutlayer.storage.vault import NoVault
+from tests.unit.server.trunk_world import (
+    SETTINGS,
+    backward_call,
+    forward_call,
+    opening,
+    random_ND,
+    tiny_host,
+    tiny_trunk,
+)
 
 _ROW_BYTES = 2 * 4 * 32
 
@@ -24,3 +37,34 @@ def test_step_that_holds_too_much_is_refused_and_goes_on_without_it(tmp_path: Pa
     host.forward("b", forward_call([10]), random_ND(10, 1))
     host.backward("a", backward_call(micro=1, is_last=False), random_ND(3, 2))
     host.backward("a", backward_call(), random_ND(7, 2))
+
+
+def test_row_beyond_the_context_costs_the_others_no_call_of_their_own(tmp_path: Path) -> None:
+    sizes: list[tuple[int, int]] = []
+    host = TrunkHost(
+        tiny_trunk(tmp_path),
+        LimitSettings(),
+        private_folder(tmp_path / "state"),
+        NoVault(),
+        observe=lambda clients, tokens: sizes.append((clients, tokens)),
+    )
+    lengths = {"a": 4, "bad": 200, "c": 3}
+    for owner in lengths:
+        host.open_run(owner, opening())
+    results = host.run_together(
+        [
+            TrunkCall(owner=owner, header=forward_call([n]), tensor=random_ND(n, n))
+            for owner, n in lengths.items()
+        ]
+    )
+    assert isinstance(results[1], DataError)
+    assert all(isinstance(result, TrunkResult) for result in (results[0], results[2]))
+    assert sizes == [(2, 7)]
+
+
+def test_endless_list_of_targets_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
+    targets = [str(number) for number in range(2000)]
+    with pytest.raises(ConfigError, match="2000 names"):
+        tiny_host(tmp_path).open_run(
+            "a", opening(settings=SETTINGS.model_copy(update={"targets": targets}))
+        )
