@@ -2,17 +2,23 @@
 
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.fault_corrupt import corrupted
 from cutlayer import Client, TrunkServer
 from cutlayer.errors import ConfigError, CutlayerError, SpecMismatch, StorageError, TransportError
 from cutlayer.federation.secure.hidden import GroupKey
+from cutlayer.server.local_pool import LocalPool
+from cutlayer.wire.channel import Channel
+from cutlayer.wire.federation_messages import ShareSecrets
+from cutlayer.wire.frame import Frame
 from tests.federation_worlds import NAMES, at_once, federation, owner_settings, owners
 from tests.tiny_models import tiny_llama_folder
-from tests.worlds import client_of, running_server, server_settings
+from tests.worlds import client_of, loopback, running_server, server_settings
 
 
 def _same(clients: list[Client]) -> bool:
@@ -172,8 +178,6 @@ def test_a_coordinator_from_an_older_backup_is_found_out(tmp_path: Path) -> None
 
 
 def _reconnecting(world: dict[str, TrunkServer], settings: object, name: str) -> Client:
-    from tests.worlds import loopback
-
     def connect() -> object:
         server = world.get("server")
         if server is None:
@@ -181,3 +185,81 @@ def _reconnecting(world: dict[str, TrunkServer], settings: object, name: str) ->
         return loopback(server, name=name)
 
     return Client(settings, connect=connect)
+
+
+def test_a_round_begun_again_releases_the_same_activations_with_the_same_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fresh noise in each attempt would let a server average it away, attempt by attempt."""
+    model = tiny_llama_folder(tmp_path)
+    rules = federation(rounds=1, local_steps=1)
+    failures = [TransportError("a replica was lost")]
+    collect = LocalPool.collect
+
+    def lost_once(pool: LocalPool, *call: object) -> object:
+        if failures:
+            raise failures.pop()
+        return collect(pool, *call)
+
+    monkeypatch.setattr(LocalPool, "collect", lost_once)
+    with running_server(server_settings(model, tmp_path, federation=rules)) as server:
+        clients = owners(server, model, tmp_path)
+        at_once([client.train for client in clients])
+        assert server.federation.store.rounds()[0].attempts == 2
+        ledgers = [client.ledger for client in clients]
+        _close(clients)
+    for ledger in ledgers:
+        assert ledger.num_vectors["updates"] == 2
+        assert ledger.num_replayed_vectors >= ledger.num_vectors["activations"]
+
+
+def test_a_member_is_not_discouraged_by_attempts_that_others_spoil(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    rules = federation(rounds=1, max_attempts=20, phase_deadline_s=2.0, round_deadline_s=4.0)
+    with running_server(server_settings(model, tmp_path, federation=rules)) as server:
+        clients = owners(server, model, tmp_path)
+
+        def quit_after_one_step(report: object) -> None:
+            raise KeyboardInterrupt
+
+        def stops_often() -> object:
+            for _ in range(7):
+                with pytest.raises(KeyboardInterrupt):
+                    clients[2].train(quit_after_one_step)
+            return clients[2].train()
+
+        at_once([clients[0].train, clients[1].train, stops_often])
+        assert _same(clients)
+        assert server.federation.store.rounds()[0].attempts > 6
+        _close(clients)
+
+
+def test_one_member_s_nonsense_for_shares_does_not_end_the_others(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    rules = federation(rounds=1, phase_deadline_s=1.0, round_deadline_s=4.0)
+    with running_server(server_settings(model, tmp_path, federation=rules)) as server:
+        clients = owners(server, model, tmp_path, NAMES[:2])
+        lies: list[Frame] = []
+        settings = owner_settings(model, tmp_path, "cleo")
+        liar = Client(settings, connect=lambda: _Lying(loopback(server, name="cleo"), lies))
+        at_once([client.train for client in (*clients, liar)])
+        assert len(lies) == 1
+        assert _same([*clients, liar])
+        assert server.federation.store.rounds()[0].survivors == list(NAMES)
+        _close([*clients, liar])
+
+
+class _Lying:
+    """A channel whose member leaves, once, shares that nobody can open."""
+
+    def __init__(self, inner: Channel, lies: list[Frame]) -> None:
+        self._inner, self._lies = inner, lies
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def call(self, frame: Frame, deadline_s: float | None = None) -> "Future[Frame]":
+        if isinstance(frame.header, ShareSecrets) and not self._lies:
+            self._lies.append(frame)
+            frame = corrupted(frame, pick=0.0)
+        return self._inner.call(frame, deadline_s)

@@ -177,7 +177,7 @@ class Member:
         learner, pull = self._learner, self._pull()
         records = []
         for number in range(1, self._policy.local_steps + 1):
-            name = _step_name(run_id, number)
+            name = self._step_name(begun, run_id, number)
             sums = learner.step.gradients(name, self._batches(begun, number))
             settings = learner.settings
             record = learner.step.finish(name, sums, settings.lr, settings.clip_norm, pull)
@@ -191,7 +191,7 @@ class Member:
         self, begun: Round, run_id: str, on_step: Callable[[Report], None]
     ) -> tuple[dict[str, Tensor], list[StepRecord]]:
         """The gradient of one step's rows, per scored token; nobody steps alone."""
-        name = _step_name(run_id, 1)
+        name = self._step_name(begun, run_id, 1)
         sums = self._learner.step.gradients(name, self._batches(begun, 1))
         gradient = joined_states(self._learner.parts.gradient_states())
         self._learner.parts.clear_gradients()
@@ -205,6 +205,11 @@ class Member:
         )
         mean = {key: x / max(1, sums.num_scored) for key, x in gradient.items()}
         return mean, [self._reported(begun, 1, record, on_step)]
+
+    def _step_name(self, begun: Round, run_id: str, number: int) -> StepName:
+        # Without the attempt: what a round begun again computes anew leaves with the same noise.
+        weights = f"{self._policy.name}.r{begun.round}.s{number - 1}"
+        return StepName(run_id=run_id, step=number, weights=weights)
 
     def _batches(self, begun: Round, number: int) -> list[Batch]:
         data = self._data
@@ -274,7 +279,3 @@ def steps_per_round(policy: FederationPolicy) -> int:
     """Optimizer steps, or gradients, of a member in a round."""
     takes_gradient = get_strategy(policy.strategy).sends is UpdateKind.GRADIENT
     return 1 if takes_gradient else policy.local_steps
-
-
-def _step_name(run_id: str, number: int) -> StepName:
-    return StepName(run_id=run_id, step=number, weights=f"{run_id}.s{number - 1}")

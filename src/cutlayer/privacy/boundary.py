@@ -254,10 +254,10 @@ class UpdateGate:
             name: identifier of federation, round and attempt.
             sealed: adapters encrypted under the members' key, for newcomers.
         """
-        self._account(BoundaryName.UPDATES, "masked_sum", name)
         tensors = {"masked": pack_ring(masked_M)}
         if sealed is not None:
             tensors["sealed"] = pack_ring(words_of(sealed))
+        self._account(BoundaryName.UPDATES, "masked_sum", name, _digest(tensors))
         return ReleasedUpdate(tensors=tensors, gate=_GATE)
 
     def plain(self, update: Mapping[str, Tensor], name: str) -> ReleasedUpdate:
@@ -267,9 +267,10 @@ class UpdateGate:
             ConfigError: the owner has not accepted that.
         """
         self.require_plain_accepted()
-        self._account(BoundaryName.UPDATES, "none", name)
         raw = get_codec("raw")
-        return ReleasedUpdate(tensors={k: raw.encode(x) for k, x in update.items()}, gate=_GATE)
+        tensors = {key: raw.encode(x) for key, x in update.items()}
+        self._account(BoundaryName.UPDATES, "none", name, _digest(tensors))
+        return ReleasedUpdate(tensors=tensors, gate=_GATE)
 
     def require_plain_accepted(self) -> None:
         """Refuse before any work what `plain` would refuse after it.
@@ -288,15 +289,25 @@ class UpdateGate:
         """What of these numbers may be shown; None where the owner shows none."""
         if not self._publishes:
             return None
-        self._account(BoundaryName.METRICS, "none", name)
+        self._account(BoundaryName.METRICS, "none", name, repr(sorted(values.items())))
         return dict(values)
 
-    def _account(self, boundary: BoundaryName, mechanism: str, name: str) -> None:
+    def _account(self, boundary: BoundaryName, mechanism: str, name: str, content: str) -> None:
         if not _IDENTIFIER.fullmatch(name):
             raise ConfigError(f"{boundary}: {name!r:.80} is no identifier of a round")
-        key = hashlib.sha256(f"{boundary}|{name}".encode()).hexdigest()[:32]
+        # A coordinator that was set back uses a round's name twice; other content is no replay.
+        key = hashlib.sha256(f"{boundary}|{name}|{content}".encode()).hexdigest()[:32]
         event = PrivacyEvent(mechanism=mechanism, scale=None, num_vectors=1)
         self._ledger.account(boundary, event, name, [Release(key=key, num_vectors=1)])
+
+
+def _digest(tensors: Mapping[str, Packed]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        for buffer in tensors[name].buffers:
+            digest.update(buffer)
+    return digest.hexdigest()
 
 
 def _vector_bytes(packed: Packed) -> tuple[int, ...]:
