@@ -163,16 +163,11 @@ def attach(part: PartModule, settings: AdapterSettings, name: str = "default") -
     slots = _slots_of(part)
     if not _NAME.fullmatch(name) or name in slots.trains_a:
         raise ModelError(f"adapter name {name!r} is taken or malformed; choose another")
-    targets = _targets(part, settings)
-    if targets:
-        config = _lora_config(part, settings, targets)
-        # On the meta device, because PEFT would draw weights from the global generator.
-        inject_adapter_in_model(config, part.base, name, low_cpu_mem_usage=True)
-        # PEFT's note of what it put on warns at the next name; the layers themselves know.
-        delattr(part.base, "peft_config")
-    layers = _layers(part, targets)
-    for path, layer in layers.items():
-        _initialise(layer, name, path, settings.seed)
+    try:
+        layers = _inject(part, settings, name)
+    except BaseException:  # memory may end half-way
+        _take_off(part, slots, name)
+        raise
     slots.trains_a[name] = settings.train_a
     _freeze_base(part, slots)
     slots.active = None
@@ -258,6 +253,34 @@ def _lora_config(
         target_modules="|".join(re.escape(name) for name in targets.values()),
         fan_in_fan_out=any(is_transposed(base) for base in bases),
     )
+
+
+def _inject(part: PartModule, settings: AdapterSettings, name: str) -> dict[str, LoraLayer]:
+    """Put fresh weights on the layers; their paths and they themselves."""
+    targets = _targets(part, settings)
+    if targets:
+        config = _lora_config(part, settings, targets)
+        # On the meta device, because PEFT would draw weights from the global generator.
+        inject_adapter_in_model(config, part.base, name, low_cpu_mem_usage=True)
+        # PEFT's note of what it put on warns at the next name; the layers themselves know.
+        delattr(part.base, "peft_config")
+    layers = _layers(part, targets)
+    for path, layer in layers.items():
+        _initialise(layer, name, path, settings.seed)
+    return layers
+
+
+def _take_off(part: PartModule, slots: Slots, name: str) -> None:
+    """Remove what an `attach` that failed has put on: the others go on as before."""
+    vars(part.base).pop("peft_config", None)
+    before = None if slots.active == name else slots.active
+    for module in part.base.modules():
+        if isinstance(module, LoraLayer):
+            module._active_adapter = [] if before is None else [before]
+            if name in module.lora_A:
+                module.delete_adapter(name)
+    slots.active = before
+    _freeze_base(part, slots)
 
 
 def _layers(part: PartModule, targets: Mapping[str, str]) -> dict[str, LoraLayer]:

@@ -1,5 +1,6 @@
 """LoRA on parts: keys, seeds, several names on one part, gradients and states."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cutlayer.errors import ConfigError, ModelError
+from cutlayer.model import adapters
 from cutlayer.model.adapters import (
     Adapter,
     AdapterSettings,
@@ -366,3 +368,29 @@ def test_layout_and_fresh_weights_are_known_without_attaching(family: str, tmp_p
 def test_layout_of_a_part_that_is_not_trained_is_empty(model: PreTrainedModel) -> None:
     settings = SETTINGS.model_copy(update={"parts": [Part.TAIL]})
     assert layout_of(views(model, 1, 3)[1], settings) == {}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_adapter_that_finds_no_memory_leaves_nothing_behind(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    _, trunk, _ = views(model, 1, 3)
+    if not is_first:
+        stir(attach(trunk, SETTINGS, "first"))
+    before = logits_of(model)
+    num_calls = itertools.count()
+
+    def runs_out(*_: object) -> None:
+        if next(num_calls) == 3:
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "_initialise", runs_out)
+        with pytest.raises(MemoryError):
+            attach(trunk, SETTINGS, "second")
+    assert torch.equal(logits_of(model), before)
+    trained = {n.split(".")[-2] for n, p in trunk.named_parameters() if p.requires_grad}
+    assert trained == (set() if is_first else {"first"})
+    second = attach(trunk, SETTINGS, "second")
+    stir(second)
+    assert not torch.equal(logits_of(model), before)
