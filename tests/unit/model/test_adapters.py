@@ -392,5 +392,5 @@ def test_adapter_that_finds_no_memory_leaves_nothing_behind(
     trained = {n.split(".")[-2] for n, p in trunk.named_parameters() if p.requires_grad}
     assert trained == (set() if is_first else {"first"})
     second = attach(trunk, SETTINGS, "second")
-    stir(second)
+    stir(second, seed=8)
     assert not torch.equal(logits_of(model), before)
