@@ -10,10 +10,10 @@ __all__ = ["federation_settings"]
 
 
 def federation_settings(seed: int = 0) -> SimulationSettings:
-    """Four owners with few rows each; masked updates, the published noise on activations."""
+    """Four owners with a dozen rows each; masked updates, the published noise on activations."""
     table = {
         "simulation": {"seed": seed},
-        "domains": {"train_rows": 48, "heldout_rows": 200},
+        "domains": {"train_rows": 12, "heldout_rows": 200},
         "model": {"path": "asset:smollm2", "lower": 2, "upper": 28, "threads": 2},
         "connection": {"codec": "bf16"},
         "privacy": {"mechanism": "gaussian", "scale": 0.02},

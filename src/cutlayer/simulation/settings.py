@@ -54,7 +54,7 @@ class DomainSettings(Settings):
 
     names: list[str] = Field(default_factory=lambda: list(DOMAINS), min_length=1)
     """Owners, of movies, amazon, tweets and nyt."""
-    train_rows: int = Field(default=48, ge=2)
+    train_rows: int = Field(default=12, ge=2)
     """Private rows of each owner."""
     heldout_rows: int = Field(default=200, ge=2)
     """Rows of each owner that nobody trains on."""
