@@ -117,13 +117,16 @@ class LocalProcesses:
             CutlayerError: what it ended with, or TransportError if it took too long.
         """
         plan = plan_replica(self._settings, index, self._keys.replica)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cutlayer.server.replica"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **thread_environment(num_threads(self._settings))},
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cutlayer.server.replica"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **thread_environment(num_threads(self._settings))},
+            )
+        except OSError as error:  # no memory, no process or no open file left: another try may work
+            raise TransportError(f"cannot start a replica: {error.strerror or error}") from error
         try:
             ready = self._wait_until_ready(process, plan)
         except BaseException:

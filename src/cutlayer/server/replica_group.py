@@ -26,6 +26,7 @@ __all__ = ["Placed", "ReplicaGroup", "ReplicaStatus"]
 _log = logging.getLogger(__name__)
 _CHECK_S = 0.5
 _GREET_S = 1.0
+_SHORTEST_DELAY_S = 0.5
 _LONGEST_DELAY_S = 60.0
 
 
@@ -222,7 +223,8 @@ class ReplicaGroup:
         delay_s = max(slot.delay_s, self._settings.restart_delay_s)
         if self._is_closing.wait(delay_s):
             return
-        slot.delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+        # From 0 it would never grow, and one that dies at once would be started without end.
+        slot.delay_s = min(max(2 * delay_s, _SHORTEST_DELAY_S), _LONGEST_DELAY_S)
         slot.num_restarts += 1
         try:
             self._begin(slot)
