@@ -21,7 +21,7 @@ from cutlayer.client.settings import TrainSettings
 from cutlayer.client.step import Pull, SplitStep, StepName
 from cutlayer.client.train import Report, TrainingData
 from cutlayer.data.batches import Batch, batch
-from cutlayer.errors import ProtocolError, StepExpired
+from cutlayer.errors import ProtocolError, QuorumNotMet, StepExpired
 from cutlayer.federation.settings import FederationPolicy
 from cutlayer.federation.strategy import get_strategy
 from cutlayer.federation.trunk_pool import UpdateKind
@@ -89,7 +89,7 @@ class Member:
         if not self._policy.secure.enabled:
             self._gate.require_plain_accepted()
         self._restore()
-        num_lost = 0
+        lost, num_lost = (0, 0), 0
         while True:
             standing = self._membership.enter(self._calls)
             self._take_over(standing)
@@ -97,10 +97,11 @@ class Member:
                 return self._finish()
             try:
                 self._take_part(standing.begun, standing.adapters, on_step)
-                num_lost = 0
-            except StepExpired:
-                # The attempt is void, or the trunk lost this member's run: enter again.
-                num_lost += 1
+            except (StepExpired, QuorumNotMet):
+                # The attempt is void, or the trunk lost this member's run: enter again. How many
+                # attempts are too many is the coordinator's to say; the same one has to get on.
+                again = standing.begun.round, standing.begun.attempt
+                lost, num_lost = again, num_lost + 1 if again == lost else 1
                 if num_lost > _MAX_LOST_IN_A_ROW:
                     raise
 
