@@ -156,8 +156,10 @@ class SplitStep:
                 self._parts.step(scale, lr)
             else:
                 self._parts.step_towards(scale, lr, pull.start, pull.weight)
+        # The trunk wants the norm to clip with; what is of no use there stays here.
+        told_sq_norm = 0.0 if clip_norm is None else own_sq_norm
         self.pending_commit = Step(
-            step=name.step, client_sq_norm=own_sq_norm, num_tokens=sums.num_scored, lr=lr
+            step=name.step, client_sq_norm=told_sq_norm, num_tokens=sums.num_scored, lr=lr
         )
         return StepRecord(
             step=name.step,
