@@ -34,7 +34,7 @@ from cutlayer.simulation.settings_text import settings_text
 
 __all__ = ["run_in_processes"]
 
-_END_S = 150.0
+_END_S = 240.0
 _POLL_S = 0.05
 _SLOW_LINK = LinkProfile(rtt_ms=300.0, rate_mbit_per_s=5.0)
 _ERRORS = {code: error.__name__ for error, code in EXIT_CODES.items()}

@@ -144,4 +144,5 @@ def _result(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Value]:
 
 
 if __name__ == "__main__":
-    main()
+    found = main()
+    sys.exit(1 if found["wrong"] or found["hung"] else 0)
