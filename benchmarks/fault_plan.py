@@ -216,7 +216,8 @@ def plan_of(seed: int) -> Plan:
         faults.append(_real_fault(rng, seed // _REAL_EVERY))
     else:
         place = _GRID[(seed - seed // _REAL_EVERY) % len(_GRID)]
-        mode = _drawn(rng, _MASKED_MODES if place.stage in _MASKED_STAGES else _MODES)
+        modes = _MASKED_MODES if place.stage in _MASKED_STAGES else _MODES
+        mode = _drawn(rng, modes)
         faults.append(_fault(rng, place, members, faults))
         for _ in range(rng.choice((0, 0, 1, 1, 2))):
             another = _any_place(rng, mode)
@@ -235,7 +236,8 @@ def plan_of(seed: int) -> Plan:
 
 def _any_place(rng: random.Random, mode: Mode) -> _Place:
     is_server = rng.random() < _SERVER_SHARE
-    deed = _drawn(rng, _SERVER_DEEDS if is_server else _MEMBER_DEEDS)
+    deeds = _SERVER_DEEDS if is_server else _MEMBER_DEEDS
+    deed = _drawn(rng, deeds)
     fitting = [
         place
         for place in _GRID

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -128,7 +129,7 @@ def run_in_processes(plan: Plan, folder: Path, model: Path) -> Evidence:
     with contextlib.closing(_Parties(world, _free_port(), num_replicas)) as parties:
         deadline_s, happened = time.monotonic() + _END_S, []
         for fault in plan.faults:
-            _wait_for(lambda fault=fault: _has_come(world, fault.stage), deadline_s)
+            _wait_for(partial(_has_come, world, fault.stage), deadline_s)
             time.sleep(0.3 * fault.pick)
             _DEEDS[fault.deed](parties, fault)
             happened.append(str(fault))

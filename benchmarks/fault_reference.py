@@ -4,7 +4,7 @@ Written again from the definitions (a weighted mean; torch's AdamW), not taken f
 It judges nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,7 @@ class Reference:
         trunks = [one.trunk for one in contributions if one.trunk is not None]
         if self._is_gradient:
             total = sum(one.weight for one in ends)
-            sums = {k: sum(x.update[k].double() for x in trunks) for k in _keys(trunks)}
+            sums = {k: _sum(x.update[k].double() for x in trunks) for k in _keys(trunks)}
             return {**_mean(ends), **{key: x / total for key, x in sums.items()}}
         return {**_mean(ends), **_mean(trunks)}
 
@@ -74,7 +74,11 @@ class Reference:
 def _mean(sent: Sequence[Sent]) -> dict[str, Tensor]:
     total = sum(one.weight for one in sent)
     keys = _keys(sent) if total else []
-    return {k: sum(x.update[k].double() * x.weight for x in sent) / total for k in keys}
+    return {k: _sum(x.update[k].double() * x.weight for x in sent) / total for k in keys}
+
+
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(0)
 
 
 def _keys(sent: Sequence[Sent]) -> list[str]:

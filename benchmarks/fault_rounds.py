@@ -50,7 +50,7 @@ def last_reference(
     layout = {**store.layout, **evidence.trunk_layout}
     reference = Reference(evidence.rules, initial_state(layout, evidence.rules.adapter.seed))
     for row in store.rounds:
-        complaints = []
+        complaints: list[str] = []
         for contributions in _choices(evidence, row, reference.state(), complaints):
             mean, after = reference.mean(contributions), copy.deepcopy(reference)
             after.advance(mean)
