@@ -179,7 +179,7 @@ class Member:
         records = []
         for number in range(1, self._policy.local_steps + 1):
             name = self._step_name(begun, run_id, number)
-            sums = learner.step.gradients(name, self._batches(begun, number))
+            sums = learner.step.gradients(name, self._batches(number))
             settings = learner.settings
             record = learner.step.finish(name, sums, settings.lr, settings.clip_norm, pull)
             records.append(self._reported(begun, number, record, on_step))
@@ -193,7 +193,7 @@ class Member:
     ) -> tuple[dict[str, Tensor], list[StepRecord]]:
         """The gradient of one step's rows, per scored token; nobody steps alone."""
         name = self._step_name(begun, run_id, 1)
-        sums = self._learner.step.gradients(name, self._batches(begun, 1))
+        sums = self._learner.step.gradients(name, self._batches(1))
         gradient = joined_states(self._learner.parts.gradient_states())
         self._learner.parts.clear_gradients()
         record = StepRecord(
@@ -212,9 +212,11 @@ class Member:
         weights = f"{self._policy.name}.r{begun.round}.s{number - 1}"
         return StepName(run_id=run_id, step=number, weights=weights)
 
-    def _batches(self, begun: Round, number: int) -> list[Batch]:
-        data = self._data
-        step = (begun.round - 1) * self._steps_per_round + number - 1
+    def _batches(self, number: int) -> list[Batch]:
+        # By updates, not by rounds: the sums of two attempts of a round, one of them without this
+        # member, would differ by its update if both came of the same rows.
+        data, first = self._data, self._membership.num_handed_in * self._steps_per_round
+        step = (first + number - 1) % data.plan.num_steps
         return [batch(data.train, rows) for rows in data.plan.micro_batches(step)]
 
     def _pull(self) -> Pull | None:

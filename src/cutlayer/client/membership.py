@@ -93,6 +93,8 @@ class Membership:
         self._round = int(known.get("round", "0"))
         self._digest = known.get("digest", "")
         self._payload = known.get("payload_digest", "")
+        self.num_handed_in = int(known.get("num_handed_in", "0"))
+        """Updates that have left, over all rounds and attempts."""
         self._handed_in = (
             int(known.get("handed_in_round", "0")),
             int(known.get("handed_in_attempt", "0")),
@@ -145,6 +147,7 @@ class Membership:
                 "handed in under it; nothing is sent a second time, ask the operator"
             )
         self._handed_in = max(attempt, self._handed_in)
+        self.num_handed_in += 1
         self._write()
 
     def _write(self) -> None:
@@ -155,6 +158,7 @@ class Membership:
             "payload_digest": self._payload,
             "handed_in_round": str(round_number),
             "handed_in_attempt": str(number),
+            "num_handed_in": str(self.num_handed_in),
         }
         self._state.write_note(_NOTE, table)
 

@@ -79,6 +79,7 @@ def test_no_second_update_leaves_under_one_pad_not_even_after_a_restart(tmp_path
     first.close()
     again = RunState(RunSettings(folder=tmp_path / "run"))
     member = _member(again, joined, key)
+    assert member.num_handed_in == 1, "the next attempt would train on the same rows"
     with pytest.raises(ProtocolError, match="comes again"):
         member.hand_in(_begun(2, 1))
     member.hand_in(_begun(2, 2))
