@@ -32,8 +32,8 @@ def run_and_judge(plan: Plan, folder: Path, model: Path) -> tuple[Verdict, int]:
     world = World(plan=plan, folder=folder, model=model)
     if plan.is_real:
         evidence = run_in_processes(plan, folder, model)
-        recompute(_twin(model), world, evidence)
-        return judge(evidence, _CHAIN * TWIN_TOLERANCE), len(evidence.happened)
+        again = recompute(_twin(model), world, evidence)
+        return judge(again, _CHAIN * TWIN_TOLERANCE), len(evidence.happened)
     with witnesses():
         evidence = run_in_threads(plan, folder, model)
     return _with_twin(judge(evidence), world, evidence), len(evidence.happened)
