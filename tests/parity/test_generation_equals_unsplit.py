@@ -67,7 +67,7 @@ def test_a_lost_session_is_replayed_and_the_text_goes_on(tmp_path: Path) -> None
         before = client.ledger
         for step in range(12):
             if step == 5:
-                client.trunk._connect = lambda: loopback(second)
+                client.trunk._link._connect = lambda place: loopback(second)
                 client.trunk._link._drop_channel()
             logits_BV = session.step(feed, range(3))
             feed = [[int(logits_V.argmax())] for logits_V in logits_BV]
