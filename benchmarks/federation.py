@@ -266,7 +266,7 @@ def _plan(arguments: Arguments, work: Path) -> Plan:
         short=Case(link="wan", num_rows=1, length=16, steps=40, warmup=4),
         long=Case(link="wan", num_rows=1, length=64, steps=20, warmup=3),
         loop=Case(link="loopback", num_rows=1, length=32, steps=30, warmup=3),
-        table=Case(link="loopback", num_rows=1, length=128, steps=10, warmup=2),
+        table=Case(link="loopback", num_rows=1, length=128, steps=20, warmup=3),
         batch_counts=(2, 4, 8),
         replica_counts=tuple(n for n in (2, 4, 8) if n <= (os.cpu_count() or 1)),
         wide=Case(link="wan", num_rows=4, length=128, steps=4, warmup=1),
