@@ -72,8 +72,8 @@ def step_seconds(runs: Sequence[ClientRun], warmup: int, num_pieces: int = 5) ->
     """Seconds in which the clients together take one step each, in steady state.
 
     Only the time counts in which every client works: from the end of the last warm-up step to the
-    end of the first client's last step; or all of it where there is no such time. It is cut into pieces, for a median. A step that lies in
-    two pieces counts in each by the share of its time.
+    end of the first client's last step; or all of it where there is no such time. It is cut into
+    pieces, for a median. A step that lies in two pieces counts in each by the share of its time.
 
     Args:
         runs: of all clients, made by `run_together`.
