@@ -85,7 +85,7 @@ def step_seconds(runs: Sequence[ClientRun], warmup: int, num_pieces: int = 5) ->
     if end_s <= begin_s:
         # They never all worked at once: then all of it counts, which flatters nobody.
         begin_s = min(run.ends_s[warmup - 1] for run in runs)
-        end_s = max(run.ends_s[-1] for run in runs)
+        end_s, num_pieces = max(run.ends_s[-1] for run in runs), 1
     edges = np.linspace(begin_s, end_s, num_pieces + 1)
     steps = np.sum(
         [np.interp(edges, run.ends_s, np.arange(len(run.ends_s))) for run in runs], axis=0

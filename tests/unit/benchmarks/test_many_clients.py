@@ -54,7 +54,7 @@ def test_time_in_which_a_client_has_finished_does_not_count() -> None:
 
 def test_clients_that_never_work_at_once_count_from_the_first_to_the_last() -> None:
     runs = [_run([1.0, 2.0]), _run([3.0, 4.0])]
-    assert step_seconds(runs, 1, num_pieces=1) == pytest.approx((3.0,))
+    assert step_seconds(runs, 1) == pytest.approx((3.0,))
 
 
 def test_a_turn_is_the_sum_of_the_clients_steps() -> None:

@@ -12,8 +12,22 @@ from tests.tiny_models import tiny_llama_folder
 from tests.unit.cli.cli_world import make_world
 
 
-def _children() -> list[int]:
-    return [child.pid for child in psutil.Process(os.getpid()).children(recursive=True)]
+def _all_children() -> set[int]:
+    return {child.pid for child in psutil.Process(os.getpid()).children(recursive=True)}
+
+
+_BEFORE: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _note_children() -> None:
+    """Other tests of the session may have left helpers, such as multiprocessing's tracker."""
+    _BEFORE.clear()
+    _BEFORE.update(_all_children())
+
+
+def _children() -> set[int]:
+    return _all_children() - _BEFORE
 
 
 def test_server_that_cannot_start_gives_its_own_error(tmp_path: Path) -> None:
