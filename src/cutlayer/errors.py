@@ -80,13 +80,19 @@ class PermissionRefused(CutlayerError):
 class SessionLost(CutlayerError):
     """The server no longer holds this session; the client replays its released history."""
 
+    lost_rows: tuple[int, ...] = ()
+    """Rows of the call that are gone; empty means the whole session."""
+
 
 class StepExpired(CutlayerError):
     """The server is at another training step; the client goes back to a common one."""
 
 
 class CacheFull(CutlayerError):
-    """No KV bytes left for another session."""
+    """No KV bytes left for another session or row."""
+
+    retry_after_s: float | None = None
+    """When to ask again; None says nothing."""
 
 
 class BudgetExceeded(CutlayerError):

@@ -15,11 +15,14 @@ from cutlayer.wire.endpoints import ConnectionSettings
 
 __all__ = [
     "ClientSettings",
+    "DraftKind",
+    "GenerationSettings",
     "MembershipSettings",
     "ModelSettings",
     "RunSettings",
     "SamplingSettings",
     "Schedule",
+    "SpeculationSettings",
     "TrainSettings",
 ]
 
@@ -143,6 +146,44 @@ class SamplingSettings(Settings):
     """Seed of the draws; rows of a batch draw apart."""
 
 
+class DraftKind(StrEnum):
+    """Who guesses the next tokens, for the trunk to verify in one round trip."""
+
+    NONE = "none"
+    LOOKUP = "lookup"
+    SELF = "self"
+    MODEL = "model"
+
+
+class SpeculationSettings(Settings):
+    """Guess several tokens, verify them in one round trip; docs/speculation.md."""
+
+    kind: DraftKind = DraftKind.LOOKUP
+    """none; lookup: what followed the same tokens before; self: head and tail without the trunk;
+    model: a small model in `model`."""
+    max_tokens: int = Field(default=8, ge=1, le=64)
+    """Guesses of one round trip at most; fewer where they are seldom right."""
+    min_match: int = Field(default=2, ge=1)
+    """lookup: tokens that must be equal before a guess."""
+    model: str | None = None
+    """model: folder, GGUF file or hub id of a small model with the same tokenizer."""
+
+
+class GenerationSettings(Settings):
+    """How streams share the owner's machine and the link."""
+
+    max_streams: int = Field(default=32, ge=1)
+    """Streams that decode together; further ones wait."""
+    prefill_tokens: int = Field(default=256, ge=1)
+    """Prompt tokens of one call of the trunk: streams that decode wait no longer than for these."""
+    keep_rows: int = Field(default=8, ge=0)
+    """Finished conversations that stay cached: a next turn then sends its new part alone."""
+    keep_s: float = Field(default=300.0, gt=0)
+    """How long they are kept."""
+    speculation: SpeculationSettings = SpeculationSettings()
+    """Guesses that are verified together."""
+
+
 class ClientSettings(Settings):
     """One data owner."""
 
@@ -163,7 +204,9 @@ class ClientSettings(Settings):
     federation: MembershipSettings | None = None
     """Train in rounds together with other owners; absent trains alone."""
     sampling: SamplingSettings = SamplingSettings()
-    """How to generate."""
+    """How to choose tokens."""
+    generation: GenerationSettings = GenerationSettings()
+    """How streams share the machine and the link."""
 
     @model_validator(mode="after")
     def _has_a_length(self) -> Self:

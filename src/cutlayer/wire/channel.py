@@ -11,7 +11,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from cutlayer.errors import CutlayerError, TransportError, error_from_code
+from cutlayer.errors import (
+    CacheFull,
+    CutlayerError,
+    SessionLost,
+    TransportError,
+    error_from_code,
+)
 from cutlayer.wire.frame import Frame, FrameLimits, decode, encode
 from cutlayer.wire.messages import Failed, Kind
 
@@ -172,7 +178,13 @@ def reply_frame(call: Frame, done: Future[Frame]) -> Frame:
 def failed_frame(call: Frame, error: CutlayerError) -> Frame:
     """The FAILED frame that carries `error` to the caller."""
     retry_after_s = getattr(error, "retry_after_s", None)
-    failed = Failed(code=type(error).__name__, message=str(error), retry_after_s=retry_after_s)
+    lost_rows = list(error.lost_rows) if isinstance(error, SessionLost) else []
+    failed = Failed(
+        code=type(error).__name__,
+        message=str(error),
+        retry_after_s=retry_after_s,
+        lost_rows=lost_rows,
+    )
     return Frame(Kind.FAILED, failed, call_id=call.call_id, version=call.version)
 
 
@@ -181,7 +193,12 @@ def error_of(failed: Failed) -> CutlayerError:
     text = "".join(c if c.isprintable() or c == "\n" else "?" for c in failed.message)
     if failed.retry_after_s is not None:
         text = f"{text}; ask again in {failed.retry_after_s:g} s"
-    return error_from_code(failed.code[:80], text[:_MAX_MESSAGE_CHARS])
+    error = error_from_code(failed.code[:80], text[:_MAX_MESSAGE_CHARS])
+    if isinstance(error, SessionLost):
+        error.lost_rows = tuple(failed.lost_rows)
+    elif isinstance(error, CacheFull):
+        error.retry_after_s = failed.retry_after_s
+    return error
 
 
 def settle(future: Future[Frame], reply: Frame) -> None:

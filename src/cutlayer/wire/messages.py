@@ -126,6 +126,8 @@ class Failed(Header, frozen=True, kw_only=True):
     code: str
     message: str
     retry_after_s: float | None = None
+    lost_rows: list[int] = msgspec.field(default_factory=list)
+    """SESSION_LOST: rows of the call whose cache is gone; empty means all rows of the session."""
 
 
 class OpenRun(Header, frozen=True, kw_only=True):
@@ -239,10 +241,10 @@ class TrunkAdapter(Header, frozen=True, kw_only=True):
 
 
 class OpenSession(Header, frozen=True, kw_only=True):
-    """Reserve KV cache for a generation."""
+    """Open a session for generation, with or without its first rows."""
 
     max_lengths: list[int]
-    """Token limit of each row."""
+    """Token limits of rows 0, 1, ... that are opened at once; none opens a session without rows."""
     run_id: str | None
     """Whose trunk adapter to use; None is the base model."""
     step: int | None = None
@@ -265,6 +267,9 @@ class Decode(Header, frozen=True, kw_only=True):
     lengths: list[int]
     positions: list[int]
     """Tokens of each row that are cached; a smaller number than the cache holds truncates it."""
+    max_lengths: list[int] = msgspec.field(default_factory=list)
+    """Token limits, in the order of `rows`, of rows that this call opens if they are not open;
+    0 opens none. Empty: all rows are open."""
 
 
 class Decoded(Header, frozen=True, kw_only=True):
@@ -272,9 +277,11 @@ class Decoded(Header, frozen=True, kw_only=True):
 
 
 class CloseSession(Header, frozen=True, kw_only=True):
-    """Give the cache back."""
+    """Give the cache back; closing what is not open is no error."""
 
     session_id: str
+    rows: list[int] = msgspec.field(default_factory=list)
+    """Rows to close, ascending; none closes the session with all of them."""
 
 
 class SessionClosed(Header, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""The owner's OpenAI-compatible endpoint and its chat page."""

@@ -1,0 +1,1 @@
+"""Scores of task files through the split model."""
