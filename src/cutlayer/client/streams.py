@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cutlayer.client.settings import SamplingSettings
+from cutlayer.errors import CutlayerError
 
 __all__ = ["Finish", "NewToken", "Request", "Stream"]
 
@@ -23,6 +24,8 @@ class Finish(StrEnum):
     """Whoever asked has gone."""
     DEADLINE = "deadline"
     """Its time was up."""
+    ERROR = "error"
+    """Its `error` says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ class Stream:
     """Delivered so far, without the prompt."""
     finish: Finish | None = None
     """None while it goes on."""
+    error: CutlayerError | None = None
+    """What it failed with."""
     num_cached: int = 0
     """Tokens of the prompt that were cached already and were not sent again."""
     num_drafted: int = 0
