@@ -47,7 +47,7 @@ def run_identity(
         "data": data_digest,
         "adapter": settings_digest(settings.adapter),
         "cut": f"{model.lower}:{model.upper}",
-        "privacy": settings_digest(settings.privacy),
+        "privacy": settings_digest(settings.privacy.noise()),
         "model": hash_leaves(leaves),
         "dtype": model.dtype,
         "order": f"{train.seed}:{train.rows_per_step}",

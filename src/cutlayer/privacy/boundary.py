@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cutlayer.errors import ConfigError
 from cutlayer.model.rows import Rows
+from cutlayer.privacy.budget import SessionBudget
 from cutlayer.privacy.ledger import Ledger, Release
 from cutlayer.privacy.mechanism import Mechanism, PrivacyEvent
 from cutlayer.privacy.noise import NoiseContext, RowNoise, RunSecret, release_key
@@ -128,6 +129,7 @@ class Boundary:
         codec: Codec,
         ledger: Ledger,
         secret: RunSecret,
+        max_day_vectors: int | None = None,
     ) -> None:
         """
         Args:
@@ -136,12 +138,12 @@ class Boundary:
             codec: wire form, from `wire.codec.get_codec`.
             ledger: the run's ledger.
             secret: the run's secret, the same one for as long as the ledger lives.
+            max_day_vectors: vectors that may pass in one UTC day; None sets no limit.
         """
         self.name = name
         self.mechanism = mechanism
-        self._codec = codec
-        self._ledger = ledger
-        self._secret = secret
+        self._codec, self._ledger = codec, ledger
+        self._secret, self._max_day_vectors = secret, max_day_vectors
 
     @property
     def guarantee(self) -> str:
@@ -149,7 +151,12 @@ class Boundary:
         return self.mechanism.guarantee
 
     def release(
-        self, x_ND: Tensor, rows: Rows, row_ids: Sequence[str], version: str
+        self,
+        x_ND: Tensor,
+        rows: Rows,
+        row_ids: Sequence[str],
+        version: str,
+        budgets: Sequence[SessionBudget] = (),
     ) -> tuple[Tensor, Released]:
         """Account, noise and encode what is about to leave.
 
@@ -158,17 +165,19 @@ class Boundary:
             rows: their layout; the starts are part of the noise keys, tokens are ignored.
             row_ids: one identifier per row, unique within the run, never text.
             version: identifier of the weights that made `x_ND`; it changes whenever they do.
+            budgets: one per row, the conversation that pays for it; empty where none does.
 
         Returns:
             The noised vectors, still in the graph, and their wire form.
 
         Raises:
             ConfigError: values that are not finite, or rows and identifiers that do not fit.
+            BudgetExceeded: a conversation or the day has no room; no row of the call leaves.
             StorageError: the ledger cannot be written; nothing may leave.
         """
         self._check(x_ND, rows, row_ids, version)
         keys = list(self._noise_keys(x_ND, rows, row_ids, version))
-        is_replay = self._account(keys, rows, version)
+        is_replay = self._account(keys, rows, version, budgets)
         noised_ND = self.mechanism.apply(x_ND, RowNoise(keys, rows.lengths))
         released = Released(
             packed=self._codec.encode(noised_ND.detach()),
@@ -211,13 +220,18 @@ class Boundary:
         ):
             yield self._secret.noise_key(context, row_id, start, x[begin:end])
 
-    def _account(self, keys: Sequence[bytes], rows: Rows, version: str) -> bool:
+    def _account(
+        self, keys: Sequence[bytes], rows: Rows, version: str, budgets: Sequence[SessionBudget]
+    ) -> bool:
+        if budgets and len(budgets) != rows.num_rows:
+            raise ConfigError(f"{self.name}: {len(budgets)} budgets for {rows.num_rows} rows")
+        payers: Sequence[SessionBudget | None] = budgets or [None] * rows.num_rows
         releases = [
-            Release(key=release_key(key), num_vectors=length)
-            for key, length in zip(keys, rows.lengths, strict=True)
+            Release(key=release_key(key), num_vectors=length, budget=payer)
+            for key, length, payer in zip(keys, rows.lengths, payers, strict=True)
         ]
-        event = self.mechanism.event(rows.num_tokens)
-        return self._ledger.account(self.name, event, version, releases)
+        event, limit = self.mechanism.event(rows.num_tokens), self._max_day_vectors
+        return self._ledger.account(self.name, event, version, releases, limit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ crash between the line and the frame leaves a release counted that may never hav
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -17,6 +17,7 @@ from types import TracebackType
 import msgspec
 
 from cutlayer.errors import StorageError
+from cutlayer.privacy.budget import SessionBudget, check_day, check_sessions
 from cutlayer.privacy.mechanism import PrivacyEvent
 from cutlayer.storage.log import DurableLog
 
@@ -52,6 +53,8 @@ class Release:
     """Release key, 32 hex digits."""
     num_vectors: int
     """Its vectors."""
+    budget: SessionBudget | None = None
+    """The conversation that pays for them, where one does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._known: set[bytes] = set()
         self._num_vectors: Counter[str] = Counter()
+        self._num_day_vectors: Counter[tuple[str, str]] = Counter()
         self._rules: set[str] = set()
         self._num_lines = 0
         self._num_replayed_vectors = 0
@@ -108,7 +112,12 @@ class Ledger:
         self.close()
 
     def account(
-        self, boundary: str, event: PrivacyEvent, version: str, releases: Sequence[Release]
+        self,
+        boundary: str,
+        event: PrivacyEvent,
+        version: str,
+        releases: Sequence[Release],
+        max_day_vectors: int | None = None,
     ) -> bool:
         """Write down what is about to leave; it is on disk when this returns.
 
@@ -116,21 +125,30 @@ class Ledger:
             boundary: name of the gate.
             event: noise rule and number of vectors of the whole frame.
             version: weights that made the vectors.
-            releases: the frame's rows.
+            releases: the frame's rows: all of them leave, or none.
+            max_day_vectors: vectors of this gate in a UTC day at most; None sets no limit.
 
         Returns:
             Whether all of it is a replay (then nothing was written).
 
         Raises:
+            BudgetExceeded: a conversation or the day has no room; nothing was written or spent.
             StorageError: the line cannot be written; nothing may leave.
         """
         with self._lock:
             fresh = {r.key: r for r in releases if bytes.fromhex(r.key) not in self._known}
             num_fresh = sum(release.num_vectors for release in fresh.values())
             if fresh:
-                line = self._line(boundary, event, version, list(fresh), num_fresh)
+                now, paying = self._now().astimezone(UTC), _per_session(fresh.values())
+                check_sessions(boundary, paying)
+                if max_day_vectors is not None:
+                    spent = self._num_day_vectors[boundary, _day(now.isoformat())]
+                    check_day(boundary, num_fresh, spent, max_day_vectors, now)
+                line = self._line(now, boundary, event, version, list(fresh), num_fresh)
                 self._log.append(msgspec.to_builtins(line))
                 self._take(line)
+                for budget, num_vectors in paying.items():
+                    budget.spend(num_vectors)
             self._num_replayed_vectors += event.num_vectors - num_fresh
             return not fresh
 
@@ -150,10 +168,16 @@ class Ledger:
         self._log.close()
 
     def _line(
-        self, boundary: str, event: PrivacyEvent, version: str, keys: list[str], vectors: int
+        self,
+        now: datetime,
+        boundary: str,
+        event: PrivacyEvent,
+        version: str,
+        keys: list[str],
+        vectors: int,
     ) -> LedgerLine:
         return LedgerLine(
-            time=self._now().astimezone(UTC).isoformat(timespec="milliseconds"),
+            time=now.isoformat(timespec="milliseconds"),
             run=self._run_id,
             boundary=boundary,
             mechanism=event.mechanism,
@@ -166,9 +190,23 @@ class Ledger:
     def _take(self, line: LedgerLine) -> None:
         self._known.update(bytes.fromhex(key) for key in line.keys)
         self._num_vectors[line.boundary] += line.vectors
+        self._num_day_vectors[line.boundary, _day(line.time)] += line.vectors
         self._num_lines += 1
         scale = "" if line.scale is None else f" scale={line.scale!r}"
         self._rules.add(f"{line.mechanism}{scale}")
+
+
+def _per_session(releases: Iterable[Release]) -> Counter[SessionBudget]:
+    wanted: Counter[SessionBudget] = Counter()
+    for release in releases:
+        if release.budget is not None:
+            wanted[release.budget] += release.num_vectors
+    return wanted
+
+
+def _day(time: str) -> str:
+    """The date of an ISO 8601 time; lines are in UTC."""
+    return time[:10]
 
 
 def _parse(record: dict[str, object], where: str) -> LedgerLine:

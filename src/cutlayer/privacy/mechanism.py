@@ -15,6 +15,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from cutlayer.errors import ConfigError
+from cutlayer.privacy.budget import GenerationBudgetSettings
 from cutlayer.privacy.noise import Noise
 from cutlayer.settings import Settings
 
@@ -24,6 +25,7 @@ __all__ = [
     "Mechanism",
     "MechanismRegistry",
     "NoNoise",
+    "NoiseSettings",
     "PrivacyEvent",
     "PrivacySettings",
 ]
@@ -162,7 +164,7 @@ class Gaussian:
         return PrivacyEvent(mechanism="gaussian", scale=self.scale, num_vectors=num_vectors)
 
 
-class PrivacySettings(Settings):
+class NoiseSettings(Settings):
     """What is done at the two boundaries. `mechanism` has no default on purpose."""
 
     mechanism: str
@@ -203,3 +205,14 @@ class PrivacySettings(Settings):
     def gradient_rule(self) -> Mechanism:
         """The rule for gradients."""
         return MECHANISMS.make(self.gradient_mechanism, self.gradient_scale)
+
+
+class PrivacySettings(NoiseSettings):
+    """Noise, and how much may leave."""
+
+    generation: GenerationBudgetSettings = GenerationBudgetSettings()
+    """How much may leave in generation; training does not spend it."""
+
+    def noise(self) -> NoiseSettings:
+        """The noise alone, which a run keeps for ever; its budgets may change."""
+        return NoiseSettings.model_validate(self.model_dump(exclude={"generation"}))

@@ -1,0 +1,95 @@
+"""How many vectors may leave: one conversation, and all generations of a UTC day.
+
+It counts vectors, not epsilon, and spends nothing by itself: the ledger asks here under its lock,
+before it writes a line, and spends after. A replay costs nothing.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, time, timedelta
+
+from pydantic import Field
+
+from cutlayer.errors import BudgetExceeded
+from cutlayer.settings import Settings
+
+__all__ = ["GenerationBudgetSettings", "SessionBudget", "check_day", "check_sessions"]
+
+
+class GenerationBudgetSettings(Settings):
+    """How much may leave in generation; one vector is one token of a prompt or a reply."""
+
+    max_session_vectors: int | None = Field(default=None, ge=1)
+    """Vectors that one conversation may release; none sets no limit. Replays cost nothing."""
+    max_day_vectors: int | None = Field(default=None, ge=1)
+    """Vectors of all generations of the run in one UTC day; none sets no limit. It is counted in
+    the ledger, so a restart does not open it again."""
+
+
+class SessionBudget:
+    """What one conversation has released and may release. Its ledger alone spends it."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        """
+        Args:
+            limit: vectors; None counts without a limit.
+        """
+        self.limit = limit
+        self._num_spent = 0
+
+    @property
+    def num_spent(self) -> int:
+        """Vectors released, replays not counted."""
+        return self._num_spent
+
+    @property
+    def num_left(self) -> int | None:
+        """Vectors that may still leave; None where there is no limit."""
+        return None if self.limit is None else self.limit - self._num_spent
+
+    def spend(self, num_vectors: int) -> None:
+        """Count what is in the ledger now; for the ledger."""
+        self._num_spent += num_vectors
+
+
+def check_sessions(boundary: str, wanted: Mapping[SessionBudget, int]) -> None:
+    """Refuse vectors that a conversation has no room for.
+
+    Args:
+        boundary: name of the gate.
+        wanted: fresh vectors per conversation.
+
+    Raises:
+        BudgetExceeded: a conversation would release more than it may.
+    """
+    for budget, num_vectors in wanted.items():
+        left = budget.num_left
+        if left is not None and num_vectors > left:
+            raise BudgetExceeded(
+                f"{boundary}: this conversation would release {num_vectors} more vectors and has "
+                f"{left} of {budget.limit} left (privacy.generation.max_session_vectors); nothing "
+                "was sent: begin a new conversation, or raise the limit"
+            )
+
+
+def check_day(boundary: str, num_vectors: int, num_spent: int, limit: int, now: datetime) -> None:
+    """Refuse vectors that a day has no room for.
+
+    Args:
+        boundary: name of the gate.
+        num_vectors: fresh vectors about to leave.
+        num_spent: vectors of this gate in the ledger's lines of the same UTC day.
+        limit: vectors of a day.
+        now: the moment of the release, timezone-aware.
+
+    Raises:
+        BudgetExceeded: the day's vectors would be more than the limit.
+    """
+    if num_spent + num_vectors <= limit:
+        return
+    day = now.astimezone(UTC).date()
+    opens = datetime.combine(day + timedelta(days=1), time(), UTC)
+    raise BudgetExceeded(
+        f"{boundary}: {num_vectors} vectors would leave and {max(limit - num_spent, 0)} of {limit} "
+        f"are left for {day} (privacy.generation.max_day_vectors); nothing was sent: wait until "
+        f"{opens.isoformat()}, when the budget opens again, or raise the limit"
+    )
