@@ -4,7 +4,6 @@ The trunk server and the training client are processes of their own; this proces
 too: it scores and generates over the same server and looks at its own rows alone.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from cutlayer.demo.setup import DemoFiles, DemoSize, client_settings, prepare, w
 from cutlayer.errors import ProtocolError
 from cutlayer.model.folder import resolve_model
 from cutlayer.privacy.ledger import LedgerSummary
+from cutlayer.simulation.phases import PhaseClock
 
 __all__ = ["DemoInputs", "DemoReport", "run_demo"]
 
@@ -79,36 +79,14 @@ class DemoReport:
         return float(value)
 
 
-class _Clock:
-    """Seconds per phase, and a line when each begins."""
-
-    def __init__(self, say: Say) -> None:
-        self.phases: dict[str, float] = {}
-        self._say = say
-        self._name: str | None = None
-        self._began_s = 0.0
-
-    def phase(self, name: str, text: str) -> None:
-        """End the phase before and begin this one."""
-        self.stop()
-        self._say(text)
-        self._name, self._began_s = name, time.monotonic()
-
-    def stop(self) -> None:
-        """End the running phase."""
-        if self._name is not None:
-            self.phases[self._name] = time.monotonic() - self._began_s
-        self._name = None
-
-
 def run_demo(inputs: DemoInputs, say: Say) -> DemoReport:
     """Run it; the server is gone when this returns or raises.
 
     Raises:
         CutlayerError: whatever went wrong on either side.
     """
-    clock = _Clock(say)
-    clock.phase("conversion", "converting the model (kept for the next time) and making keys")
+    clock = PhaseClock(say)
+    clock.begin("conversion", "converting the model (kept for the next time) and making keys")
     model = resolve_model(inputs.model, cache_folder=inputs.cache)
     files = prepare(
         inputs.folder,
@@ -118,7 +96,7 @@ def run_demo(inputs: DemoInputs, say: Say) -> DemoReport:
         inputs.seed,
         inputs.size,
     )
-    clock.phase("server start", "starting the trunk server")
+    clock.begin("server start", "starting the trunk server")
     with serving(files.server_config, files.folder) as server:
         settings = client_settings(files, model.path, server.address, inputs.seed, inputs.size)
         write_settings(settings, files.client_config)
@@ -126,23 +104,23 @@ def run_demo(inputs: DemoInputs, say: Say) -> DemoReport:
 
 
 def _measure(
-    files: DemoFiles, settings: ClientSettings, digest: str | None, clock: _Clock
+    files: DemoFiles, settings: ClientSettings, digest: str | None, clock: PhaseClock
 ) -> DemoReport:
     scoring = settings.model_copy(update={"data": files.data})
-    clock.phase("evaluation before", "scoring the held-out rows before training")
+    clock.begin("evaluation before", "scoring the held-out rows before training")
     with Client(scoring) as client:
         tasks = topic_tasks(client.rows().validation, client.tokenizer)
         before = held_out(client, tasks)
-    clock.phase("training", "training in a process of its own")
+    clock.begin("training", "training in a process of its own")
     training = train_in_process(files.client_config)
-    clock.phase("evaluation after", "scoring the held-out rows after training")
+    clock.begin("evaluation after", "scoring the held-out rows after training")
     with Client(scoring) as client:
         after = held_out(client, tasks)
-        clock.phase("generation", "generating a reply")
+        clock.begin("generation", "generating a reply")
         prompt = str(client.tokenizer.decode(tasks[0].prompt))
         reply = client.generate([prompt])[0]
         ledger, guarantee = client.ledger, client.guarantee
-        clock.phase("export", "exporting the adapter and checking it against the unsplit model")
+        clock.begin("export", "exporting the adapter and checking it against the unsplit model")
         client.export(files.folder / "adapter")
     difference, num_checked = _check_export(files, settings, tasks)
     clock.stop()
@@ -159,7 +137,7 @@ def _measure(
         gradient_rule=settings.privacy.gradient_rule().label,
         guarantee=guarantee,
         model_digest=digest,
-        seconds_by_phase=clock.phases,
+        seconds_by_phase=clock.seconds_by_phase,
     )
 
 

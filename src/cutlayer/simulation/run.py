@@ -3,7 +3,6 @@
 The server and the clients are the product's own; this only arranges them. It prints nothing.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -16,6 +15,7 @@ from cutlayer.federation.settings import FederationSettings
 from cutlayer.simulation.heldout import HeldOut, answers_of, choice_tasks, held_out
 from cutlayer.simulation.owners import prepare_rows
 from cutlayer.simulation.parties import Owner, Parties, num_steps, open_model, parties
+from cutlayer.simulation.phases import PhaseClock
 from cutlayer.simulation.results import OwnerResult, SimulationResult, Training
 from cutlayer.simulation.settings import SimulationSettings
 from cutlayer.simulation.timeline import Timeline, timeline_to
@@ -33,28 +33,6 @@ class _Questions:
     tasks: list[ChoiceTask]
     num_rows: int
     """It trains on."""
-
-
-class _Clock:
-    """Seconds per phase, and a line when each begins."""
-
-    def __init__(self, say: Say) -> None:
-        self.phases: dict[str, float] = {}
-        self._say = say
-        self._name: str | None = None
-        self._began_s = 0.0
-
-    def phase(self, name: str, text: str) -> None:
-        """End the phase before and begin this one."""
-        self.stop()
-        self._say(text)
-        self._name, self._began_s = name, time.monotonic()
-
-    def stop(self) -> None:
-        """End the running phase."""
-        if self._name is not None:
-            self.phases[self._name] = time.monotonic() - self._began_s
-        self._name = None
 
 
 def run_simulation(
@@ -76,8 +54,8 @@ def run_simulation(
     Raises:
         CutlayerError: whatever went wrong at any party.
     """
-    clock = _Clock(say)
-    clock.phase("preparation", "preparing model, rows and keys of every owner")
+    clock = PhaseClock(say)
+    clock.begin("preparation", "preparing model, rows and keys of every owner")
     model = open_model(settings, cache)
     rows = prepare_rows(settings, folder / "rows", cache)
     all_parties = parties(settings, model.path, rows, folder)
@@ -92,7 +70,7 @@ def run_simulation(
         is_in_processes=settings.simulation.processes,
         seed=settings.simulation.seed,
         owners=owners,
-        seconds_by_phase=clock.phases,
+        seconds_by_phase=clock.seconds_by_phase,
     )
 
 
@@ -105,25 +83,25 @@ def _world(
 
 
 def _compare(
-    settings: SimulationSettings, all_parties: Parties, world: World, clock: _Clock
+    settings: SimulationSettings, all_parties: Parties, world: World, clock: PhaseClock
 ) -> list[OwnerResult]:
     """Score, train, score: every owner on its own held-out rows."""
     owners = all_parties.owners
     together = {owner.name: owner.together for owner in owners}
     alone = {owner.name: owner.alone for owner in owners if settings.simulation.alone}
-    clock.phase("evaluation before", "scoring every owner's held-out rows before training")
+    clock.begin("evaluation before", "scoring every owner's held-out rows before training")
     questions = _questions(owners, world, settings.simulation.max_heldout)
     before = _scores(together, questions, world)
-    clock.phase("training together", f"training {len(owners)} owners together")
+    clock.begin("training together", f"training {len(owners)} owners together")
     trained_together = world.train(together, "together")
-    clock.phase("evaluation together", "scoring what they learnt together")
+    clock.begin("evaluation together", "scoring what they learnt together")
     scored_together = _scores(together, questions, world)
     trained_alone: Mapping[str, Training] = {}
     scored_alone: Mapping[str, HeldOut] = {}
     if alone:
-        clock.phase("training alone", "training every owner by itself, for as many steps")
+        clock.begin("training alone", "training every owner by itself, for as many steps")
         trained_alone = world.train(alone, "alone")
-        clock.phase("evaluation alone", "scoring what each learnt by itself")
+        clock.begin("evaluation alone", "scoring what each learnt by itself")
         scored_alone = _scores(alone, questions, world)
     return [
         OwnerResult(
