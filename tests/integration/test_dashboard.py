@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cutlayer.dashboard.auth import read_token
 from cutlayer.dashboard.serve import Dashboard, start_dashboard
 from cutlayer.dashboard.server_view import OneServerView
 from cutlayer.dashboard.view import MemberStatus
-from cutlayer.server.http_settings import HttpSettings
+from cutlayer.web.auth import read_token
+from cutlayer.web.settings import HttpSettings
 from tests.integration.browser import Browser, browsing
 from tests.unit.dashboard.server_world import StandInFederation, StandInServer
 from tests.unit.dashboard.stand_in import HOSTILE, StandInView, snapshot, without_federation

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cutlayer.cli.main import run
-from cutlayer.dashboard.auth import read_token
 from cutlayer.dashboard.fetch import fetch_state
 from cutlayer.dashboard.view import PageState
 from cutlayer.errors import TransportError
+from cutlayer.web.auth import read_token
 from tests.tiny_models import tiny_llama_folder
 from tests.unit.cli.cli_world import CliWorld, make_world
 

@@ -41,8 +41,8 @@ def status(
     """Show a running server: federation, members, rounds, throughput, bytes, runs."""
     import msgspec
 
-    from cutlayer.dashboard.auth import read_token
     from cutlayer.dashboard.fetch import fetch_state
+    from cutlayer.web.auth import read_token
 
     out = Output(as_json)
     page = fetch_state(url, read_token(token_file), authority)

@@ -22,7 +22,7 @@ from cutlayer.errors import (
     ProtocolError,
     TransportError,
 )
-from cutlayer.wire.endpoints import is_loopback
+from cutlayer.web.settings import is_loopback_host
 
 __all__ = ["fetch_state"]
 
@@ -65,7 +65,7 @@ def _check(url: str) -> None:
         parts, host = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not host or parts.username or parts.query:
         raise ConfigError(f"{url!r} is no address of a page; one is http://127.0.0.1:7445")
-    if parts.scheme == "http" and not is_loopback(f"{host}:0"):
+    if parts.scheme == "http" and not is_loopback_host(host):
         raise ConfigError(
             f"{url} is plain HTTP beyond loopback and would send the token in the clear; use https"
         )

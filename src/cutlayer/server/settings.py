@@ -5,10 +5,10 @@ from pathlib import Path
 from pydantic import Field
 
 from cutlayer.federation.settings import FederationSettings
-from cutlayer.server.http_settings import HttpSettings
 from cutlayer.server.replica_settings import ReplicaSettings
 from cutlayer.server.sessions import SessionLimits
 from cutlayer.settings import Settings
+from cutlayer.web.settings import HttpSettings
 from cutlayer.wire.endpoints import ListenSettings
 
 __all__ = ["BatchSettings", "LimitSettings", "ServerSettings", "StateSettings", "TrunkSettings"]

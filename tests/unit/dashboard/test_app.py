@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cutlayer.dashboard.app import create_app
-from cutlayer.dashboard.auth import Gate
 from cutlayer.dashboard.view import PageState
+from cutlayer.web.auth import Gate
 from tests.unit.dashboard.stand_in import StandInView
 
 TOKEN = "t" * 40

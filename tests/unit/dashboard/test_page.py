@@ -6,11 +6,11 @@ import pytest
 
 from cutlayer.cli.output import Output
 from cutlayer.cli.page import serving_page
-from cutlayer.dashboard.auth import read_token
 from cutlayer.dashboard.fetch import fetch_state
 from cutlayer.errors import TransportError
 from cutlayer.server.settings import ServerSettings
 from cutlayer.settings import parse_settings
+from cutlayer.web.auth import read_token
 from tests.unit.dashboard.server_world import StandInFederation, StandInServer
 from tests.unit.dashboard.store_world import new_store
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from cutlayer.cli.main import run
-from cutlayer.dashboard.auth import read_token
 from cutlayer.dashboard.fetch import fetch_state
 from cutlayer.dashboard.serve import Dashboard, start_dashboard
 from cutlayer.errors import ConfigError, StorageError, TransportError
 from cutlayer.identity.provision import local, member_files
-from cutlayer.server.http_settings import HttpSettings
 from cutlayer.settings import parse_settings
+from cutlayer.web.auth import read_token
+from cutlayer.web.settings import HttpSettings
 from tests.unit.dashboard.stand_in import StandInView
 
 LOOPBACK = {"address": "127.0.0.1:0"}

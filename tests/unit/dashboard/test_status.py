@@ -10,7 +10,6 @@ import pytest
 
 from cutlayer.cli.federation_tables import printable
 from cutlayer.cli.main import run
-from cutlayer.dashboard.auth import ensure_token, read_token
 from cutlayer.dashboard.fetch import fetch_state
 from cutlayer.dashboard.serve import Dashboard, start_dashboard
 from cutlayer.errors import (
@@ -20,7 +19,8 @@ from cutlayer.errors import (
     ProtocolError,
     TransportError,
 )
-from cutlayer.server.http_settings import HttpSettings
+from cutlayer.web.auth import ensure_token, read_token
+from cutlayer.web.settings import HttpSettings
 from tests.unit.dashboard.stand_in import StandInView, snapshot, without_federation
 
 TOKEN = "t" * 40

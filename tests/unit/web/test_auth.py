@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cutlayer.dashboard import auth
-from cutlayer.dashboard.auth import Gate, ensure_token, read_token
 from cutlayer.errors import ConfigError, StorageError
+from cutlayer.web import auth
+from cutlayer.web.auth import Gate, ensure_token, read_token
 
 TOKEN = "t" * 40
 
