@@ -7,14 +7,14 @@ trains on a row that resembles one of any owner's held-out rows.
 
 import hashlib
 import html
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from cutlayer.data.row_files import write_row_files
 from cutlayer.data.settings import DataSettings
 from cutlayer.errors import DataError
-from cutlayer.storage.files import explain_os_errors, write_atomic
+from cutlayer.storage.files import explain_os_errors
 
 __all__ = [
     "DOMAINS",
@@ -97,13 +97,7 @@ def domains(
 
 def write_domain(data: DomainData, folder: Path) -> tuple[Path, Path]:
     """Write `train.jsonl` and `heldout.jsonl` as an owner would have them; returns both paths."""
-    train, heldout = folder / "train.jsonl", folder / "heldout.jsonl"
-    with explain_os_errors(f"create folder {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-    for path, records in ((train, data.train), (heldout, data.heldout)):
-        lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records]
-        write_atomic(path, "".join(lines).encode())
-    return train, heldout
+    return write_row_files(folder, map(asdict, data.train), map(asdict, data.heldout))
 
 
 def domain_settings(train: Path, heldout: Path) -> DataSettings:

@@ -5,16 +5,16 @@ labels come about on the ordinary path. Held-out rows are the same for every see
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from cutlayer.data.row_files import write_row_files
 from cutlayer.data.settings import DataSettings
 from cutlayer.data.tasks import ChoiceTask
 from cutlayer.data.template import Example, Tokenizer
 from cutlayer.errors import DataError
-from cutlayer.storage.files import explain_os_errors, write_atomic
+from cutlayer.storage.files import explain_os_errors
 
 __all__ = [
     "TOPICS",
@@ -100,13 +100,7 @@ def topics(folder: Path, seed: int, num_train: int = 360, num_heldout: int = 300
 
 def write_topics(data: TopicData, folder: Path) -> tuple[Path, Path]:
     """Write `train.jsonl` and `heldout.jsonl` as an owner would have them; returns both paths."""
-    train, heldout = folder / "train.jsonl", folder / "heldout.jsonl"
-    with explain_os_errors(f"create folder {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-    for path, records in ((train, data.train), (heldout, data.heldout)):
-        lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records]
-        write_atomic(path, "".join(lines).encode())
-    return train, heldout
+    return write_row_files(folder, map(asdict, data.train), map(asdict, data.heldout))
 
 
 def topic_settings(train: Path, heldout: Path) -> DataSettings:

@@ -4,7 +4,6 @@ Rows come from the domains of an asset, from each owner's files, or from one fil
 out. It trains nothing, and no held-out row is a training row.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from cutlayer.data.assets import fetch
 from cutlayer.data.batches import shuffled
 from cutlayer.data.domains import domain_settings, domains, write_domain
 from cutlayer.data.partition import partition
+from cutlayer.data.row_files import write_row_files
 from cutlayer.data.settings import DataSettings
 from cutlayer.data.sources import Record, read_records
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.settings import parse_settings
 from cutlayer.simulation.settings import SimulationSettings
-from cutlayer.storage.files import explain_os_errors, write_atomic
 
 __all__ = ["OwnerRows", "prepare_rows"]
 
@@ -187,12 +186,12 @@ def _owner(
 ) -> OwnerRows:
     if not heldout:
         raise DataError(f"{name} has no held-out row; give data.validation rows of every owner")
-    own = folder / name
-    with explain_os_errors(f"create folder {own}"):
-        own.mkdir(parents=True, exist_ok=True)
-    paths = {"train": own / "train.jsonl", "validation": own / "heldout.jsonl"}
-    for path, records in zip(paths.values(), (train, heldout), strict=True):
-        lines = [json.dumps(dict(record.fields), default=str) + "\n" for record in records]
-        write_atomic(path, "".join(lines).encode())
-    changes: dict[str, object] = {**paths, "kind": "jsonl", "validation_fraction": 0.0}
+    fields = [[record.fields for record in records] for records in (train, heldout)]
+    train_file, heldout_file = write_row_files(folder / name, *fields)
+    changes: dict[str, object] = {
+        "train": train_file,
+        "validation": heldout_file,
+        "kind": "jsonl",
+        "validation_fraction": 0.0,
+    }
     return OwnerRows(name=name, data=_changed(data, changes))
