@@ -1,6 +1,6 @@
-"""Tokens to text at the owner: streaming pieces, stop texts, and a chat that continues a session.
+"""Tokens to text at the owner: streaming pieces, and a chat that continues a session.
 
-It does not choose tokens (`sampling`) nor feed the model (`generate`).
+It does not choose tokens (`sampling`), decode them (`row_text`) nor feed the model (`generate`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from cutlayer.client.generate import GenerationSession, generate_tokens
+from cutlayer.client.row_text import RowText
 from cutlayer.client.settings import SamplingSettings
 from cutlayer.errors import ConfigError
 
 __all__ = ["Chat", "TextPiece", "eos_ids", "require_chat_template", "text_pieces"]
-
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,51 +24,6 @@ class TextPiece:
     text: str
 
 
-class _RowText:
-    """One row's reply: shows text once no later token or stop text can change it."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
-        self._stop = tuple(text for text in stop if text)
-        self._tokens: list[int] = []
-        self._num_shown = 0
-        self.is_stopped = False
-
-    def add(self, token: int) -> str:
-        """The text that this token makes certain; maybe none."""
-        self._tokens.append(token)
-        text = self._text()
-        ends = [text.index(stop) for stop in self._stop if stop in text]
-        if ends:
-            self.is_stopped = True
-            return self._show(text[: min(ends)])
-        return self._show(text[: len(text) - self._num_uncertain(text)])
-
-    def rest(self) -> str:
-        """What was held back, when no more tokens come."""
-        return "" if self.is_stopped else self._show(self._text())
-
-    def _text(self) -> str:
-        return str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
-
-    def _show(self, text: str) -> str:
-        piece = text[self._num_shown :]
-        self._num_shown += len(piece)
-        return piece
-
-    def _num_uncertain(self, text: str) -> int:
-        if text.endswith(_UNFINISHED):
-            return len(text) - len(text.rstrip(_UNFINISHED))
-        # The beginning of a stop text at the end of the reply may still become the whole.
-        starts = [
-            length
-            for stop in self._stop
-            for length in range(1, len(stop))
-            if text.endswith(stop[:length])
-        ]
-        return max(starts, default=0)
-
-
 def text_pieces(
     session: GenerationSession,
     prompts: Sequence[Sequence[int]],
@@ -77,7 +31,7 @@ def text_pieces(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[TextPiece]:
     """Text of all rows as it becomes certain; stop texts are not part of it."""
-    texts = [_RowText(tokenizer, sampling.stop) for _ in prompts]
+    texts = [RowText(tokenizer, sampling.stop) for _ in prompts]
     tokens = generate_tokens(
         session, prompts, sampling, eos_ids(tokenizer), lambda row: texts[row].is_stopped
     )
@@ -124,7 +78,7 @@ class Chat:
             )
         known = self._keep_common(tokens)
         reply = ""
-        rows = _RowText(self._tokenizer, self._sampling.stop)
+        rows = RowText(self._tokenizer, self._sampling.stop)
         new_tokens = generate_tokens(
             self._session,
             [tokens[known:]],
