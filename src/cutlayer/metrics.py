@@ -80,9 +80,23 @@ class ServerMetrics:
         self.connections = Gauge("cutlayer_connections", "Open connections", registry=registry)
         self.runs = Gauge("cutlayer_runs", "Training runs in memory", registry=registry)
         self.sessions = Gauge("cutlayer_sessions", "Generation sessions", registry=registry)
-        self.cache_bytes = Gauge(
-            "cutlayer_reserved_cache_bytes", "KV bytes reserved by sessions", registry=registry
+        self.session_rows = Gauge(
+            "cutlayer_session_rows", "Open rows of all sessions", registry=registry
         )
+        self.cache_bytes = Gauge(
+            "cutlayer_cache_bytes", "KV bytes allocated for sessions", registry=registry
+        )
+        self.evictions = Gauge(
+            "cutlayer_evicted_rows", "Rows that lost their cache to others since the start",
+            registry=registry,
+        )  # fmt: skip
+        self.decode_tokens = Counter(
+            "cutlayer_decode_tokens", "Tokens of generation through the trunk", registry=registry
+        )
+        self.decode_seconds = Counter(
+            "cutlayer_decode_runner_seconds", "Seconds of the trunk's thread in generation",
+            registry=registry,
+        )  # fmt: skip
         self.graph_bytes = Gauge(
             "cutlayer_graph_bytes", "Activations waiting for their BACKWARD", registry=registry
         )
@@ -92,6 +106,11 @@ class ServerMetrics:
         """Count one call of the trunk."""
         self.batch_clients.observe(num_clients)
         self.batch_tokens.observe(num_tokens)
+
+    def observe_decode(self, num_tokens: int, seconds: float) -> None:
+        """Count one joint decode."""
+        self.decode_tokens.inc(num_tokens)
+        self.decode_seconds.inc(seconds)
 
     def totals(self) -> Totals:
         """What went through since the start."""

@@ -14,10 +14,15 @@ from torch import Tensor
 from cutlayer.errors import ConfigError
 from cutlayer.model.rows import Rows
 
-__all__ = ["CachingPart", "RowCache", "bytes_per_token"]
+__all__ = ["BLOCK_TOKENS", "CachingPart", "RowCache", "bytes_per_token", "capacity_for"]
 
-FIRST_CAPACITY = 64
-"""Tokens that the first allocation holds at least; later ones double."""
+BLOCK_TOKENS = 64
+"""Tokens by which buffers grow: each growth copies a row once, which attention reads that often."""
+
+
+def capacity_for(length: int, max_length: int) -> int:
+    """Tokens that the buffers of a row hold once it has had `length` tokens."""
+    return min(-(-length // BLOCK_TOKENS) * BLOCK_TOKENS, max_length)
 
 
 class RowCache:
@@ -94,8 +99,7 @@ class RowCache:
         if buffer is not None and buffer.shape[2] >= end:
             return buffer
         self._check_end(end)
-        wanted = FIRST_CAPACITY if buffer is None else 2 * buffer.shape[2]
-        capacity = min(max(wanted, end), self.max_length)
+        capacity = capacity_for(end, self.max_length)
         # Made in inference mode, the buffer could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():
             _, heads, _, width = new_1HnE.shape

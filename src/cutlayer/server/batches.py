@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from cutlayer.errors import CutlayerError
@@ -20,6 +21,7 @@ __all__ = [
     "JointWork",
     "TrunkCall",
     "TrunkResult",
+    "joined",
     "together",
     "work_kind",
 ]
@@ -42,6 +44,21 @@ class TrunkCall:
     header: Forward | Backward | Decode
     tensor: Tensor
     """[N, D]: hidden states, or the gradient at the upper cut."""
+    begin: int = 0
+    """DECODE: first of the N tokens that is to be computed now; those before it have been."""
+    end: int | None = None
+    """DECODE: token before which to stop for now; None computes the rest."""
+
+    @property
+    def piece(self) -> range:
+        """The tokens to compute now."""
+        num_tokens = self.tensor.shape[0]
+        return range(self.begin, num_tokens if self.end is None else self.end)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing is left to compute after this piece."""
+        return self.piece.stop == self.tensor.shape[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +80,10 @@ class Joint:
     """Whose gradients have not come yet."""
 
 
+def _nothing() -> None:
+    return
+
+
 @dataclass(frozen=True, kw_only=True)
 class JointWork(Generic[T]):
     """A request that may share a call of the trunk; all of it happens on the runner's thread."""
@@ -74,6 +95,15 @@ class JointWork(Generic[T]):
     """One result per call; the same function for all that share."""
     finish: Callable[[TrunkResult], T]
     joint: Callable[[], Joint] = Joint
+    abandon: Callable[[], None] = _nothing
+    """Called instead of `finish` where the request ends between two of its pieces."""
+
+
+def joined(results: Sequence[TrunkResult]) -> TrunkResult:
+    """The result of a call that was computed in pieces."""
+    if len(results) == 1:
+        return results[0]
+    return TrunkResult(tensor=torch.cat([r.tensor for r in results if r.tensor is not None]))
 
 
 def work_kind(header: object) -> WorkKind:

@@ -179,6 +179,7 @@ class ClientConnection:
             compute=self._host.run_together,
             finish=lambda result: self._packed(*join(frame, result)),
             joint=lambda: self._host.joint_of(self._peer.name, frame.header),
+            abandon=lambda: self._host.abandon(self._peer.name, frame.header),
         )
 
     def _trunk_call(self, rule: _Rule, frame: Frame) -> TrunkCall:
@@ -268,8 +269,9 @@ class ClientConnection:
 
     def _close_session(self, frame: Frame) -> Reply:
         call = _header(frame, CloseSession)
-        freed = self._host.close_session(self._peer.name, call.session_id)
-        self._audit.record(AuditEvent.SESSION_CLOSED, self._peer)
+        freed = self._host.close_session(self._peer.name, call)
+        if not call.rows:
+            self._audit.record(AuditEvent.SESSION_CLOSED, self._peer)
         return Kind.CLOSED, SessionClosed(bytes_freed=freed), {}
 
 

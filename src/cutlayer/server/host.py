@@ -16,8 +16,7 @@ from torch import Tensor
 
 from cutlayer.errors import ProtocolError, StepExpired
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
-from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState, attach
-from cutlayer.model.kv_cache import bytes_per_token
+from cutlayer.model.adapters import AdapterSettings, AdapterState
 from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.server.batches import (
@@ -30,16 +29,25 @@ from cutlayer.server.batches import (
     work_kind,
 )
 from cutlayer.server.engine import Gradients, Inference, TrunkEngine
+from cutlayer.server.generation import Generation, check_hidden
 from cutlayer.server.graphs import Graph, GraphBudget
 from cutlayer.server.run_table import RunTable
-from cutlayer.server.runs import TrainingRun, load_adapter_state, saved_settings
+from cutlayer.server.runs import TrainingRun, load_adapter_state
 from cutlayer.server.scheduler import WorkKind
 from cutlayer.server.sessions import Session, SessionTable
 from cutlayer.server.settings import LimitSettings
-from cutlayer.settings import parse_settings
 from cutlayer.storage.vault import Vault
 from cutlayer.trace import Tracer
-from cutlayer.wire.messages import Backward, Commit, Decode, Forward, Header, OpenRun, OpenSession
+from cutlayer.wire.messages import (
+    Backward,
+    CloseSession,
+    Commit,
+    Decode,
+    Forward,
+    Header,
+    OpenRun,
+    OpenSession,
+)
 
 __all__ = ["TrunkHost"]
 
@@ -66,6 +74,7 @@ class TrunkHost:
         clock: Callable[[], float] = time.monotonic,
         tracer: Tracer | None = None,
         observe: Callable[[int, int], None] = lambda clients, tokens: None,
+        observe_decode: Callable[[int, float], None] = lambda tokens, seconds: None,
     ) -> None:
         """Args:
         trunk: without adapters so far.
@@ -75,6 +84,7 @@ class TrunkHost:
         clock: seconds, for idle times.
         tracer: gets a span of every call of the trunk.
         observe: told the clients and tokens of every call of the trunk.
+        observe_decode: told the tokens and seconds of every joint decode.
         """
         self._trunk = trunk
         self._limits = limits
@@ -84,9 +94,20 @@ class TrunkHost:
         self._table = RunTable(trunk, limits, state_folder, vault, self._new_name, clock)
         self._runs = self._table.runs
         self._names = itertools.count()
-        self._generation_adapters: dict[str, Adapter] = {}
-        token_bytes = bytes_per_token(trunk, next(trunk.parameters()).dtype)
-        self.sessions = SessionTable(limits.session_limits(), token_bytes, len(trunk.block_range))
+        self._generation = Generation(
+            trunk,
+            self._engine,
+            self._table,
+            limits.session_limits(),
+            self._new_name,
+            clock,
+            observe_decode,
+        )
+
+    @property
+    def sessions(self) -> SessionTable:
+        """What generation keeps."""
+        return self._generation.sessions
 
     @property
     def can_share(self) -> bool:
@@ -114,7 +135,7 @@ class TrunkHost:
 
     def open_run(self, owner: str, opened: OpenRun) -> int:
         """Load or create a run at the newest step that both sides have; returns that step."""
-        self._drop_unused_adapters()
+        self._generation.sweep()
         return self._table.open(owner, opened).step
 
     def run_together(self, calls: Sequence[TrunkCall]) -> list[TrunkResult | Failure]:
@@ -130,7 +151,7 @@ class TrunkHost:
                 return together(calls, self._begin_evaluation, self._engine.infer, _end_inference)
             case WorkKind.BACKWARD:
                 return together(calls, self._begin_backward, self._backward, _end_backward)
-        return together(calls, self._begin_decode, self._engine.infer, _end_inference)
+        return self._generation.decode(calls)
 
     def forward(self, owner: str, call: Forward, h_ND: Tensor) -> Tensor:
         """One client's FORWARD alone; see `run_together`."""
@@ -196,12 +217,8 @@ class TrunkHost:
         return load_adapter_state(self._table.store(owner, run_id), step)
 
     def open_session(self, owner: str, call: OpenSession) -> Session:
-        """Reserve KV cache and load the adapter that the session wants."""
-        self._drop_unused_adapters()
-        name = None
-        if call.run_id is not None:
-            name = self._generation_adapter(owner, call.run_id, call.step)
-        return self.sessions.open(owner, call.max_lengths, name, self._clock())
+        """A session of generation under the adapter that it wants."""
+        return self._generation.open(owner, call)
 
     def decode(self, owner: str, call: Decode, h_ND: Tensor) -> Tensor:
         """One client's DECODE alone; see `run_together`."""
@@ -209,9 +226,18 @@ class TrunkHost:
         assert tensor is not None
         return tensor
 
-    def close_session(self, owner: str, session_id: str) -> int:
-        """Give the cache back; how many bytes."""
-        return self.sessions.close(owner, session_id, self._clock())
+    def close_session(self, owner: str, call: CloseSession) -> int:
+        """Give some rows' cache back, or all of a session's; how many bytes."""
+        return self._generation.close(owner, call)
+
+    def abandon(self, owner: str, header: Header) -> None:
+        """A call ended between two of its pieces: its client has gone."""
+        if isinstance(header, Decode):
+            self._generation.abandon(owner, header)
+
+    def sweep(self) -> None:
+        """Forget sessions that idled too long; to be called now and then."""
+        self._generation.sweep()
 
     def _run_alone(
         self, owner: str, header: Forward | Backward | Decode, tensor: Tensor
@@ -228,7 +254,7 @@ class TrunkHost:
         assert isinstance(header, Forward)
         run = self._table.get(call.owner, header.run_id)
         rows = Rows(lengths=tuple(header.lengths))
-        self._check_hidden(call.tensor, rows)
+        check_hidden(self._trunk, call.tensor, rows)
         if header.commit is not None:
             run.commit(header.commit)
         return run, rows
@@ -266,49 +292,6 @@ class TrunkHost:
         open_ones = [(one.graph, one.tensor) for one in begun if one.graph is not None]
         found = iter(self._engine.backward(open_ones))
         return [None if one.graph is None else next(found) for one in begun]
-
-    def _begin_decode(self, call: TrunkCall) -> Inference:
-        header = call.header
-        assert isinstance(header, Decode)
-        session = self.sessions.get(call.owner, header.session_id, self._clock())
-        caches = session.rows_at(header.rows, header.lengths, header.positions)
-        rows = Rows(lengths=tuple(header.lengths), starts=tuple(header.positions))
-        self._check_hidden(call.tensor, rows)
-        key = session.adapter_name
-        adapter = None if key is None else self._generation_adapters[key].name
-        return Inference(adapter=adapter, h_ND=call.tensor, rows=rows, caches=caches)
-
-    def _check_hidden(self, h_ND: Tensor, rows: Rows) -> None:
-        expected = (rows.num_tokens, self._trunk.hidden_size)
-        if tuple(h_ND.shape) != expected:
-            raise ProtocolError(f"tensor of shape {tuple(h_ND.shape)}, the rows need {expected}")
-        # Here, before others are in the call: it would fail and be done again one by one.
-        self._trunk.check_context(rows)
-
-    def _generation_adapter(self, owner: str, run_id: str, step: int | None) -> str:
-        store = self._table.store(owner, run_id)
-        steps = store.steps()
-        if step is None and steps:
-            step = steps[-1]
-        if step not in steps:
-            raise StepExpired(f"run {run_id} has steps {steps} at the server, not {step}")
-        key = f"{owner}/{run_id}@{step}"
-        if key not in self._generation_adapters:
-            settings = parse_settings(AdapterSettings, saved_settings(store, step), key)
-            state = load_adapter_state(store, step)
-            adapter = attach(self._trunk, settings, self._new_name())
-            try:
-                adapter.load(state)
-            except BaseException:
-                adapter.remove()
-                raise
-            self._generation_adapters[key] = adapter
-        return key
-
-    def _drop_unused_adapters(self) -> None:
-        self.sessions.expire(self._clock())
-        for key in set(self._generation_adapters) - self.sessions.adapters_in_use():
-            self._generation_adapters.pop(key).remove()
 
     def _new_name(self) -> str:
         return f"adapter{next(self._names)}"

@@ -16,6 +16,10 @@ __all__ = ["BatchScheduler", "Choice", "FairScheduler", "Scheduler", "Waiting", 
 
 _ACTIVE_S = 1.0
 """A client that asked for nothing for so long is not waited for."""
+_DECODING_S = 0.1
+"""A client that had no token made for so long does not generate: no decode waits for it."""
+_SHORT_TOKENS = 64
+"""A DECODE of no more tokens is next tokens of some streams, guesses included; more is a prompt."""
 _MAX_PROGRESS_WINDOWS = 10
 """Gradients that trickle in prolong their window at most this often."""
 _MAX_ALONE = 64
@@ -44,8 +48,10 @@ class Waiting:
     """Whose it is; empty for the server's own."""
     arrived_s: float
     num_tokens: int
-    """Tokens that it computes; 0 for bookkeeping."""
+    """Tokens that it still has to compute; 0 for bookkeeping."""
     kind: WorkKind = WorkKind.OTHER
+    has_begun: bool = False
+    """DECODE: the first of its pieces has been computed."""
     graph: int | None = None
     """BACKWARD: the joint forward that it belongs to; None if its activations are gone."""
     expected: frozenset[str] = frozenset()
@@ -58,6 +64,8 @@ class Choice:
 
     indices: tuple[int, ...]
     """Requests to run together; empty means wait."""
+    num_tokens: tuple[int, ...] = ()
+    """How many of each one's tokens; fewer than it has for a long DECODE, whose rest waits on."""
     wait_until_s: float = math.inf
     """When to ask again, if nothing else happens before."""
 
@@ -77,6 +85,8 @@ class _Group:
     ready_s: float
     """When it need not wait any longer."""
     missing: set[str] = field(default_factory=set)
+    num_tokens: list[int] | None = None
+    """Of each request; None is all."""
 
 
 class BatchScheduler:
@@ -87,6 +97,9 @@ class BatchScheduler:
     its joint forward. Who keeps the others waiting in vain runs its forwards alone for a while.
     A client's count of tokens halves every `half_life_s`, so that one who was idle gets no long
     monopoly. With `max_clients=1` this is one request at a time.
+
+    Short decodes of all clients run together with one piece of the prompts that wait: a long prompt
+    is computed piece by piece, and nobody's next token waits for more than one of them.
     """
 
     def __init__(self, settings: BatchSettings, half_life_s: float = 10.0) -> None:
@@ -95,6 +108,7 @@ class BatchScheduler:
         self._tokens: dict[str, float] = {}
         self._updated_s = 0.0
         self._seen_s: dict[str, float] = {}
+        self._decoded_s: dict[str, float] = {}
         self._strikes: dict[str, int] = {}
         self._alone: dict[str, int] = {}
 
@@ -108,10 +122,11 @@ class BatchScheduler:
         groups = list(self._groups(waiting, ranked))
         ready = [group for group in groups if group.ready_s <= now_s]
         if not ready:
-            return Choice((), min(group.ready_s for group in groups))
+            return Choice((), wait_until_s=min(group.ready_s for group in groups))
         chosen = min(ready, key=lambda group: self._rank(waiting[group.indices[0]]))
-        self._account(waiting, chosen)
-        return Choice(tuple(chosen.indices))
+        tokens = chosen.num_tokens or [waiting[index].num_tokens for index in chosen.indices]
+        self._account(waiting, chosen, tokens, now_s)
+        return Choice(tuple(chosen.indices), tuple(tokens))
 
     def _groups(self, waiting: Sequence[Waiting], ranked: Sequence[int]) -> Iterable[_Group]:
         pools: dict[tuple[WorkKind, int | None], list[int]] = {}
@@ -122,11 +137,14 @@ class BatchScheduler:
             else:
                 pools.setdefault((request.kind, request.graph), []).append(index)
         for (kind, graph), indices in pools.items():
+            if kind is WorkKind.DECODE:
+                yield self._decode_group(waiting, indices, ranked)
+                continue
             chosen = self._within_limits(waiting, indices)
             is_full = len(chosen) < len(indices)
             if kind is WorkKind.BACKWARD and graph is not None:
                 yield self._backward_group(waiting, chosen)
-            elif is_full or kind in (WorkKind.BACKWARD, WorkKind.DECODE):
+            elif is_full or kind is WorkKind.BACKWARD:
                 yield _Group(chosen, 0.0)
             else:
                 yield self._forward_group(waiting, chosen, ranked)
@@ -152,6 +170,44 @@ class BatchScheduler:
         last_s = min(max(arrivals_s), min(arrivals_s) + (_MAX_PROGRESS_WINDOWS - 1) * window_s)
         return _Group(chosen, last_s + window_s, missing)
 
+    def _decode_group(
+        self, waiting: Sequence[Waiting], indices: Sequence[int], heads: Sequence[int]
+    ) -> _Group:
+        chosen = self._pieces(waiting, indices)
+        group = _Group(list(chosen), 0.0, num_tokens=list(chosen.values()))
+        here = {waiting[index].client for index in heads}
+        is_full = len(chosen) >= self._settings.max_clients or len(chosen) < len(indices)
+        has_begun = any(waiting[index].has_begun for index in chosen)
+        if self._decoded_s.keys() - here and not is_full and not has_begun:
+            oldest_s = min(waiting[index].arrived_s for index in chosen)
+            group.ready_s = oldest_s + self._settings.decode_window_ms / 1000
+        return group
+
+    def _pieces(self, waiting: Sequence[Waiting], indices: Sequence[int]) -> dict[int, int]:
+        """Tokens of each request of the next decode, least served client first."""
+        most = min(self._settings.prefill_tokens, self._max_tokens())
+        is_short = {index: waiting[index].num_tokens <= _SHORT_TOKENS for index in indices}
+        if any(is_short.values()) and not all(is_short.values()):
+            # Room for who waits for one token, however long the piece could be.
+            most = min(most, max(1, self._max_tokens() // 2))
+        left, prefill_left = self._max_tokens(), most
+        chosen: dict[int, int] = {}
+        for index in indices:
+            wanted = waiting[index].num_tokens
+            if not is_short[index]:
+                wanted = int(min(wanted, prefill_left))
+                # A remainder of a few tokens would cost the next client a call of its own.
+                if wanted < min(_LEAST_TOKENS, most):
+                    continue
+            if chosen and wanted > left:
+                continue
+            chosen[index] = wanted
+            left -= wanted
+            prefill_left -= 0 if is_short[index] else wanted
+            if len(chosen) == self._settings.max_clients:
+                break
+        return chosen
+
     def _within_limits(self, waiting: Sequence[Waiting], indices: Sequence[int]) -> list[int]:
         """The first requests whose tokens fit into one call; always at least one."""
         chosen, num_tokens = [indices[0]], waiting[indices[0]].num_tokens
@@ -176,11 +232,15 @@ class BatchScheduler:
     def _rank(self, request: Waiting) -> tuple[float, float]:
         return self._tokens.get(request.client, 0.0), request.arrived_s
 
-    def _account(self, waiting: Sequence[Waiting], chosen: _Group) -> None:
-        for index in chosen.indices:
+    def _account(
+        self, waiting: Sequence[Waiting], chosen: _Group, tokens: Sequence[int], now_s: float
+    ) -> None:
+        for index, num_tokens in zip(chosen.indices, tokens, strict=True):
             request = waiting[index]
             client = request.client
-            self._tokens[client] = self._tokens.get(client, 0.0) + _cost(request)
+            self._tokens[client] = self._tokens.get(client, 0.0) + _cost(request, num_tokens)
+            if request.kind is WorkKind.DECODE:
+                self._decoded_s[client] = now_s
             if self._is_alone(request):
                 self._alone[client] -= 1
                 if not self._alone[client]:
@@ -200,15 +260,17 @@ class BatchScheduler:
             if request.kind is not WorkKind.OTHER:
                 self._seen_s[request.client] = now_s
         self._seen_s = {c: s for c, s in self._seen_s.items() if now_s - s < _ACTIVE_S}
+        recent = self._decoded_s.items()
+        self._decoded_s = {c: s for c, s in recent if now_s - s < _DECODING_S}
 
 
-def _cost(request: Waiting) -> int:
-    """What a request counts as, in tokens."""
+def _cost(request: Waiting, num_tokens: int) -> int:
+    """What so many tokens of a request count as."""
     if not request.client:
         return 0
-    if request.kind is WorkKind.OTHER and not request.num_tokens:
+    if request.kind is WorkKind.OTHER and not num_tokens:
         return _BOOKKEEPING_TOKENS
-    return max(_LEAST_TOKENS, request.num_tokens)
+    return max(_LEAST_TOKENS, num_tokens)
 
 
 class FairScheduler(BatchScheduler):

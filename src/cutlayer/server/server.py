@@ -76,9 +76,10 @@ class TrunkServer:
             vault,
             tracer=self._tracer,
             observe=self._metrics.observe_batch,
+            observe_decode=self._metrics.observe_decode,
         )
         batch = settings.batch.for_trunk(settings.model.device, self._host.can_share)
-        self._runner = Runner(BatchScheduler(batch))
+        self._runner = Runner(BatchScheduler(batch), chore=self._host.sweep)
         self.federation = self._coordinate(settings, folder, vault)
         self._desk = ServerDesk(
             model=self._model,
@@ -179,7 +180,7 @@ class TrunkServer:
             num_connections=0 if self._listener is None else self._listener.num_streams,
             num_runs=len(host.runs()),
             num_sessions=host.sessions.num_sessions,
-            cache_bytes=host.sessions.reserved_bytes,
+            cache_bytes=host.sessions.cache_bytes,
             graph_bytes=host.graph_bytes,
         )
 
@@ -210,7 +211,9 @@ class TrunkServer:
         metrics, host = self._metrics, self._host
         metrics.runs.set(len(host.runs()))
         metrics.sessions.set(host.sessions.num_sessions)
-        metrics.cache_bytes.set(host.sessions.reserved_bytes)
+        metrics.session_rows.set(host.sessions.num_rows)
+        metrics.cache_bytes.set(host.sessions.cache_bytes)
+        metrics.evictions.set(host.sessions.num_evictions)
         metrics.graph_bytes.set(host.graph_bytes)
         metrics.connections.set(0 if self._listener is None else self._listener.num_streams)
         return metrics.render()

@@ -43,11 +43,15 @@ class LimitSettings(Settings):
     max_graph_bytes: int = 8 * _GIB
     """Activations kept between FORWARD and BACKWARD; beyond it they are recomputed."""
     max_cache_bytes: int = 4 * _GIB
-    """KV bytes of all sessions, counted at their reserved lengths."""
+    """KV bytes of all sessions, as allocated; docs/serving.md."""
     max_client_cache_bytes: int = 2 * _GIB
     """KV bytes of one client."""
     max_client_sessions: int = 64
     """Open sessions of one client."""
+    max_session_rows: int = Field(default=1024, ge=1)
+    """Rows of one session: streams of one client that share its calls."""
+    evict_after_s: float = Field(default=1.0, ge=0)
+    """A row that idled for so long loses its cache when another needs the room; it is replayed."""
     max_client_runs: int = Field(default=4, ge=1)
     """Training runs of one client in memory; one more unloads the least recently used."""
     max_client_stored_runs: int = Field(default=100, ge=1)
@@ -73,7 +77,9 @@ class LimitSettings(Settings):
             max_cache_bytes=self.max_cache_bytes,
             max_client_cache_bytes=self.max_client_cache_bytes,
             max_client_sessions=self.max_client_sessions,
+            max_session_rows=self.max_session_rows,
             ttl_s=self.session_ttl_s,
+            evict_after_s=self.evict_after_s,
         )
 
 
@@ -84,6 +90,10 @@ class BatchSettings(Settings):
     """A forward waits this long for other clients that are active; alone, it does not wait."""
     backward_window_ms: float = Field(default=50.0, ge=0)
     """A joint backward waits this long for each further gradient; later ones run by themselves."""
+    decode_window_ms: float = Field(default=1.0, ge=0)
+    """A decode waits this long for other clients that generate; a lone stream does not wait."""
+    prefill_tokens: int = Field(default=256, ge=1)
+    """Tokens of prompts in one call; others' decodes run between the pieces of a longer one."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Tokens of one call; None is 512 on a CPU, where longer calls are no faster, else 16384."""
     max_clients: int = Field(default=64, ge=1)

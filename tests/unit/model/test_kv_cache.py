@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cutlayer.errors import ConfigError
 from cutlayer.model.checkpoint import load_part, load_parts
-from cutlayer.model.kv_cache import FIRST_CAPACITY, RowCache, bytes_per_token
+from cutlayer.model.kv_cache import RowCache, bytes_per_token, capacity_for
 from cutlayer.model.partition import Cut, Part, Trunk
 from cutlayer.model.rows import Rows, pack
 from tests.tiny_models import tiny_llama_folder, tiny_model
@@ -48,14 +48,23 @@ def test_any_sequence_of_appends_and_truncations_reads_back(steps: list[tuple[in
         assert cache.length == expected.shape[2]
 
 
-def test_memory_grows_geometrically_and_never_beyond_the_limit() -> None:
+def test_memory_grows_by_blocks_and_never_beyond_the_limit() -> None:
     cache, sizes = RowCache(1, max_length=300), set()
     for position in range(300):
         extend(cache, tokens(position, 1))
         sizes.add(cache.nbytes)
     per_token = 2 * HEADS * WIDTH * 4
-    capacities = [FIRST_CAPACITY, 2 * FIRST_CAPACITY, 4 * FIRST_CAPACITY, 300]
-    assert sorted(sizes) == [per_token * capacity for capacity in capacities]
+    assert sorted(sizes) == [per_token * capacity for capacity in (64, 128, 192, 256, 300)]
+
+
+@given(st.integers(1, 300), st.integers(0, 300))
+@settings(max_examples=40, deadline=None)
+def test_capacity_is_foretold(first: int, second: int) -> None:
+    cache = RowCache(1, max_length=600)
+    for count in (first, second):
+        extend(cache, tokens(0, count))
+    per_token = 2 * HEADS * WIDTH * 4
+    assert cache.nbytes == per_token * capacity_for(first + second, 600)
 
 
 def test_views_are_returned_instead_of_copies() -> None:

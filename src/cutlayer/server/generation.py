@@ -1,0 +1,179 @@
+"""Generation at the server: sessions, the adapters that they use, and decodes piece by piece.
+
+Only the runner thread calls it. It does not compute (`engine`), count bytes (`kv_pool`) nor choose
+who shares a call (`scheduler`).
+
+Shapes: N = tokens of all rows of a call, D = hidden size.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from cutlayer.errors import ProtocolError, StepExpired
+from cutlayer.model.adapters import Adapter, AdapterSettings, attach
+from cutlayer.model.kv_cache import bytes_per_token
+from cutlayer.model.partition import Trunk
+from cutlayer.model.rows import Rows
+from cutlayer.server.batches import FAILURES, Failure, TrunkCall, TrunkResult, together
+from cutlayer.server.engine import Inference, TrunkEngine
+from cutlayer.server.run_table import RunTable
+from cutlayer.server.runs import load_adapter_state, saved_settings
+from cutlayer.server.sessions import RowCall, Session, SessionLimits, SessionTable
+from cutlayer.settings import parse_settings
+from cutlayer.wire.messages import CloseSession, Decode, OpenSession
+
+__all__ = ["Generation", "check_hidden"]
+
+
+class Generation:
+    """All state that DECODE calls share."""
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        engine: TrunkEngine,
+        table: RunTable,
+        limits: SessionLimits,
+        new_name: Callable[[], str],
+        clock: Callable[[], float],
+        observe: Callable[[int, float], None],
+    ) -> None:
+        """Args:
+        trunk: what computes.
+        engine: calls it.
+        table: training runs, whose saved adapters sessions may use.
+        limits: what sessions may hold.
+        new_name: gives an adapter a name of its own.
+        clock: seconds, for idle times.
+        observe: told the tokens and seconds of every joint decode.
+        """
+        self._trunk = trunk
+        self._engine = engine
+        self._table = table
+        self._new_name = new_name
+        self._clock = clock
+        self._observe = observe
+        self._adapters: dict[str, Adapter] = {}
+        token_bytes = bytes_per_token(trunk, next(trunk.parameters()).dtype)
+        self.sessions = SessionTable(limits, token_bytes, len(trunk.block_range))
+
+    def open(self, owner: str, call: OpenSession) -> Session:
+        """A new session; loads the adapter that it wants."""
+        self.sweep()
+        name = None
+        if call.run_id is not None:
+            name = self._adapter(owner, call.run_id, call.step)
+        return self.sessions.open(owner, call.max_lengths, name, self._clock())
+
+    def close(self, owner: str, call: CloseSession) -> int:
+        """Close rows or a session; how many bytes came back."""
+        return self.sessions.close(owner, call.session_id, self._clock(), call.rows)
+
+    def decode(self, calls: Sequence[TrunkCall]) -> list[TrunkResult | Failure]:
+        """One piece of each call in one call of the trunk; rows are admitted with the first."""
+        began_s = time.perf_counter()
+        results = together(calls, self._begin, self._engine.infer, self._end)
+        answered = zip(calls, results, strict=True)
+        num_tokens = sum(len(c.piece) for c, r in answered if isinstance(r, TrunkResult))
+        self._observe(num_tokens, time.perf_counter() - began_s)
+        return results
+
+    def abandon(self, owner: str, header: Decode) -> None:
+        """A call ended between two of its pieces; what it has cached stays, its rows are idle."""
+        self.sessions.settle(owner, header.session_id, header.rows, self._clock())
+
+    def sweep(self) -> None:
+        """Forget what idled too long, and adapters that nobody uses."""
+        self.sessions.expire(self._clock())
+        for key in set(self._adapters) - self.sessions.adapters_in_use():
+            self._adapters.pop(key).remove()
+
+    def _begin(self, call: TrunkCall) -> Inference:
+        header = call.header
+        assert isinstance(header, Decode)
+        if call.begin:
+            session = self.sessions.get(call.owner, header.session_id, self._clock())
+        else:
+            session = self._admit(call, header)
+        indices, rows = _part(header.lengths, header.positions, call.piece)
+        key = session.adapter_name
+        return Inference(
+            adapter=None if key is None else self._adapters[key].name,
+            h_ND=call.tensor[call.piece.start : call.piece.stop],
+            rows=rows,
+            caches=session.caches([header.rows[index] for index in indices]),
+        )
+
+    def _admit(self, call: TrunkCall, header: Decode) -> Session:
+        row_call = RowCall(
+            rows=header.rows,
+            lengths=header.lengths,
+            positions=header.positions,
+            max_lengths=header.max_lengths,
+        )
+        row_call.check()
+        rows = Rows(lengths=tuple(header.lengths), starts=tuple(header.positions))
+        check_hidden(self._trunk, call.tensor, rows)
+        return self.sessions.admit(call.owner, header.session_id, row_call, self._clock())
+
+    def _end(self, call: TrunkCall, begun: Inference, found: Tensor | Failure) -> TrunkResult:
+        is_failure = isinstance(found, FAILURES)
+        if is_failure or call.is_last:
+            assert isinstance(call.header, Decode)
+            self.abandon(call.owner, call.header)
+        if isinstance(found, FAILURES):
+            raise found
+        return TrunkResult(tensor=found)
+
+    def _adapter(self, owner: str, run_id: str, step: int | None) -> str:
+        store = self._table.store(owner, run_id)
+        steps = store.steps()
+        if step is None and steps:
+            step = steps[-1]
+        if step not in steps:
+            raise StepExpired(f"run {run_id} has steps {steps} at the server, not {step}")
+        key = f"{owner}/{run_id}@{step}"
+        if key not in self._adapters:
+            settings = parse_settings(AdapterSettings, saved_settings(store, step), key)
+            state = load_adapter_state(store, step)
+            adapter = attach(self._trunk, settings, self._new_name())
+            try:
+                adapter.load(state)
+            except BaseException:
+                adapter.remove()
+                raise
+            self._adapters[key] = adapter
+        return key
+
+
+def check_hidden(trunk: Trunk, h_ND: Tensor, rows: Rows) -> None:
+    """Refuse hidden states that do not fit their rows, before others share their call.
+
+    Raises:
+        ProtocolError: another shape.
+        DataError: a row is longer than the model's context.
+    """
+    expected = (rows.num_tokens, trunk.hidden_size)
+    if tuple(h_ND.shape) != expected:
+        raise ProtocolError(f"tensor of shape {tuple(h_ND.shape)}, the rows need {expected}")
+    # In the call it would fail for all, and be done again one by one.
+    trunk.check_context(rows)
+
+
+def _part(lengths: Sequence[int], positions: Sequence[int], piece: range) -> tuple[list[int], Rows]:
+    """Which rows a piece of the N tokens touches, and its own layout."""
+    indices: list[int] = []
+    part_lengths: list[int] = []
+    starts: list[int] = []
+    ends = itertools.accumulate(lengths)
+    for index, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+        first = max(piece.start, end - length)
+        last = min(piece.stop, end)
+        if first < last:
+            indices.append(index)
+            part_lengths.append(last - first)
+            starts.append(positions[index] + first - (end - length))
+    return indices, Rows(lengths=tuple(part_lengths), starts=tuple(starts))
