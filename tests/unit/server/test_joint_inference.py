@@ -97,3 +97,48 @@ def test_evaluation_changes_nothing_and_leaves_no_graph(tmp_path: Path, owners: 
     assert host.graph_bytes == 0
     state = host._runs["a", "run"]._adapter.state()
     assert all(torch.equal(value, before[key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 100])
+def test_call_in_pieces_equals_the_call_at_once(size: int, tmp_path: Path) -> None:
+    """Rows of a call with a past, cut anywhere."""
+    host = _trained_host(tmp_path)
+    outputs = []
+    for piece in (10_000, size):
+        session_id = host.open_session("a", OpenSession(max_lengths=[], run_id="run")).session_id
+        for lengths, positions in (([3, 4], [0, 0]), ([5, 4], [2, 4])):
+            header = Decode(
+                session_id=session_id,
+                rows=[0, 6],
+                lengths=lengths,
+                positions=positions,
+                max_lengths=[32, 32],
+            )
+            tensor = random_ND(sum(lengths), 3)
+            found = []
+            for begin in range(0, len(tensor), piece):
+                end = min(begin + piece, len(tensor))
+                call = TrunkCall(owner="a", header=header, tensor=tensor, begin=begin, end=end)
+                (result,) = host.run_together([call])
+                assert isinstance(result, TrunkResult)
+                assert result.tensor is not None
+                found.append(result.tensor)
+            outputs.append(torch.cat(found))
+    torch.testing.assert_close(outputs[2], outputs[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outputs[3], outputs[1], rtol=1e-5, atol=1e-5)
+
+
+def test_call_given_up_between_its_pieces_leaves_what_the_next_can_use(tmp_path: Path) -> None:
+    host = tiny_host(tmp_path)
+    session_id = host.open_session("c", OpenSession(max_lengths=[64], run_id=None)).session_id
+    tensor = random_ND(20, 3)
+    header = Decode(session_id=session_id, rows=[0], lengths=[20], positions=[0])
+    host.run_together([TrunkCall(owner="c", header=header, tensor=tensor, end=8)])
+    assert host.sessions.expire(1e9) == 0
+    host.abandon("c", header)
+    rest = Decode(session_id=session_id, rows=[0], lengths=[14], positions=[6])
+    continued = host.decode("c", rest, tensor[6:])
+    whole = host.decode("c", header, tensor)
+    torch.testing.assert_close(continued, whole[6:], rtol=1e-5, atol=1e-5)
+    assert host.sessions.expire(1e9) == 1
+    assert host.sessions.cache_bytes == 0

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from cutlayer.errors import ProtocolError
+from cutlayer.errors import ProtocolError, TransportError
 from cutlayer.server.batches import Failure, Joint, JointWork, TrunkCall, TrunkResult
 from cutlayer.server.runner import Runner
 from cutlayer.server.scheduler import BatchScheduler, WorkKind
 from cutlayer.server.settings import BatchSettings
-from cutlayer.wire.messages import Backward
+from cutlayer.wire.messages import Backward, Decode
 
 NOBODY = torch.zeros(1, 1)
 
@@ -143,6 +143,135 @@ def test_fault_of_ours_is_told_to_everybody_in_the_call() -> None:
         for future in [_ask(runner, trunk, "a"), _ask(runner, trunk, "b")]:
             with pytest.raises(ZeroDivisionError):
                 future.result(5)
+
+
+class _Pieces:
+    """Answers a DECODE with the numbers of its tokens; notes pieces, endings and who is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[str, range]]] = []
+        self.abandoned: list[str] = []
+        self.gate: threading.Event | None = None
+        self.begun = threading.Event()
+        self.fails_at: int | None = None
+
+    def compute(self, calls: Sequence[TrunkCall]) -> list[TrunkResult | Failure]:
+        self.calls.append([(call.owner, call.piece) for call in calls])
+        self.begun.set()
+        if self.gate is not None:
+            assert self.gate.wait(5)
+        return [self._result(call) for call in calls]
+
+    def work(self, client: str, num_tokens: int) -> JointWork[list[float]]:
+        header = Decode(session_id="s", rows=[0], lengths=[num_tokens], positions=[0])
+        tensor = torch.arange(float(num_tokens))[:, None]
+
+        def listed(result: TrunkResult) -> list[float]:
+            assert result.tensor is not None
+            return [float(value) for value in result.tensor[:, 0]]
+
+        return JointWork(
+            kind=WorkKind.DECODE,
+            prepare=lambda: TrunkCall(owner=client, header=header, tensor=tensor),
+            compute=self.compute,
+            finish=listed,
+            abandon=lambda: self.abandoned.append(client),
+        )
+
+    def _result(self, call: TrunkCall) -> TrunkResult | Failure:
+        if self.fails_at in call.piece:
+            return ProtocolError("bad piece")
+        return TrunkResult(tensor=call.tensor[call.piece.start : call.piece.stop])
+
+
+@contextmanager
+def _chunked() -> Iterator[tuple[Runner, _Pieces]]:
+    runner = Runner(BatchScheduler(BatchSettings(prefill_tokens=100, decode_window_ms=0)))
+    try:
+        yield runner, _Pieces()
+    finally:
+        runner.close()
+
+
+def test_long_decode_is_computed_in_pieces_and_answered_once() -> None:
+    with _chunked() as (runner, pieces):
+        answer = runner.submit("a", 250, pieces.work("a", 250)).result(5)
+    assert answer == list(range(250))
+    assert [piece for call in pieces.calls for _, piece in call] == [
+        range(100),
+        range(100, 200),
+        range(200, 250),
+    ]
+    assert pieces.abandoned == []
+
+
+def test_step_of_another_client_is_answered_between_the_pieces() -> None:
+    with _chunked() as (runner, pieces):
+        pieces.gate = threading.Event()
+        long = runner.submit("a", 1000, pieces.work("a", 1000))
+        assert pieces.begun.wait(5)
+        later = runner.submit("a", 1, pieces.work("a", 1))
+        step = runner.submit("b", 1, pieces.work("b", 1))
+        pieces.gate.set()
+        assert step.result(5) == [0.0]
+        assert len(long.result(5)) == 1000
+        assert later.result(5) == [0.0]
+    assert [owner for owner, _ in pieces.calls[1]] in (["b", "a"], ["a", "b"])
+    # Calls of one client keep their order.
+    assert pieces.calls[-1] == [("a", range(1))]
+
+
+def test_long_decode_of_a_closed_connection_ends_after_its_piece() -> None:
+    with _chunked() as (runner, pieces):
+        pieces.gate = threading.Event()
+        long = runner.submit("a", 1000, pieces.work("a", 1000))
+        assert pieces.begun.wait(5)
+        assert long.cancel()
+        pieces.gate.set()
+        assert runner.submit("b", 1, pieces.work("b", 1)).result(5) == [0.0]
+        assert runner.num_waiting == 0
+    assert pieces.calls == [[("a", range(100))], [("b", range(1))]]
+    assert pieces.abandoned == ["a"]
+
+
+def test_failure_of_a_piece_ends_the_request() -> None:
+    with _chunked() as (runner, pieces):
+        pieces.fails_at = 150
+        with pytest.raises(ProtocolError, match="bad piece"):
+            runner.submit("a", 1000, pieces.work("a", 1000)).result(5)
+    assert len(pieces.calls) == 2
+    assert pieces.abandoned == ["a"]
+
+
+def test_closing_refuses_a_request_between_its_pieces() -> None:
+    with _chunked() as (runner, pieces):
+        pieces.gate = threading.Event()
+        long = runner.submit("a", 1000, pieces.work("a", 1000))
+        assert pieces.begun.wait(5)
+        closing = threading.Thread(target=runner.close)
+        closing.start()
+        pieces.gate.set()
+        with pytest.raises(TransportError, match="shutting down"):
+            long.result(5)
+        closing.join(5)
+    assert pieces.abandoned == ["a"]
+
+
+def test_chore_is_done_though_nobody_asks_for_anything() -> None:
+    times, done = [], threading.Event()
+
+    def chore() -> None:
+        times.append(1)
+        if len(times) == 1:
+            raise ProtocolError("must not end the thread")
+        done.set()
+
+    runner = Runner(BatchScheduler(BatchSettings()), chore=chore, chore_every_s=0.01)
+    try:
+        assert done.wait(5)
+        assert runner.submit("a", 1, lambda: 7).result(5) == 7
+    finally:
+        runner.close()
 
 
 def test_request_of_a_closed_connection_is_not_computed() -> None:

@@ -38,6 +38,15 @@ class _Run:
 
     began_s: float
     requests: tuple[Waiting, ...]
+    """As they waited."""
+    num_tokens: tuple[int, ...]
+    """Computed of each in this call."""
+
+    @property
+    def ended(self) -> list[Waiting]:
+        """Requests that are answered after this call."""
+        pairs = zip(self.requests, self.num_tokens, strict=True)
+        return [request for request, done in pairs if done == request.num_tokens]
 
 
 def _simulate(scheduler: BatchScheduler, arrivals: Sequence[Waiting], call_s: float) -> list[_Run]:
@@ -55,17 +64,24 @@ def _simulate(scheduler: BatchScheduler, arrivals: Sequence[Waiting], call_s: fl
             now_s = min(choice.wait_until_s, coming_s)
             continue
         chosen = [here[index] for index in choice.indices]
-        runs.append(_Run(now_s, tuple(chosen)))
-        for request in chosen:
-            left.remove(request)
+        runs.append(_Run(now_s, tuple(chosen), choice.num_tokens))
+        for request, done in zip(chosen, choice.num_tokens, strict=True):
+            assert min(1, request.num_tokens) <= done <= request.num_tokens
+            place = left.index(request)
+            rest = replace(request, num_tokens=request.num_tokens - done, has_begun=True)
+            left[place : place + 1] = [rest] if rest.num_tokens and done else []
         now_s += call_s
     return runs
+
+
+def _decode(client: str, arrived_s: float = 0.0, num_tokens: int = 1) -> Waiting:
+    return Waiting(client=client, arrived_s=arrived_s, num_tokens=num_tokens, kind=WorkKind.DECODE)
 
 
 _requests = st.lists(
     st.tuples(
         st.sampled_from("abcdef"),
-        st.integers(0, 60),
+        st.integers(0, 200),
         st.sampled_from([*JOINT_KINDS, WorkKind.OTHER]),
         st.integers(0, 3),
     ),
@@ -93,19 +109,21 @@ def test_everything_is_served_once_in_order_and_within_limits(
             )
         )
     runs = _simulate(BatchScheduler(TOGETHER), arrivals, call_s=0.001)
-    served = [request for run in runs for request in run.requests]
-    assert Counter(served) == Counter(arrivals)
+    served = [request for run in runs for request in run.ended]
+    assert Counter(w.arrived_s for w in served) == Counter(w.arrived_s for w in arrivals)
+    assert sum(sum(run.num_tokens) for run in runs) == sum(w.num_tokens for w in arrivals)
     for client in "abcdef":
-        own = [w.arrived_s for w in served if w.client == client]
+        own = [w.arrived_s for run in runs for w in run.requests if w.client == client]
         assert own == sorted(own)
     for run in runs:
         clients = [w.client for w in run.requests]
         assert len(clients) == len(set(clients)) <= 4
         assert len({(w.kind, w.graph) for w in run.requests}) == 1
-        assert len(clients) == 1 or sum(w.num_tokens for w in run.requests) <= 100
+        assert len(clients) == 1 or sum(run.num_tokens) <= 100
         assert len(clients) == 1 or run.requests[0].kind is not WorkKind.OTHER
     # At worst every request waits for its own window and for all the others' calls and windows.
-    assert runs[-1].began_s < 0.0007 * len(arrivals) + len(arrivals) * (0.001 + 0.5)
+    # A prompt of 200 tokens takes four calls of half a call's tokens.
+    assert runs[-1].began_s < 0.0007 * len(arrivals) + len(arrivals) * (0.004 + 0.5)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 500)), min_size=1, max_size=30))
@@ -238,3 +256,121 @@ def test_straggler_is_not_waited_for_while_it_runs_alone() -> None:
     late = replace(_backward("a", 1, ""), expected=frozenset({"a", "slow"}))
     scheduler.next_batch([late], 0.2)
     assert scheduler.next_batch([_forward("a", 0.21)], 0.21).indices == (0,)
+
+
+CHUNKED = BatchSettings(prefill_tokens=64, decode_window_ms=2, max_tokens=512)
+
+
+def test_long_prompt_is_computed_in_pieces_with_everybody_s_next_token_beside_each() -> None:
+    prompt = _decode("long", num_tokens=1000)
+    steps = [_decode(c, n * 0.01 + 0.001, 1) for n in range(20) for c in "abc"]
+    runs = _simulate(BatchScheduler(CHUNKED), [prompt, *steps], call_s=0.01)
+    pieces = [
+        done
+        for run in runs
+        for request, done in zip(run.requests, run.num_tokens, strict=True)
+        if request.client == "long"
+    ]
+    assert pieces == [64] * 15 + [40]
+    for run in runs:
+        for step in run.ended:
+            assert step.client == "long" or run.began_s - step.arrived_s < 0.02 + 0.002
+
+
+def test_prompts_of_two_clients_take_turns() -> None:
+    both = [_decode("a", num_tokens=640), _decode("b", 1e-6, num_tokens=640)]
+    runs = _simulate(BatchScheduler(CHUNKED), both, call_s=0.01)
+    shares = Counter[str]()
+    for run in runs[:10]:
+        assert len(run.requests) == 1
+        shares[run.requests[0].client] += run.num_tokens[0]
+    assert shares["a"] == shares["b"] == 320
+
+
+def test_end_of_one_prompt_shares_its_call_with_the_next() -> None:
+    both = [_decode("a", num_tokens=100), _decode("b", 1e-6, num_tokens=640)]
+    runs = _simulate(BatchScheduler(replace_settings(prefill_tokens=128)), both, call_s=0.01)
+    assert (runs[0].num_tokens, runs[1].num_tokens) in [((100,), (128,)), ((100, 28), (128,))]
+
+
+def replace_settings(**changes: object) -> BatchSettings:
+    """`CHUNKED` with changes."""
+    return CHUNKED.model_copy(update=changes)
+
+
+@given(st.lists(st.integers(65, 400), min_size=1, max_size=6), st.integers(1, 64))
+def test_flood_of_short_decodes_starves_no_prompt(prompts: list[int], short: int) -> None:
+    """Short calls that alone fill every call, for ever."""
+    scheduler = BatchScheduler(replace_settings(max_tokens=128, max_clients=4))
+    long = {f"long{n}": _decode(f"long{n}", 0.0, tokens) for n, tokens in enumerate(prompts)}
+    now_s, rounds = 0.0, 0
+    while long:
+        rounds += 1
+        # Eight short ones have to be served as much as a piece before the next one is due.
+        assert rounds < 24 * sum(tokens / 64 + 1 for tokens in prompts)
+        waiting = [*long.values(), *(_decode(f"short{n}", now_s, short) for n in range(8))]
+        choice = scheduler.next_batch(waiting, now_s)
+        now_s += 0.01
+        for index, done in zip(choice.indices, choice.num_tokens, strict=True):
+            request = waiting[index]
+            if request.client in long:
+                rest = replace(request, num_tokens=request.num_tokens - done, has_begun=True)
+                long[request.client] = rest
+                if not rest.num_tokens:
+                    del long[request.client]
+
+
+def test_equal_clients_get_equal_shares() -> None:
+    """Closed loops of a prompt and some tokens, begun at different times; Jain's index."""
+    scheduler = BatchScheduler(CHUNKED)
+    clients = [f"c{n}" for n in range(8)]
+    turns = dict.fromkeys(clients, 0)
+    waiting = {c: _decode(c, 0.0, 500 + 37 * n) for n, c in enumerate(clients)}
+    served = Counter[str]()
+    now_s = 0.0
+    for _ in range(3000):
+        requests = list(waiting.values())
+        choice = scheduler.next_batch(requests, now_s)
+        if not choice.indices:
+            now_s = choice.wait_until_s
+            continue
+        now_s += 0.01
+        for index, done in zip(choice.indices, choice.num_tokens, strict=True):
+            request = requests[index]
+            client, left = request.client, request.num_tokens - done
+            served[client] += done
+            turns[client] += not left
+            size = left or (1 if turns[client] % 40 else 500)
+            waiting[client] = _decode(client, request.arrived_s if left else now_s, size)
+    values = [served[c] for c in clients]
+    assert sum(values) ** 2 / (len(values) * sum(v * v for v in values)) > 0.95
+
+
+def test_lone_stream_never_waits_for_others() -> None:
+    scheduler = BatchScheduler(CHUNKED)
+    for number in range(20):
+        now_s = number * 0.005
+        assert scheduler.next_batch([_decode("a", now_s)], now_s).indices == (0,)
+
+
+def test_decode_waits_a_moment_for_who_generates_too() -> None:
+    scheduler = BatchScheduler(CHUNKED)
+    scheduler.next_batch([_decode("b")], 0.0)
+    first = _decode("a", 0.010)
+    choice = scheduler.next_batch([first], 0.010)
+    assert choice.indices == ()
+    assert choice.wait_until_s == pytest.approx(0.012)
+    assert set(scheduler.next_batch([first, _decode("b", 0.011)], 0.011).indices) == {0, 1}
+
+
+def test_client_that_stopped_generating_is_not_waited_for() -> None:
+    scheduler = BatchScheduler(CHUNKED)
+    scheduler.next_batch([_decode("b")], 0.0)
+    assert scheduler.next_batch([_decode("a", 0.2)], 0.2).indices == (0,)
+
+
+def test_rest_of_a_prompt_does_not_wait_again() -> None:
+    scheduler = BatchScheduler(CHUNKED)
+    scheduler.next_batch([_decode("b")], 0.0)
+    rest = replace(_decode("a", 0.010, 500), has_begun=True)
+    assert scheduler.next_batch([rest], 0.010).indices == (0,)
