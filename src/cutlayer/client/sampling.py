@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cutlayer.client.settings import SamplingSettings
 
-__all__ = ["RowSampler"]
+__all__ = ["RowSampler", "next_tokens"]
 
 _COLDEST = 1e-6
 
@@ -30,12 +30,26 @@ class RowSampler:
             logits_V: logits of the last position.
             seen: prompt and reply so far, for the repetition penalty.
         """
+        if self._settings.temperature == 0.0:
+            return int(self._penalised(logits_V, seen).argmax())
+        return self.draw(self.probabilities(logits_V, seen))
+
+    @property
+    def takes_largest(self) -> bool:
+        """Whether it chooses the largest logit, whatever was seen before."""
+        return self._settings.temperature == 0.0 and self._settings.repetition_penalty == 1.0
+
+    def probabilities(self, logits_V: Tensor, seen: Sequence[int]) -> Tensor:
+        """The distribution [V] that `next_token` draws from; greedy: 1 at its choice.
+
+        Args:
+            logits_V: logits of the last position.
+            seen: prompt and reply so far, for the repetition penalty.
+        """
         settings = self._settings
-        scores_V = logits_V.detach().float().cpu()
-        if settings.repetition_penalty != 1.0:
-            scores_V = _penalised(scores_V, seen, settings.repetition_penalty)
+        scores_V = self._penalised(logits_V, seen)
         if settings.temperature == 0.0:
-            return int(scores_V.argmax())
+            return torch.zeros_like(scores_V).index_fill_(0, scores_V.argmax(), 1.0)
         # The largest score becomes 0, so that no temperature can make it overflow.
         scores_V = (scores_V - scores_V.max()) / max(settings.temperature, _COLDEST)
         if settings.top_k is not None:
@@ -44,8 +58,40 @@ class RowSampler:
             scores_V = _top_p(scores_V, settings.top_p)
         if settings.min_p is not None:
             scores_V = _min_p(scores_V, settings.min_p)
-        probabilities_V = torch.softmax(scores_V, dim=-1)
-        return int(torch.multinomial(probabilities_V, 1, generator=self._generator))
+        return torch.softmax(scores_V, dim=-1)
+
+    def draw(self, p_V: Tensor) -> int:
+        """A token of this distribution; advances the generator."""
+        return int(torch.multinomial(p_V, 1, generator=self._generator))
+
+    def accepts(self, p: float, q: float) -> bool:
+        """True with probability min(1, p / q); advances the generator."""
+        return float(torch.rand((), dtype=torch.float64, generator=self._generator)) * q < p
+
+    def _penalised(self, logits_V: Tensor, seen: Sequence[int]) -> Tensor:
+        scores_V = logits_V.detach().float().cpu()
+        if self._settings.repetition_penalty == 1.0:
+            return scores_V
+        return _penalised(scores_V, seen, self._settings.repetition_penalty)
+
+
+def next_tokens(
+    samplers: Sequence[RowSampler], logits_BV: Tensor, seen: Sequence[Sequence[int]]
+) -> list[int]:
+    """The next token of each of B rows; all greedy ones are chosen in one go.
+
+    Args:
+        samplers: one per row.
+        logits_BV: logits of the last position of each.
+        seen: per row its prompt and reply so far.
+    """
+    largest_B = logits_BV.detach().argmax(-1).tolist()
+    return [
+        largest if sampler.takes_largest else sampler.next_token(logits_V, text)
+        for sampler, largest, logits_V, text in zip(
+            samplers, largest_B, logits_BV, seen, strict=True
+        )
+    ]
 
 
 def _penalised(scores_V: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
