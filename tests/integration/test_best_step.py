@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cutlayer import Client
+from cutlayer.client.session import Feed
 from tests.tiny_models import tiny_llama_folder
 from tests.worlds import client_of, client_settings, running_server, server_settings
 
@@ -26,7 +27,7 @@ def _validation_loss(client: Client) -> float:
     for row in rows:
         session = client.session([len(row.tokens)])
         for position, token in enumerate(row.tokens[:-1]):
-            logits_V = session.step([[token]], [0])[0]
+            logits_V = session.step([Feed(row=0, tokens=[token])])[0][0]
             target = row.labels[position + 1]
             if target != -100:
                 total -= float(logits_V.log_softmax(-1)[target])

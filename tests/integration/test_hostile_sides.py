@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cutlayer.client.sampling import RowSampler
+from cutlayer.client.session import Feed
 from cutlayer.client.settings import SamplingSettings
 from cutlayer.errors import ConfigError, ProtocolError, SpecMismatch
 from cutlayer.wire.codec import get_codec
@@ -91,6 +92,7 @@ def test_a_reply_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, .
         client_of(server, client_settings(model, tmp_path)) as client,
     ):
         session = client.session([8])
+        session.step([Feed(row=0, tokens=[5])])
         reply = Frame(
             kind=Kind.DECODED,
             header=Decoded(),
@@ -98,7 +100,7 @@ def test_a_reply_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, .
         )
         client.trunk._link._wait = lambda call: reply  # type: ignore[method-assign]
         with pytest.raises(ProtocolError, match="shape"):
-            session.step([PROMPT], [0])
+            session.step([Feed(row=0, tokens=PROMPT)])
 
 
 def test_three_runs_of_one_owner_stay_in_memory_together(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from cutlayer.client.session import Feed
 from cutlayer.client.settings import SamplingSettings
 from tests.tiny_models import tiny_llama_folder
 from tests.worlds import client_of, client_settings, loopback, running_server, server_settings
@@ -69,7 +70,7 @@ def test_a_lost_session_is_replayed_and_the_text_goes_on(tmp_path: Path) -> None
             if step == 5:
                 client.trunk._link._connect = lambda place: loopback(second)
                 client.trunk._link._drop_channel()
-            logits_BV = session.step(feed, range(3))
+            logits_BV = torch.cat(session.step([Feed(row=r, tokens=f) for r, f in enumerate(feed)]))
             feed = [[int(logits_V.argmax())] for logits_V in logits_BV]
             for row, new in zip(rows, feed, strict=True):
                 row.extend(new)
@@ -85,8 +86,8 @@ def test_a_truncated_session_continues_as_if_the_rest_had_never_been(tmp_path: P
         client_of(server, client_settings(model, tmp_path)) as client,
     ):
         session = client.session([40])
-        session.step([PROMPTS[0]], [0])
-        wanted = session.step([[5]], [0])
-        session.step([[6, 7, 8]], [0])
+        session.step([Feed(row=0, tokens=PROMPTS[0])])
+        (wanted,) = session.step([Feed(row=0, tokens=[5])])
+        session.step([Feed(row=0, tokens=[6, 7, 8])])
         session.truncate(0, len(PROMPTS[0]))
-        assert torch.equal(session.step([[5]], [0]), wanted)
+        assert torch.equal(session.step([Feed(row=0, tokens=[5])])[0], wanted)

@@ -1,19 +1,21 @@
-"""Tokens to text at the owner: streaming pieces, and a chat that continues a session.
+"""A chat at the owner: each turn sends its new tokens alone, as earlier turns stay cached.
 
-It does not choose tokens (`sampling`), decode them (`row_text`) nor feed the model (`generate`).
+It does not generate (`decoder`) nor turn tokens into text (`row_text`).
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from cutlayer.client.generate import GenerationSession, generate_tokens
+from cutlayer.client.decoder import Decoder
 from cutlayer.client.row_text import RowText
 from cutlayer.client.settings import SamplingSettings
+from cutlayer.client.streams import NewToken, Request
 from cutlayer.errors import ConfigError
 
-__all__ = ["Chat", "TextPiece", "eos_ids", "require_chat_template", "text_pieces"]
+__all__ = ["Chat", "TextPiece", "eos_ids", "require_chat_template"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,97 +26,80 @@ class TextPiece:
     text: str
 
 
-def text_pieces(
-    session: GenerationSession,
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingSettings,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Iterator[TextPiece]:
-    """Text of all rows as it becomes certain; stop texts are not part of it."""
-    texts = [RowText(tokenizer, sampling.stop) for _ in prompts]
-    tokens = generate_tokens(
-        session, prompts, sampling, eos_ids(tokenizer), lambda row: texts[row].is_stopped
-    )
-    for new in tokens:
-        piece = texts[new.row].add(new.token)
-        if piece:
-            yield TextPiece(row=new.row, text=piece)
-    for row, text in enumerate(texts):
-        piece = text.rest()
-        if piece:
-            yield TextPiece(row=row, text=piece)
-
-
 class Chat:
-    """One conversation over one session: each turn sends its new tokens alone."""
+    """One conversation over a decoder of its own."""
 
     def __init__(
         self,
-        session: GenerationSession,
+        decoder: Decoder,
         tokenizer: PreTrainedTokenizerBase,
         sampling: SamplingSettings,
         max_length: int,
     ) -> None:
-        require_chat_template(tokenizer)
-        self._session = session
+        """
+        Args:
+            decoder: closed with the chat.
+            tokenizer: the model's, with a chat template.
+            sampling: how to choose tokens.
+            max_length: tokens of the conversation at most.
+        """
+        self._decoder = decoder
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._max_length = max_length
         self._messages: list[dict[str, str]] = []
-        self._fed: list[int] = []
 
     def ask(self, text: str) -> Iterator[str]:
         """Pieces of the reply to one more message.
 
         Raises:
-            ConfigError: the conversation is longer than the session or the model's context.
+            ConfigError: the conversation is longer than `max_length`.
         """
         messages = [*self._messages, {"role": "user", "content": text}]
-        tokens = self._render(messages)
-        if len(tokens) + self._sampling.max_new_tokens > self._max_length:
-            raise ConfigError(
-                f"the conversation has {len(tokens)} tokens and the session room for "
-                f"{self._max_length}; start a new chat or lower sampling.max_new_tokens"
-            )
-        known = self._keep_common(tokens)
-        reply = ""
-        rows = RowText(self._tokenizer, self._sampling.stop)
-        new_tokens = generate_tokens(
-            self._session,
-            [tokens[known:]],
-            self._sampling,
-            eos_ids(self._tokenizer),
-            lambda row: rows.is_stopped,
-            seen=[tokens[:known]],
+        prompt = self._render(messages)
+        reply = RowText(self._tokenizer, self._sampling.stop)
+        pieces: list[str] = []
+        shown = ""
+
+        def watch(new: NewToken) -> bool:
+            pieces.append(reply.add(new.token))
+            return reply.is_stopped
+
+        ends = eos_ids(self._tokenizer)
+        stream = self._decoder.add(
+            Request(prompt=prompt, sampling=self._sampling, eos_ids=ends, watch=watch)
         )
-        self._fed = list(tokens)
-        for new in new_tokens:
-            self._fed.append(new.token)
-            piece = rows.add(new.token)
-            reply += piece
-            yield piece
-        reply += (rest := rows.rest())
-        yield rest
-        self._messages = [*messages, {"role": "assistant", "content": reply}]
+        is_under_way = True
+        while is_under_way:
+            pause_s = self._decoder.step()
+            if pause_s:
+                time.sleep(pause_s)
+            is_under_way = not stream.has_ended
+            if not is_under_way:
+                pieces.append(reply.rest())
+            while pieces:
+                piece = pieces.pop(0)
+                shown += piece
+                yield piece
+        if stream.error is not None:
+            raise stream.error
+        self._messages = [*messages, {"role": "assistant", "content": shown}]
 
     def close(self) -> None:
         """Give the server's cache back."""
-        self._session.close()
+        self._decoder.close()
 
     def _render(self, messages: list[dict[str, str]]) -> list[int]:
         text = self._tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        return list(self._tokenizer(str(text), add_special_tokens=False)["input_ids"])
-
-    def _keep_common(self, tokens: Sequence[int]) -> int:
-        """How many tokens the session has already; at least the last one must be fed again."""
-        limit = min(self._session.length(0), len(tokens) - 1)
-        known = 0
-        while known < limit and self._fed[known] == tokens[known]:
-            known += 1
-        self._session.truncate(0, known)
-        return known
+        tokens = list(self._tokenizer(str(text), add_special_tokens=False)["input_ids"])
+        if len(tokens) + self._sampling.max_new_tokens > self._max_length:
+            raise ConfigError(
+                f"the conversation has {len(tokens)} tokens and the session room for "
+                f"{self._max_length}; start a new chat or lower sampling.max_new_tokens"
+            )
+        return tokens
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:

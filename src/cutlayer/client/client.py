@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cutlayer.client.chat import Chat, TextPiece, require_chat_template, text_pieces
+from cutlayer.client.chat import Chat, TextPiece
+from cutlayer.client.engine import Engine
 from cutlayer.client.event_files import reporting
 from cutlayer.client.federated import fingerprint, leave, make_member, open_calls
-from cutlayer.client.generate import GenerationSession, SplitModel, generate_tokens
+from cutlayer.client.generate import Generator
 from cutlayer.client.link import Link
 from cutlayer.client.member import Learner
 from cutlayer.client.own_model import opener, own_model, run_identity
@@ -24,6 +25,7 @@ from cutlayer.client.parts import TrainedParts
 from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.client.run_state import Progress, RunState
 from cutlayer.client.schedule import batch_plan
+from cutlayer.client.session import GenerationSession, SplitModel
 from cutlayer.client.settings import ClientSettings, SamplingSettings, TrainSettings
 from cutlayer.client.step import Boundaries, SplitStep
 from cutlayer.client.train import Report, Trainer, TrainingData
@@ -203,27 +205,41 @@ class Client:
             self._open_run(settings),
         )
 
-    def session(self, max_lengths: Sequence[int]) -> GenerationSession:
+    def generator(self) -> Generator:
+        """Whatever generates, on the run's best step; the base model where none was trained."""
+        return Generator(self._split_model(), self.settings.generation, self.context_length)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a row at most, prompt and reply together."""
+        return int(self._folder.config.max_position_embeddings)
+
+    @property
+    def model_name(self) -> str:
+        """What the settings call the model, without its folders."""
+        return Path(self.settings.model.path).name
+
+    def session(self, max_lengths: Sequence[int] = ()) -> GenerationSession:
         """Rows with KV caches on all parts, for whoever wants the logits themselves.
 
+        Args:
+            max_lengths: tokens of rows 0, 1, ... at most; further rows may be opened later.
+
         Raises:
-            ConfigError: no row, or one longer than the model's context.
+            ConfigError: a row longer than the model's context.
         """
-        context = self._folder.config.max_position_embeddings
-        if not max_lengths or max(max_lengths) > context:
+        if max(max_lengths, default=0) > self.context_length:
             raise ConfigError(
-                f"rows of {list(max_lengths)} tokens, prompt and reply together, in a context of "
-                f"{context}; give a prompt, or lower sampling.max_new_tokens"
+                f"rows of {list(max_lengths)} tokens in a context of {self.context_length}"
             )
-        return GenerationSession(self._split_model(), max_lengths)
+        session = self.generator().session()
+        for max_length in max_lengths:
+            session.open_row(max_length)
+        return session
 
     def score(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Logits [B, V] after the last token of each prompt, all rows in one call."""
-        session = self.session([len(prompt) for prompt in prompts])
-        try:
-            return session.step(prompts, range(len(prompts)))
-        finally:
-            session.close()
+        return self.generator().score(prompts)
 
     def generate(
         self,
@@ -233,37 +249,25 @@ class Client:
     ) -> list[str]:
         """Continue texts, all together; pieces of text are handed over as they come."""
         sampling = sampling or self.settings.sampling
-        rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
-        if not all(rows):
-            raise ConfigError("a prompt is empty; give it at least one character")
-        session = self.session([len(row) + sampling.max_new_tokens for row in rows])
-        replies = [""] * len(rows)
-        try:
-            for piece in text_pieces(session, rows, sampling, self.tokenizer):
-                replies[piece.row] += piece.text
-                on_piece(piece)
-        finally:
-            session.close()
-        return replies
+        return self.generator().texts(prompts, sampling, self.tokenizer, on_piece)
 
     def generate_ids(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingSettings
     ) -> list[list[int]]:
         """Continue rows of token ids; never stops at an end-of-text token."""
-        session = self.session([len(row) + sampling.max_new_tokens for row in prompts])
-        replies: list[list[int]] = [[] for _ in prompts]
-        try:
-            for new in generate_tokens(session, prompts, sampling, frozenset()):
-                replies[new.row].append(new.token)
-        finally:
-            session.close()
-        return replies
+        return self.generator().ids(prompts, sampling)
 
     def chat(self, max_length: int | None = None) -> Chat:
-        """A conversation that keeps its session, so that each turn sends its new tokens alone."""
-        require_chat_template(self.tokenizer)
-        limit = min(max_length or 4096, self._folder.config.max_position_embeddings)
-        return Chat(self.session([limit]), self.tokenizer, self.settings.sampling, limit)
+        """A conversation that keeps its caches, so that each turn sends its new tokens alone."""
+        limit = min(max_length or 4096, self.context_length)
+        return self.generator().chat(self.tokenizer, self.settings.sampling, limit)
+
+    def engine(self) -> Engine:
+        """Streams for many callers at once, on a thread that uses this client alone; close it
+        before the client."""
+        return self.generator().engine(
+            lambda: self.ledger, lambda: (self.trunk.bytes_sent, self.trunk.bytes_received)
+        )
 
     def export(self, folder: Path, step: int | None = None, merged: Path | None = None) -> int:
         """Join head, trunk and tail adapters into one PEFT folder; the exported step.
@@ -303,11 +307,10 @@ class Client:
             head=self.head,
             tail=self.tail,
             trunk=self.trunk,
-            boundary=self._boundary(
-                BoundaryName.GENERATION, self.settings.privacy.activation_rule()
-            ),
+            boundary=self._generation_boundary(),
             run_id=self.run_id if is_trained and self._parts.trunk_trains else None,
             step=step,
+            max_session_vectors=self.settings.privacy.generation.max_session_vectors,
         )
 
     def _split_step(self, settings: TrainSettings) -> SplitStep:
@@ -318,10 +321,17 @@ class Client:
         )
         return SplitStep(self._parts, self.trunk, boundaries, settings.in_flight, self._tracer)
 
-    def _boundary(self, name: BoundaryName, mechanism: Mechanism) -> Boundary:
+    def _generation_boundary(self) -> Boundary:
+        privacy = self.settings.privacy
+        limit = privacy.generation.max_day_vectors
+        return self._boundary(BoundaryName.GENERATION, privacy.activation_rule(), limit)
+
+    def _boundary(
+        self, name: BoundaryName, mechanism: Mechanism, max_day_vectors: int | None = None
+    ) -> Boundary:
         privacy = self._state.privacy
         codec = get_codec(self.settings.connection.codec)
-        return Boundary(name, mechanism, codec, privacy.ledger, privacy.secret)
+        return Boundary(name, mechanism, codec, privacy.ledger, privacy.secret, max_day_vectors)
 
     def _open_run(self, settings: TrainSettings) -> OpenRun:
         return OpenRun(

@@ -9,8 +9,6 @@ Shapes: N = tokens of all rows of a call, D = hidden size.
 from collections.abc import Sequence
 from contextlib import suppress
 
-from torch import Tensor
-
 from cutlayer.client.link import Link, PendingCall, header_of
 from cutlayer.errors import ProtocolError, SessionLost, TransportError
 from cutlayer.model.adapters import AdapterState
@@ -99,21 +97,41 @@ class RemoteTrunk:
         return {name: decode(packed).clone() for name, packed in reply.tensors.items()}
 
     def open_session(self, max_lengths: Sequence[int], run_id: str | None, step: int | None) -> str:
-        """Reserve KV cache for rows of at most `max_lengths` tokens; the session's name."""
+        """Open a session with rows of at most `max_lengths` tokens, if any; the session's name."""
         call = OpenSession(max_lengths=list(max_lengths), run_id=run_id, step=step)
         return header_of(
             self._link.send(Kind.OPEN_SESSION, call).result(), SessionOpened
         ).session_id
 
-    def decode(self, released: Released, session_id: str, rows: Sequence[int]) -> Tensor:
-        """Trunk output [N, D] of released vectors of some rows, after what is cached of them."""
+    def decode(
+        self,
+        released: Released,
+        session_id: str,
+        rows: Sequence[int],
+        max_lengths: Sequence[int] = (),
+    ) -> PendingCall:
+        """Send released vectors of some rows; the reply's tensor `y` is [N, D].
+
+        Args:
+            released: what follows the rows' cached vectors.
+            session_id: from `open_session`.
+            rows: numbers of the rows, ascending.
+            max_lengths: token limits of rows that are to be opened, 0 for others; none for none.
+        """
         call = Decode(
             session_id=session_id,
             rows=list(rows),
             lengths=list(released.rows.lengths),
             positions=list(released.rows.starts),
+            max_lengths=list(max_lengths),
         )
-        return self._link.send(Kind.DECODE, call, {"h": released.packed}).tensor("y")
+        return self._link.send(Kind.DECODE, call, {"h": released.packed})
+
+    def close_rows(self, session_id: str, rows: Sequence[int]) -> None:
+        """Give the cache of some rows back, if the server is there; nobody waits for its answer."""
+        if self._link.is_connected:
+            header = CloseSession(session_id=session_id, rows=list(rows))
+            self._link.call_once(Frame(kind=Kind.CLOSE_SESSION, header=header), _CLOSE_S)
 
     def close_session(self, session_id: str) -> None:
         """Give the cache back, if the server is there; else its time to live does."""

@@ -82,3 +82,8 @@ class Stream:
     """Those of them that the model chose too."""
     num_round_trips: int = 0
     """Calls of the trunk that it took part in."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish is not None

@@ -7,6 +7,7 @@ Shapes: N = vectors of all rows together, D = values of one vector.
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -105,6 +106,26 @@ class Released:
             rows=layout,
             boundary=pieces[0].boundary,
             is_replay=True,
+            gate=_GATE,
+        )
+
+    def merged(self, num_pieces: Sequence[int]) -> "Released":
+        """The same vectors, where some of the rows are pieces of one: the bytes are not touched.
+
+        Args:
+            num_pieces: how many consecutive rows make up each row of the result.
+        """
+        pieces = iter(zip(self.rows.starts, self.rows.lengths, strict=True))
+        starts, lengths = [], []
+        for number in num_pieces:
+            taken = list(itertools.islice(pieces, number))
+            starts.append(taken[0][0])
+            lengths.append(sum(length for _, length in taken))
+        return Released(
+            packed=self.packed,
+            rows=Rows(lengths=tuple(lengths), starts=tuple(starts)),
+            boundary=self.boundary,
+            is_replay=self.is_replay,
             gate=_GATE,
         )
 

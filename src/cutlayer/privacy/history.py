@@ -1,10 +1,8 @@
-"""What a generation session has released, so that a lost session gets the very same bytes again.
+"""What a row has released in generation, so that a lost row gets the very same bytes again.
 
 It does not draw noise nor touch the ledger: bytes that the server has had teach it nothing new.
 It stays in memory at the client, at wire size per vector, and holds no token.
 """
-
-from collections.abc import Sequence
 
 from cutlayer.errors import ConfigError
 from cutlayer.privacy.boundary import Released
@@ -13,65 +11,59 @@ __all__ = ["ReleasedHistory"]
 
 
 class ReleasedHistory:
-    """Per row of a session the released vectors from position 0, bytes as they were sent."""
+    """The released vectors of one row from position 0, bytes as they were sent."""
 
-    def __init__(self, num_rows: int) -> None:
-        """
-        Args:
-            num_rows: rows of the session.
-        """
-        self._pieces: list[list[Released]] = [[] for _ in range(num_rows)]
-        self._lengths = [0] * num_rows
+    def __init__(self) -> None:
+        """Nothing has been released."""
+        self._pieces: list[Released] = []
+        self._length = 0
 
     @property
     def num_bytes(self) -> int:
         """Memory of the kept bytes."""
-        return sum(piece.packed.num_bytes for row in self._pieces for piece in row)
+        return sum(piece.packed.num_bytes for piece in self._pieces)
 
-    def length(self, row: int) -> int:
-        """Positions of a row that are kept."""
-        return self._lengths[row]
+    @property
+    def length(self) -> int:
+        """Positions that are kept."""
+        return self._length
 
-    def record(self, released: Released, session_rows: Sequence[int]) -> None:
-        """Keep what is being sent. A row that starts before its end is truncated there first.
-
-        Args:
-            released: what `Boundary.release` gave; its starts are positions in the session.
-            session_rows: which row of the session each of its rows is.
-
-        Raises:
-            ConfigError: a row starts after its end, or the numbers of rows differ.
-        """
-        if len(session_rows) != released.rows.num_rows:
-            raise ConfigError(f"{released.rows.num_rows} released rows for rows {session_rows}")
-        for row, start in zip(session_rows, released.rows.starts, strict=True):
-            if start > self.length(row):
-                raise ConfigError(f"row {row} starts at {start}, kept are {self.length(row)}")
-        for index, (row, start) in enumerate(zip(session_rows, released.rows.starts, strict=True)):
-            self.truncate(row, start)
-            self._pieces[row].append(released.row(index))
-            self._lengths[row] += released.rows.lengths[index]
-
-    def truncate(self, row: int, length: int) -> None:
-        """Forget the positions of a row from `length` on."""
-        pieces = self._pieces[row]
-        while self._lengths[row] > length:
-            last = pieces.pop()
-            self._lengths[row] -= last.rows.num_tokens
-            if self._lengths[row] < length:
-                pieces.append(last.first(length - self._lengths[row]))
-                self._lengths[row] = length
-
-    def replay(self, rows: Sequence[int]) -> Released:
-        """The rows' vectors from position 0, the very bytes that were sent.
+    def record(self, released: Released, index: int) -> None:
+        """Keep one row of what is being sent, at its place; what was kept behind it is forgotten.
 
         Args:
-            rows: rows of the session, in the order wanted.
+            released: what `Boundary.release` gave; its starts are positions in the row.
+            index: which of its rows.
 
         Raises:
-            ConfigError: a row has released nothing yet.
+            ConfigError: the row starts after the end of what is kept.
         """
-        empty = [row for row in rows if not self._pieces[row]]
-        if empty or not rows:
-            raise ConfigError(f"rows {empty} have released nothing that could be replayed")
-        return Released.join([self._pieces[row] for row in rows])
+        start = released.rows.starts[index]
+        if start > self._length:
+            raise ConfigError(f"a row starts at {start}, kept are {self._length} vectors")
+        self.truncate(start)
+        self._pieces.append(released.row(index))
+        self._length += released.rows.lengths[index]
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        while self._length > length:
+            last = self._pieces.pop()
+            self._length -= last.rows.num_tokens
+            if self._length < length:
+                self._pieces.append(last.first(length - self._length))
+                self._length = length
+
+    def replay(self, length: int) -> Released:
+        """The first vectors, the very bytes that were sent.
+
+        Args:
+            length: how many, at least 1.
+
+        Raises:
+            ConfigError: fewer have been released.
+        """
+        if not 1 <= length <= self._length:
+            raise ConfigError(f"cannot replay {length} vectors: {self._length} have been released")
+        past = Released.join([self._pieces])
+        return past if length == self._length else past.first(length)

@@ -25,7 +25,7 @@ class Session:
 
     def __init__(self, boundary: Boundary, num_rows: int) -> None:
         self.boundary = boundary
-        self.history = ReleasedHistory(num_rows)
+        self.histories = [ReleasedHistory() for _ in range(num_rows)]
         self.seen = [torch.empty(0, D) for _ in range(num_rows)]
         self._random = torch.Generator().manual_seed(1)
 
@@ -34,7 +34,8 @@ class Session:
         x_ND = torch.randn(rows.num_tokens, D, generator=self._random)
         ids = [f"s-{row}" for row in session_rows]
         _, released = self.boundary.release(x_ND, rows, ids, "base")
-        self.history.record(released, session_rows)
+        for index, row in enumerate(session_rows):
+            self.histories[row].record(released, index)
         parts = decode(released.packed).split(lengths)
         for row, start, part in zip(session_rows, starts, parts, strict=True):
             self.seen[row] = torch.cat([self.seen[row][:start], part])
@@ -66,7 +67,7 @@ def test_vectors_are_coded_one_by_one(codec: str):
 def test_a_replay_is_byte_for_byte_what_was_sent(make_session: MakeSession, codec: str):
     session = make_session(codec, 1)
     sent = [session.step([0], [0], [5]), session.step([0], [5], [1]), session.step([0], [6], [1])]
-    replay = session.history.replay([0])
+    replay = session.histories[0].replay(7)
     for index, buffer in enumerate(replay.packed.buffers):
         assert bytes(buffer) == b"".join(bytes(r.packed.buffers[index]) for r in sent)
     assert replay.rows == Rows(lengths=(7,))
@@ -78,7 +79,7 @@ def test_a_replay_is_not_in_the_ledger(make_session: MakeSession, run: RunPrivac
     session = make_session("fp8", 1)
     session.step([0], [0], [5])
     before = run.ledger.summary()
-    session.history.replay([0])
+    session.histories[0].replay(3)
     assert run.ledger.summary() == before
 
 
@@ -93,30 +94,24 @@ def test_any_course_of_steps_and_truncations_replays_what_the_server_saw(
     session = make_session(codec, 3)
     for _ in range(data.draw(st.integers(1, 6))):
         rows = sorted(data.draw(st.sets(st.integers(0, 2), min_size=1)))
-        starts = [data.draw(st.integers(0, session.history.length(row))) for row in rows]
+        starts = [data.draw(st.integers(0, session.histories[row].length)) for row in rows]
         session.step(rows, starts, [data.draw(st.integers(1, 4)) for _ in rows])
-    alive = [row for row in range(3) if session.history.length(row)]
-    replay = session.history.replay(alive)
-    lengths = [len(session.seen[row]) for row in alive]
-    assert list(replay.rows.lengths) == lengths
-    assert set(replay.rows.starts) == {0}
-    assert decode(replay.packed).equal(torch.cat([session.seen[row] for row in alive]))
+    for history, seen in zip(session.histories, session.seen, strict=True):
+        assert history.length == len(seen)
+        if len(seen):
+            length = data.draw(st.integers(1, len(seen)))
+            replay = history.replay(length)
+            assert replay.rows == Rows(lengths=(length,))
+            assert decode(replay.packed).equal(seen[:length])
 
 
 def test_truncation_cuts_inside_a_piece(make_session: MakeSession):
     session = make_session("int8", 2)
     session.step([0, 1], [0, 0], [5, 2])
-    session.history.truncate(0, 3)
-    session.history.truncate(1, 9)
-    assert [session.history.length(row) for row in (0, 1)] == [3, 2]
-    assert decode(session.history.replay([0]).packed).equal(session.seen[0][:3])
-
-
-def test_rows_replay_in_the_order_asked_for(make_session: MakeSession):
-    session = make_session("bf16", 2)
-    session.step([0, 1], [0, 0], [3, 2])
-    replay = session.history.replay([1, 0])
-    assert decode(replay.packed).equal(torch.cat([session.seen[1], session.seen[0]]))
+    session.histories[0].truncate(3)
+    session.histories[1].truncate(9)
+    assert [history.length for history in session.histories] == [3, 2]
+    assert decode(session.histories[0].replay(3).packed).equal(session.seen[0][:3])
 
 
 def test_history_does_not_change_with_the_tensor_that_was_sent(make_boundary: MakeBoundary):
@@ -124,35 +119,30 @@ def test_history_does_not_change_with_the_tensor_that_was_sent(make_boundary: Ma
     x_ND = torch.ones(2, D)
     boundary = make_boundary("none", name=BoundaryName.GENERATION)
     _, released = boundary.release(x_ND, Rows(lengths=(2,)), ["s"], "base")
-    history = ReleasedHistory(1)
-    history.record(released, [0])
+    history = ReleasedHistory()
+    history.record(released, 0)
     x_ND.zero_()
-    assert decode(history.replay([0]).packed).equal(torch.ones(2, D))
+    assert decode(history.replay(2).packed).equal(torch.ones(2, D))
 
 
 def test_history_takes_wire_size(make_session: MakeSession):
     session = make_session("fp8", 1)
     session.step([0], [0], [100])
-    assert session.history.num_bytes == 100 * (D + 2)
+    assert session.histories[0].num_bytes == 100 * (D + 2)
 
 
 def test_a_gap_is_refused_and_changes_nothing(make_session: MakeSession):
-    session = make_session("raw", 2)
-    session.step([0, 1], [0, 0], [2, 2])
-    with pytest.raises(ConfigError, match="row 1 starts at 3, kept are 2"):
-        session.step([0, 1], [1, 3], [1, 1])
-    assert [session.history.length(row) for row in (0, 1)] == [2, 2]
+    session = make_session("raw", 1)
+    session.step([0], [0], [2])
+    with pytest.raises(ConfigError, match="a row starts at 3, kept are 2"):
+        session.step([0], [3], [1])
+    assert session.histories[0].length == 2
 
 
-def test_a_wrong_number_of_rows_is_refused(make_session: MakeSession, make_boundary: MakeBoundary):
-    session = make_session("raw", 2)
-    released = session.step([0, 1], [0, 0], [1, 1])
-    with pytest.raises(ConfigError, match="2 released rows"):
-        session.history.record(released, [0])
-
-
-def test_a_row_without_releases_cannot_be_replayed(make_session: MakeSession):
-    session = make_session("raw", 2)
+def test_more_than_was_released_cannot_be_replayed(make_session: MakeSession):
+    session = make_session("raw", 1)
+    with pytest.raises(ConfigError, match="cannot replay 1 vectors: 0"):
+        session.histories[0].replay(1)
     session.step([0], [0], [1])
-    with pytest.raises(ConfigError, match=r"rows \[1\] have released nothing"):
-        session.history.replay([0, 1])
+    with pytest.raises(ConfigError, match="cannot replay 2 vectors: 1"):
+        session.histories[0].replay(2)

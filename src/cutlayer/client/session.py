@@ -1,0 +1,307 @@
+"""One way through the cut: tokens of some rows up, logits of the very same rows back.
+
+Every row has a KV cache on each part. The trunk's may be lost at any time: then the very bytes that
+were released before are sent again. It does not choose tokens (`sampling`), decide what runs
+together (`decoder`), or know text.
+
+Shapes: B = rows of a call, N = new tokens of all rows of a call, D = hidden size, V = vocabulary,
+S = places whose logits are wanted.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cutlayer.client.cached_row import CachedRow, Feed
+from cutlayer.client.link import PendingCall
+from cutlayer.client.remote_trunk import RemoteTrunk
+from cutlayer.errors import CutlayerError, ProtocolError, SessionLost
+from cutlayer.model.kv_cache import RowCache
+from cutlayer.model.partition import Head, Tail
+from cutlayer.model.rows import Rows, pack
+from cutlayer.privacy.boundary import Boundary, Released
+from cutlayer.privacy.budget import SessionBudget
+
+__all__ = ["Feed", "GenerationSession", "Pending", "SplitModel"]
+
+_MAX_REPLAYS = 5
+_ROW_NAME = "row"
+"""Rows are named alike: an equal prompt is then a replay, whichever row it is in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitModel:
+    """What generation needs: the client's parts, the far trunk and the gate between them."""
+
+    head: Head
+    tail: Tail
+    trunk: RemoteTrunk
+    boundary: Boundary
+    run_id: str | None
+    """Whose trunk adapter the server uses; None is the base model."""
+    step: int | None
+    """Which saved step of that run."""
+    max_session_vectors: int | None = None
+    """Vectors that one conversation may release."""
+
+    @property
+    def version(self) -> str:
+        """Identifier of the weights that make the released vectors."""
+        return "base" if self.step is None else f"step{self.step}"
+
+
+@dataclass(kw_only=True)
+class Pending:
+    """A call of the trunk under way."""
+
+    feeds: tuple[Feed, ...]
+    released: Released
+    call: PendingCall
+    session_id: str
+
+
+class GenerationSession:
+    """Rows that come and go; each survives a server that loses its cache."""
+
+    def __init__(self, model: SplitModel) -> None:
+        """Nothing is sent before the first call."""
+        self._model = model
+        self._rows: dict[int, CachedRow] = {}
+        self._session_id: str | None = None
+        # What is computed together changes the last bits, and other bits would draw other noise.
+        self._is_plain = model.boundary.mechanism.label == "none"
+        self.num_replays = 0
+        """Calls that sent lost rows again."""
+        self.num_round_trips = 0
+        """Calls of the trunk, replays not counted."""
+
+    def open_row(self, max_length: int) -> int:
+        """A new empty row; the server hears of it with its first tokens.
+
+        Args:
+            max_length: tokens that it may ever hold.
+        """
+        row = next(number for number in itertools.count() if number not in self._rows)
+        self._rows[row] = CachedRow(
+            max_length=max_length,
+            head=RowCache(len(self._model.head.block_range), max_length),
+            tail=RowCache(len(self._model.tail.block_range), max_length),
+            budget=SessionBudget(self._model.max_session_vectors),
+        )
+        return row
+
+    def begin_conversation(self, row: int) -> None:
+        """From now on a new conversation pays, also for what the row has cached already."""
+        state = self._rows[row]
+        state.budget = SessionBudget(self._model.max_session_vectors)
+        state.budget.spend(state.length)
+
+    def close_row(self, row: int) -> None:
+        """Forget a row on all sides."""
+        closed = self._rows.pop(row)
+        if closed.is_open and self._session_id is not None:
+            self._model.trunk.close_rows(self._session_id, [row])
+
+    def length(self, row: int) -> int:
+        """Tokens of a row that are cached on all parts."""
+        return self._rows[row].length
+
+    def room(self, row: int) -> int:
+        """Tokens that a row can still take."""
+        return self._rows[row].max_length - self._rows[row].length
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget the tokens of a row from `length` on; the server follows at the next call."""
+        state = self._rows[row]
+        state.history.truncate(length)
+        state.cut_back()
+
+    def step(self, feeds: Sequence[Feed]) -> list[Tensor]:
+        """Feed new tokens of some rows, all in one call of the trunk.
+
+        Returns:
+            Per feed the logits [num_logits, V] after its last tokens.
+
+        Raises:
+            ConfigError: a row would grow past its limit.
+            CacheFull: the server has no room for a row; nothing has changed, ask again later.
+            BudgetExceeded: the vectors may not leave; nothing has changed.
+        """
+        return self.finish(self.begin(feeds))
+
+    @torch.inference_mode()
+    def begin(self, feeds: Sequence[Feed]) -> Pending:
+        """Send what `step` sends, without waiting: several may be under way, in order."""
+        feeds = tuple(sorted(feeds, key=lambda feed: feed.row))
+        rows = [self._rows[feed.row] for feed in feeds]
+        for feed, row in zip(feeds, rows, strict=True):
+            row.check_room(feed)
+            row.cut_back()
+        try:
+            released = self._release(feeds, rows)
+        except BaseException:
+            for row in rows:
+                row.cut_back()
+            raise
+        for index, row in enumerate(rows):
+            row.history.record(released, index)
+        self.num_round_trips += 1
+        return self._send(feeds, released)
+
+    @torch.inference_mode()
+    def finish(self, pending: Pending) -> list[Tensor]:
+        """Wait for a call and go through the tail; see `step`. Calls finish in order."""
+        layout = pending.released.rows
+        rows = [self._rows[feed.row] for feed in pending.feeds]
+        try:
+            y_ND = self._answer(pending)
+        except BaseException:
+            self._undo(pending.feeds, layout)
+            raise
+        for row in rows:
+            row.is_open = True
+        select_S = torch.tensor(_last_places(pending.feeds, layout), dtype=torch.int64)
+        logits_SV: Tensor = self._model.tail(y_ND, layout, [row.tail for row in rows], select_S)
+        if not bool(torch.isfinite(logits_SV).all()):
+            raise ProtocolError("the trunk's output gives logits that are not finite")
+        found = dict(
+            zip(
+                [feed.row for feed in pending.feeds],
+                logits_SV.split([feed.num_logits for feed in pending.feeds]),
+                strict=True,
+            )
+        )
+        return [found[feed.row] for feed in pending.feeds]
+
+    def drop(self, pending: Pending) -> None:
+        """Wait for a call whose answer is of no use, as an earlier one has failed."""
+        with suppress(CutlayerError):
+            pending.call.result()
+        self._undo(pending.feeds, pending.released.rows)
+
+    @torch.inference_mode()
+    def guess(self, row: int, token: int, skip: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits [V] after one more token without the trunk; nothing leaves.
+
+        Args:
+            row: its own caches go on with the guess until `forget_guesses` or the next call.
+            token: the next token, guessed or not yet fed.
+            skip: what stands for the trunk, [1, D] to [1, D].
+        """
+        state = self._rows[row]
+        packed = pack([[token]], [state.head.length])
+        h_ND = self._model.head(packed, [state.head])
+        logits_SV: Tensor = self._model.tail(skip(h_ND), packed.without_tokens(), [state.tail])
+        return logits_SV[-1]
+
+    def forget_guesses(self, row: int) -> None:
+        """Back to what has been released."""
+        self._rows[row].cut_back()
+
+    def close(self) -> None:
+        """Give the server's caches back."""
+        if self._session_id is not None:
+            self._model.trunk.close_session(self._session_id)
+        self._session_id = None
+        self._rows.clear()
+
+    def _release(self, feeds: Sequence[Feed], rows: Sequence[CachedRow]) -> Released:
+        """Through head and gate; with noise each piece by itself."""
+        pieces = [[feed.tokens] if self._is_plain else feed.pieces() for feed in feeds]
+        tokens = [piece for row in pieces for piece in row]
+        states = [row for row, own in zip(rows, pieces, strict=True) for _ in own]
+        starts = [
+            row.length + begin
+            for row, own in zip(rows, pieces, strict=True)
+            for begin in itertools.accumulate(map(len, own[:-1]), initial=0)
+        ]
+        packed = pack(tokens, starts)
+        h_ND = self._head(packed, [row.head for row in states])
+        _, released = self._model.boundary.release(
+            h_ND,
+            packed,
+            [_ROW_NAME] * len(states),
+            self._model.version,
+            [row.budget for row in states],
+        )
+        return released.merged([len(own) for own in pieces])
+
+    def _head(self, packed: Rows, caches: Sequence[RowCache]) -> Tensor:
+        if self._is_plain:
+            h_ND: Tensor = self._model.head(packed, caches)
+            return h_ND
+        assert packed.tokens_N is not None
+        parts = packed.tokens_N.split(packed.lengths)
+        alone = [
+            Rows(lengths=(len(part_n),), starts=(start,), tokens_N=part_n)
+            for part_n, start in zip(parts, packed.starts, strict=True)
+        ]
+        return torch.cat([self._model.head(r, [c]) for r, c in zip(alone, caches, strict=True)])
+
+    def _send(self, feeds: tuple[Feed, ...], released: Released) -> Pending:
+        session_id = self._opened()
+        numbers = [feed.row for feed in feeds]
+        call = self._model.trunk.decode(released, session_id, numbers, self._limits(numbers))
+        return Pending(feeds=feeds, released=released, call=call, session_id=session_id)
+
+    def _opened(self) -> str:
+        if self._session_id is None:
+            model = self._model
+            self._session_id = model.trunk.open_session([], model.run_id, model.step)
+        return self._session_id
+
+    def _limits(self, numbers: Sequence[int]) -> list[int]:
+        """Limits of rows that the server is to open; empty where it has them all."""
+        rows = [self._rows[number] for number in numbers]
+        if all(row.is_open for row in rows):
+            return []
+        return [0 if row.is_open else row.max_length for row in rows]
+
+    def _answer(self, pending: Pending) -> Tensor:
+        for _ in range(_MAX_REPLAYS):
+            try:
+                return pending.call.tensor("y")
+            except SessionLost as lost:
+                self._replay(pending, lost.lost_rows)
+                pending.call = self._send(pending.feeds, pending.released).call
+        raise SessionLost(f"the server lost these rows {_MAX_REPLAYS} times in a row; try later")
+
+    def _replay(self, pending: Pending, lost_rows: tuple[int, ...]) -> None:
+        """Send the very bytes of the lost rows that were released before this call."""
+        if not lost_rows and pending.session_id == self._session_id:
+            self._session_id = None
+            for row in self._rows.values():
+                row.is_open = False
+        self.num_replays += 1
+        starts = pending.released.rows.starts
+        for feed, start in zip(pending.feeds, starts, strict=True):
+            if lost_rows and feed.row not in lost_rows:
+                continue
+            row = self._rows[feed.row]
+            row.is_open = False
+            if start:
+                past = row.history.replay(start)
+                limits = self._limits([feed.row])
+                self._model.trunk.decode(past, self._opened(), [feed.row], limits).tensor("y")
+                row.is_open = True
+
+    def _undo(self, feeds: Sequence[Feed], layout: Rows) -> None:
+        """As before the call that failed; its vectors count as released if they left."""
+        for feed, start in zip(feeds, layout.starts, strict=True):
+            row = self._rows[feed.row]
+            row.history.truncate(min(start, row.length))
+            row.cut_back()
+
+
+def _last_places(feeds: Sequence[Feed], layout: Rows) -> list[int]:
+    """Places in the packed order whose logits are wanted."""
+    ends = layout.offsets[1:]
+    return [
+        place
+        for feed, end in zip(feeds, ends, strict=True)
+        for place in range(end - feed.num_logits, end)
+    ]
