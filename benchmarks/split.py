@@ -17,6 +17,7 @@ import msgspec
 from benchmarks.isolate import answer, read_request, start_isolated
 from benchmarks.link import Counters, DelayingProxy
 from cutlayer import Client, ClientSettings, ServerSettings, TrunkServer
+from cutlayer.client.session import Feed
 from cutlayer.client.settings import Schedule, TrainSettings
 from cutlayer.client.train import Report, Trainer, TrainingData
 from cutlayer.data.batches import BatchPlan
@@ -53,6 +54,8 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     extra: dict[str, dict[str, Setting]] = {}
     """More sections of the server's settings, or keys that replace those of a section."""
+    has_metrics: bool = False
+    """Serve `/metrics` on a free port."""
 
 
 class SplitRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +106,8 @@ class SplitServer:
         kits: LocalFolders,
         num_threads: int,
         extra: Mapping[str, Mapping[str, Setting]] | None = None,
+        *,
+        has_metrics: bool = False,
     ) -> None:
         """
         Args:
@@ -112,6 +117,7 @@ class SplitServer:
             kits: certificates.
             num_threads: torch threads of the server.
             extra: more sections of the server's settings.
+            has_metrics: serve `/metrics` on `health_port`.
         """
         self._state = tempfile.TemporaryDirectory()
         request = ServeRequest(
@@ -121,10 +127,12 @@ class SplitServer:
             kit=str(kits.server),
             state=str(Path(self._state.name) / "state"),
             extra={name: dict(section) for name, section in (extra or {}).items()},
+            has_metrics=has_metrics,
         )
         self._process = start_isolated("benchmarks.split", _Request(serve=request), num_threads)
         assert self._process.stdout is not None
-        self.port = int(json.loads(self._process.stdout.readline())["port"])
+        ports = json.loads(self._process.stdout.readline())
+        self.port, self.health_port = int(ports["port"]), int(ports["health_port"] or 0)
 
     def __enter__(self) -> "SplitServer":
         return self
@@ -194,14 +202,16 @@ def server_settings(request: ServeRequest) -> ServerSettings:
     }
     for name, section in request.extra.items():
         table.setdefault(name, {}).update(section)
-    return parse_settings(ServerSettings, table, "benchmark server")
+    health = {"health_port": 0} if request.has_metrics else {}
+    return parse_settings(ServerSettings, {**table, **health}, "benchmark server")
 
 
 def _serve(request: ServeRequest) -> None:
     settings = server_settings(request)
     server = TrunkFront(settings) if settings.replicas.count else TrunkServer(settings)
     server.start()
-    print(json.dumps({"port": server.port}), flush=True)
+    ports = {"port": server.port, "health_port": server.health_port}
+    print(json.dumps(ports), flush=True)
     sys.stdin.readline()
     server.stop(grace_s=0)
 
@@ -284,8 +294,8 @@ def _generate(client: Client, request: SplitRequest) -> SplitResult:
     _mark()
     for _ in range(request.new_tokens):
         begin_s = time.perf_counter()
-        logits_BV = session.step([feed], [0])
-        feed = [int(logits_BV[0].argmax())]
+        (logits_SV,) = session.step([Feed(row=0, tokens=feed)])
+        feed = [int(logits_SV[0].argmax())]
         seconds.append(time.perf_counter() - begin_s)
         tokens.extend(feed)
         if len(tokens) == 1:
