@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from cutlayer.client import sampling
-from cutlayer.client.sampling import RowSampler
+from cutlayer.client.sampling import RowSampler, next_tokens
 from cutlayer.client.settings import SamplingSettings
 
 LOGITS = [torch.randn(50, generator=torch.Generator().manual_seed(seed)) * 3 for seed in range(8)]
@@ -45,3 +45,41 @@ def test_draws_follow_the_probabilities() -> None:
     logits_V = torch.tensor([0.7, 0.2, 0.1]).log()
     counts = torch.bincount(torch.tensor([sampler.next_token(logits_V, []) for _ in range(4000)]))
     assert torch.allclose(counts / 4000, torch.tensor([0.7, 0.2, 0.1]), atol=0.04)
+
+
+@pytest.mark.parametrize("logits_V", LOGITS)
+def test_the_next_token_is_drawn_from_the_probabilities_shown(logits_V: torch.Tensor) -> None:
+    for settings in (
+        SamplingSettings(temperature=0.8, top_k=9, top_p=0.9, min_p=0.01, repetition_penalty=1.3),
+        SamplingSettings(repetition_penalty=1.3),
+    ):
+        sampler, again = RowSampler(settings, row=2), RowSampler(settings, row=2)
+        for _ in range(5):
+            p_V = sampler.probabilities(logits_V, [3, 9])
+            assert float(p_V.sum()) == pytest.approx(1.0, abs=1e-5)
+            assert sampler.draw(p_V) == again.next_token(logits_V, [3, 9])
+
+
+def test_rows_chosen_together_are_those_chosen_one_by_one() -> None:
+    cases = [
+        SamplingSettings(),
+        SamplingSettings(repetition_penalty=3.0),
+        SamplingSettings(temperature=1.0, seed=4),
+    ]
+    together, alone = ([RowSampler(s, row) for row, s in enumerate(cases)] for _ in range(2))
+    seen = [[row] for row in range(len(cases))]
+    logits_BV = torch.stack(LOGITS[: len(cases)])
+    expected = [
+        sampler.next_token(logits_V, text)
+        for sampler, logits_V, text in zip(alone, logits_BV, seen, strict=True)
+    ]
+    assert next_tokens(together, logits_BV, seen) == expected
+
+
+def test_acceptance_has_the_probability_asked_for() -> None:
+    sampler = RowSampler(SamplingSettings(), row=0)
+    shares = {
+        ratio: sum(sampler.accepts(ratio * 0.4, 0.4) for _ in range(4000)) / 4000
+        for ratio in (0.0, 0.3, 1.0, 2.0)
+    }
+    assert shares == {0.0: 0.0, 0.3: pytest.approx(0.3, abs=0.03), 1.0: 1.0, 2.0: 1.0}
