@@ -11,6 +11,7 @@ from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.optimizer import AdamWSettings
 from cutlayer.privacy.mechanism import PrivacySettings
 from cutlayer.settings import Settings
+from cutlayer.web.settings import ApiSettings
 from cutlayer.wire.endpoints import ConnectionSettings
 
 __all__ = [
@@ -207,6 +208,8 @@ class ClientSettings(Settings):
     """How to choose tokens."""
     generation: GenerationSettings = GenerationSettings()
     """How streams share the machine and the link."""
+    api: ApiSettings = ApiSettings()
+    """The OpenAI-compatible endpoint and its chat page; docs/api.md."""
 
     @model_validator(mode="after")
     def _has_a_length(self) -> Self:

@@ -81,7 +81,7 @@ class HttpSettings(Settings):
 
 
 class ApiSettings(HttpSettings):
-    """The owner's OpenAI-compatible endpoint, `cutlayer api`."""
+    """The owner's OpenAI-compatible endpoint and its chat page."""
 
     section: ClassVar[str] = "api"
 
