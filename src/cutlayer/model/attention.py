@@ -9,7 +9,6 @@ they may see.
 """
 
 import inspect
-import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -177,17 +176,10 @@ def packed_attention(
         return _attend(packed_rows, 0, module, query, key, value, options), None
     if _fits_varlen(packed_rows, query, value, options):
         return _attend_varlen(rows, query, key, value, options), None
+    pieces = [states.split(rows.lengths, dim=2) for states in (query, key, value)]
     outputs = [
-        _attend(
-            packed_rows,
-            row,
-            module,
-            query[:, :, begin:end],
-            key[:, :, begin:end],
-            value[:, :, begin:end],
-            options,
-        )
-        for row, (begin, end) in enumerate(itertools.pairwise(rows.offsets))
+        _attend(packed_rows, row, module, query, key, value, options)
+        for row, (query, key, value) in enumerate(zip(*pieces, strict=True))
     ]
     return torch.cat(outputs, dim=1), None
 

@@ -79,13 +79,14 @@ class RowCache:
         Raises:
             ConfigError: more tokens than `max_length`.
         """
-        end = self._length + key_1HnE.shape[2]
+        start, num_new = self._length, key_1HnE.shape[2]
+        end = start + num_new
         keys = self._with_room(self._keys_1HCE, layer, key_1HnE, end)
         values = self._with_room(self._values_1HCE, layer, value_1HnE, end)
         # Detached, or the graphs of all earlier calls would hang on the buffer.
-        keys[:, :, self._length : end] = key_1HnE.detach()
-        values[:, :, self._length : end] = value_1HnE.detach()
-        return keys[:, :, :end], values[:, :, :end]
+        keys.narrow(2, start, num_new).copy_(key_1HnE.detach())
+        values.narrow(2, start, num_new).copy_(value_1HnE.detach())
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def advance(self, num_tokens: int) -> None:
         """Count the tokens that every block has appended."""
