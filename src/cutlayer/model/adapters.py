@@ -260,8 +260,10 @@ def _inject(part: PartModule, settings: AdapterSettings, name: str) -> dict[str,
     targets = _targets(part, settings)
     if targets:
         config = _lora_config(part, settings, targets)
-        # On the meta device, because PEFT would draw weights from the global generator.
-        inject_adapter_in_model(config, part.base, name, low_cpu_mem_usage=True)
+        # On the meta device, because PEFT would draw weights from the global generator. Not by its
+        # low_cpu_mem_usage: that changes nn.Module, and so what other threads build meanwhile.
+        with torch.device("meta"):
+            inject_adapter_in_model(config, part.base, name)
         # PEFT's note of what it put on warns at the next name; the layers themselves know.
         delattr(part.base, "peft_config")
     layers = _layers(part, targets)
@@ -299,11 +301,12 @@ def _initialise(layer: LoraLayer, name: str, path: str, seed: int) -> None:
 def _fresh(key: str, shape: Sequence[int], seed: int) -> Tensor:
     """Uniform A as PEFT draws it, but seeded by the global key; B zero."""
     if key.endswith(".lora_B.weight"):
-        return torch.zeros(*shape)
+        return torch.zeros(*shape, dtype=torch.float32)
     digest = hashlib.sha256(f"{seed}|{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     # Kaiming with a = sqrt(5) is uniform within 1 / sqrt(inputs).
-    return (torch.rand(*shape, generator=generator) * 2 - 1) / math.sqrt(shape[-1])
+    drawn = torch.rand(*shape, generator=generator, dtype=torch.float32)
+    return (drawn * 2 - 1) / math.sqrt(shape[-1])
 
 
 def _freeze_base(part: PartModule, slots: Slots) -> None:

@@ -7,6 +7,7 @@ table is cut by the usual layout; what the layout cannot explain is refused by n
 import copy
 import inspect
 import re
+import threading
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -40,6 +41,9 @@ MIXERS = re.compile(r"Mamba|Recurrent|DeltaNet|LinearAttention|ShortConv|Indexer
 """Class names of modules that carry something from token to token besides attention."""
 PER_BLOCK_FIELDS = ("layer_types", "mlp_layer_types", "no_rope_layers")
 """Config lists with one entry per block that base models read while they run."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Building a model, transformers replaces defaults of the whole process and puts them back; two
+at once could put back each other's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +92,17 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The whole causal LM without memory: every tensor is on the meta device.
+    """The whole causal LM without memory: every tensor is float32, on the meta device.
 
     Raises:
         ModelError: the config is no decoder-only model that transformers knows.
     """
     _check_config(config)
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+        with _ONE_AT_A_TIME, torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), trust_remote_code=False, dtype=torch.float32
+            )
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"transformers cannot build {config.model_type!r}: {error}") from error
     return cast(PreTrainedModel, model.eval())

@@ -60,8 +60,7 @@ class ThreadWorld:
 
     def train(self, owners: Mapping[str, ClientSettings], kind: str) -> dict[str, Training]:
         """See `World`."""
-        # All are built before one trains: building a model changes defaults of the whole process,
-        # and the server builds adapters as soon as an owner asks for a run.
+        # All are built before one trains: where one cannot be, nobody has sent anything.
         with (
             self.clients(owners) as clients,
             ThreadPoolExecutor(len(owners), thread_name_prefix="owner") as pool,
