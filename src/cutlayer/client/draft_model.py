@@ -18,22 +18,28 @@ __all__ = ["ModelDrafter"]
 
 _PREFILL_TOKENS = 256
 """Prompt tokens that one call of `propose` reads at most: the streams beside it wait for it."""
-_LEAST_CONFIDENCE = 0.3
-"""Further guesses are given up where the likeliest token has a smaller probability."""
 
 
 class ModelDrafter:
     """Draws as the stream itself does, from the small model's distributions."""
 
-    def __init__(self, model: NextTokenModel, sampling: SamplingSettings, draw: int) -> None:
+    def __init__(
+        self,
+        model: NextTokenModel,
+        sampling: SamplingSettings,
+        draw: int,
+        least_confidence: float,
+    ) -> None:
         """Start with nothing read.
 
         Args:
             model: a row of its own.
             sampling: of the stream; greedy streams get the likeliest tokens.
             draw: as in `DraftWorld`.
+            least_confidence: as in `DraftWorld`.
         """
         self._model = model
+        self._least_confidence = least_confidence
         self._draws = sampling.temperature > 0
         # Its draws must be independent of those of verification, or the rule would be biased.
         self._sampler = RowSampler(sampling, -1 - draw)
@@ -73,7 +79,7 @@ class ModelDrafter:
             logits_V = self._feed(seen[-1:])
             p_V = self._sampler.probabilities(logits_V, seen)
             # Decided before the draw: a token that is kept for its own sake would be biased.
-            if float(torch.softmax(logits_V.float(), -1).max()) < _LEAST_CONFIDENCE:
+            if float(torch.softmax(logits_V.float(), -1).max()) < self._least_confidence:
                 break
             seen.append(self._sampler.draw(p_V))
             probabilities.append(p_V)

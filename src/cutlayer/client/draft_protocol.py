@@ -66,6 +66,8 @@ class DraftWorld:
     """How the stream chooses its tokens."""
     draw: int = 0
     """Number of the stream among those of equal settings, as its sampler has it."""
+    least_confidence: float = 0.3
+    """self and model: nothing more is guessed where the likeliest token's probability is below."""
     guess: Callable[[int], Tensor] | None = None
     """self: logits [V] after one more token, by head, draft adapter and tail; nothing is sent."""
     forget: Callable[[], None] | None = None

@@ -17,9 +17,6 @@ from cutlayer.client.settings import SamplingSettings
 
 __all__ = ["SelfDrafter"]
 
-_LEAST_CONFIDENCE = 0.3
-"""Further guesses are given up where the likeliest token has a smaller probability."""
-
 
 class SelfDrafter:
     """The likeliest tokens, one after the other; nothing is drawn."""
@@ -29,9 +26,11 @@ class SelfDrafter:
         guess: Callable[[int], Tensor],
         forget: Callable[[], None],
         sampling: SamplingSettings,
+        least_confidence: float,
     ) -> None:
-        """See `DraftWorld` for guess and forget; of `sampling` the repetition penalty is used."""
+        """See `DraftWorld`; of `sampling` the repetition penalty is used."""
         self._guess = guess
+        self._least_confidence = least_confidence
         self._forget = forget
         greedy = SamplingSettings(repetition_penalty=sampling.repetition_penalty)
         self._sampler = RowSampler(greedy, row=0)
@@ -43,7 +42,7 @@ class SelfDrafter:
             while len(seen) < len(tokens) + num_tokens:
                 logits_V = self._guess(seen[-1])
                 token = self._sampler.next_token(logits_V, seen)
-                if _probability(logits_V, token) < _LEAST_CONFIDENCE:
+                if _probability(logits_V, token) < self._least_confidence:
                     break
                 seen.append(token)
         finally:

@@ -37,7 +37,7 @@ def _self(settings: SpeculationSettings, world: DraftWorld) -> Drafter:
             'generation.speculation.kind = "self" guesses with head and tail, which are not at '
             'hand here; choose "lookup"'
         )
-    return SelfDrafter(world.guess, world.forget, world.sampling)
+    return SelfDrafter(world.guess, world.forget, world.sampling, world.least_confidence)
 
 
 def _model(settings: SpeculationSettings, world: DraftWorld) -> Drafter:
@@ -46,7 +46,7 @@ def _model(settings: SpeculationSettings, world: DraftWorld) -> Drafter:
             'generation.speculation.kind = "model" needs a small model: name its folder, GGUF '
             "file or hub id in generation.speculation.model"
         )
-    return ModelDrafter(world.model(), world.sampling, world.draw)
+    return ModelDrafter(world.model(), world.sampling, world.draw, world.least_confidence)
 
 
 DRAFTERS: Mapping[DraftKind, Callable[[SpeculationSettings, DraftWorld], Drafter]] = {

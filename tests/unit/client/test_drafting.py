@@ -135,7 +135,7 @@ def greedy(text: Sequence[int], num_tokens: int) -> list[int]:
 
 def test_a_model_drafts_what_it_would_say_itself() -> None:
     model = Parrot()
-    draft = ModelDrafter(model, GREEDY, draw=0).propose([1, 2, 3], 5)
+    draft = ModelDrafter(model, GREEDY, draw=0, least_confidence=0.3).propose([1, 2, 3], 5)
     assert list(draft.tokens) == greedy([1, 2, 3], 5)
     assert draft.probabilities_KV is None
     assert model.length == 3 + 5 - 1
@@ -143,7 +143,7 @@ def test_a_model_drafts_what_it_would_say_itself() -> None:
 
 def test_a_model_is_fed_each_token_once_unless_a_guess_was_wrong() -> None:
     model = Parrot()
-    drafter, text = ModelDrafter(model, GREEDY, draw=0), [1, 2, 3]
+    drafter, text = ModelDrafter(model, GREEDY, draw=0, least_confidence=0.3), [1, 2, 3]
     draft = drafter.propose(text, 4)
     text += [*draft.tokens[:2], 8]
     assert list(drafter.propose(text, 3).tokens) == greedy(text, 3)
@@ -154,7 +154,7 @@ def test_a_model_is_fed_each_token_once_unless_a_guess_was_wrong() -> None:
 
 def test_a_model_reads_a_long_prompt_in_pieces_before_it_guesses() -> None:
     model = Parrot()
-    drafter, text = ModelDrafter(model, GREEDY, draw=0), [1, 2] * 260
+    drafter, text = ModelDrafter(model, GREEDY, draw=0, least_confidence=0.3), [1, 2] * 260
     calls = [drafter.propose(text, 2) for _ in range(3)]
     assert [len(draft.tokens) for draft in calls] == [0, 0, 2]
     assert model.fed[: len(text)] == text
@@ -163,7 +163,7 @@ def test_a_model_reads_a_long_prompt_in_pieces_before_it_guesses() -> None:
 def test_a_model_guesses_nothing_beyond_its_context() -> None:
     model = Parrot()
     model.context_length = 10
-    drafter = ModelDrafter(model, GREEDY, draw=0)
+    drafter = ModelDrafter(model, GREEDY, draw=0, least_confidence=0.3)
     assert len(drafter.propose([1] * 8, 5).tokens) == 2
     assert drafter.propose([1] * 11, 5).tokens == ()
 
@@ -171,7 +171,7 @@ def test_a_model_guesses_nothing_beyond_its_context() -> None:
 def test_a_sampling_stream_gets_the_distributions_that_its_guesses_were_drawn_from() -> None:
     sampling = SamplingSettings(temperature=1.0, top_k=3, seed=2)
     text = [1, 2, 3]
-    draft = ModelDrafter(Parrot(4.0), sampling, draw=1).propose(text, 4)
+    draft = ModelDrafter(Parrot(4.0), sampling, draw=1, least_confidence=0.3).propose(text, 4)
     assert draft.probabilities_KV is not None
     for place, token in enumerate(draft.tokens):
         seen = [*text, *draft.tokens[:place]]
@@ -182,7 +182,7 @@ def test_a_sampling_stream_gets_the_distributions_that_its_guesses_were_drawn_fr
 
 def test_doubtful_guesses_are_not_made() -> None:
     model = Parrot(sharpness=0.5)
-    assert ModelDrafter(model, GREEDY, draw=0).propose([1, 2], 4).tokens == ()
+    assert ModelDrafter(model, GREEDY, draw=0, least_confidence=0.3).propose([1, 2], 4).tokens == ()
 
 
 class Parts:
