@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from cutlayer.cli import (
+    api,
     assets,
     demo,
     doctor,
+    eval,
     export,
     generate,
     leave,
@@ -40,6 +42,8 @@ app.command("simulate")(simulate.simulate)
 app.command("leave")(leave.leave)
 app.command("generate")(generate.generate)
 app.command("chat")(generate.chat)
+app.command("api")(api.api)
+app.command("eval")(eval.evaluate)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.add_typer(assets.app, name="assets")
