@@ -24,6 +24,7 @@ from cutlayer.privacy.budget import SessionBudget
 from cutlayer.privacy.ledger import Ledger, Release
 from cutlayer.privacy.mechanism import Mechanism, PrivacyEvent
 from cutlayer.privacy.noise import NoiseContext, RowNoise, RunSecret, release_key
+from cutlayer.privacy.packed_rows import concatenated, sliced
 from cutlayer.wire.codec import Codec, Packed, get_codec
 from cutlayer.wire.ring import pack_ring, words_of
 
@@ -102,7 +103,7 @@ class Released:
             starts=tuple(row[0].rows.starts[0] for row in rows),
         )
         return Released(
-            packed=_concatenated([piece.packed for piece in pieces]),
+            packed=concatenated([piece.packed for piece in pieces]),
             rows=layout,
             boundary=pieces[0].boundary,
             is_replay=True,
@@ -132,7 +133,7 @@ class Released:
     def _part(self, index: int, begin: int, end: int) -> "Released":
         offset = self.rows.offsets[index]
         return Released(
-            packed=_sliced(self.packed, offset + begin, offset + end),
+            packed=sliced(self.packed, offset + begin, offset + end),
             rows=Rows(lengths=(end - begin,), starts=(self.rows.starts[index] + begin,)),
             boundary=self.boundary,
             is_replay=self.is_replay,
@@ -343,27 +344,3 @@ def _digest(tensors: Mapping[str, Packed]) -> str:
         for buffer in tensors[name].buffers:
             digest.update(buffer)
     return digest.hexdigest()
-
-
-def _vector_bytes(packed: Packed) -> tuple[int, ...]:
-    """Bytes of one vector in each buffer: every codec codes each vector alone."""
-    return get_codec(packed.codec).layout((1, *packed.shape[1:]), packed.dtype)
-
-
-def _sliced(packed: Packed, begin: int, end: int) -> Packed:
-    sizes = _vector_bytes(packed)
-    buffers = tuple(
-        bytes(memoryview(buffer)[begin * size : end * size])
-        for buffer, size in zip(packed.buffers, sizes, strict=True)
-    )
-    shape = (end - begin, *packed.shape[1:])
-    return Packed(codec=packed.codec, dtype=packed.dtype, shape=shape, buffers=buffers)
-
-
-def _concatenated(pieces: Sequence[Packed]) -> Packed:
-    first = pieces[0]
-    kinds = {(p.codec, p.dtype, p.shape[1:]) for p in pieces}
-    assert len(kinds) == 1, f"pieces of different form: {kinds}"
-    buffers = tuple(b"".join(column) for column in zip(*(p.buffers for p in pieces), strict=True))
-    shape = (sum(p.shape[0] for p in pieces), *first.shape[1:])
-    return Packed(codec=first.codec, dtype=first.dtype, shape=shape, buffers=buffers)
