@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cutlayer.client.chat import Chat, TextPiece
+from cutlayer.client.draft_parts import DraftParts
 from cutlayer.client.engine import Engine
 from cutlayer.client.event_files import reporting
 from cutlayer.client.federated import fingerprint, leave, make_member, open_calls
+from cutlayer.client.gates import generation_gate, training_gates
 from cutlayer.client.generate import Generator
 from cutlayer.client.link import Link
 from cutlayer.client.member import Learner
@@ -27,7 +29,7 @@ from cutlayer.client.run_state import Progress, RunState
 from cutlayer.client.schedule import batch_plan
 from cutlayer.client.session import GenerationSession, SplitModel
 from cutlayer.client.settings import ClientSettings, SamplingSettings, TrainSettings
-from cutlayer.client.step import Boundaries, SplitStep
+from cutlayer.client.step import SplitStep
 from cutlayer.client.train import Report, Trainer, TrainingData
 from cutlayer.data.load import Dataset, load_dataset
 from cutlayer.data.template import RowLimits
@@ -37,14 +39,11 @@ from cutlayer.model.checkpoint import load_client_parts
 from cutlayer.model.export import export_adapter, merge_adapter
 from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut
-from cutlayer.privacy.boundary import Boundary, BoundaryName
 from cutlayer.privacy.ledger import LedgerSummary
-from cutlayer.privacy.mechanism import Mechanism
 from cutlayer.settings import load_settings
 from cutlayer.storage.audit_log import AuditEntry, AuditEvent
 from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.channel import Channel
-from cutlayer.wire.codec import get_codec
 from cutlayer.wire.messages import OpenRun
 
 __all__ = ["Client"]
@@ -110,6 +109,7 @@ class Client:
     def close(self) -> None:
         """End the connection and release the run folder."""
         self.trunk.close()
+        self._drafting.save()
         self._state.close()
 
     @cached_property
@@ -307,31 +307,23 @@ class Client:
             head=self.head,
             tail=self.tail,
             trunk=self.trunk,
-            boundary=self._generation_boundary(),
+            boundary=generation_gate(self.settings, self._state.privacy),
             run_id=self.run_id if is_trained and self._parts.trunk_trains else None,
             step=step,
             max_session_vectors=self.settings.privacy.generation.max_session_vectors,
+            drafting=self._drafting,
+        )
+
+    @cached_property
+    def _drafting(self) -> DraftParts:
+        return DraftParts(
+            self.settings.generation.speculation, self._state, self._folder.config.hidden_size
         )
 
     def _split_step(self, settings: TrainSettings) -> SplitStep:
-        privacy = self.settings.privacy
-        boundaries = Boundaries(
-            activations=self._boundary(BoundaryName.ACTIVATIONS, privacy.activation_rule()),
-            gradients=self._boundary(BoundaryName.GRADIENTS, privacy.gradient_rule()),
-        )
-        return SplitStep(self._parts, self.trunk, boundaries, settings.in_flight, self._tracer)
-
-    def _generation_boundary(self) -> Boundary:
-        privacy = self.settings.privacy
-        limit = privacy.generation.max_day_vectors
-        return self._boundary(BoundaryName.GENERATION, privacy.activation_rule(), limit)
-
-    def _boundary(
-        self, name: BoundaryName, mechanism: Mechanism, max_day_vectors: int | None = None
-    ) -> Boundary:
-        privacy = self._state.privacy
-        codec = get_codec(self.settings.connection.codec)
-        return Boundary(name, mechanism, codec, privacy.ledger, privacy.secret, max_day_vectors)
+        gates = training_gates(self.settings, self._state.privacy)
+        observe = self._drafting.observe
+        return SplitStep(self._parts, self.trunk, gates, settings.in_flight, self._tracer, observe)
 
     def _open_run(self, settings: TrainSettings) -> OpenRun:
         return OpenRun(

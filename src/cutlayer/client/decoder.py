@@ -227,7 +227,8 @@ class Decoder:
         live.draft = _NO_DRAFT
         if end < len(live.tokens):
             return Feed(row=live.row, tokens=live.tokens[begin:end], num_logits=0)
-        live.draft = self._draft(live)
+        # While more than one token is unread, a drafter's own caches do not stand where it guesses.
+        live.draft = self._draft(live) if end - begin == 1 else _NO_DRAFT
         tokens = [*live.tokens[begin:end], *live.draft.tokens]
         return Feed(row=live.row, tokens=tokens, num_logits=1 + len(live.draft.tokens))
 

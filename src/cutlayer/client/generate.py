@@ -7,6 +7,7 @@ Shapes: B = rows, V = vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -127,7 +128,13 @@ class Generator:
         return streams
 
     def _world(self, session: GenerationSession, row: int, request: Request) -> DraftWorld:
-        return DraftWorld(sampling=request.sampling, draw=request.draw)
+        return DraftWorld(
+            sampling=request.sampling,
+            draw=request.draw,
+            guess=partial(session.guess, row),
+            forget=partial(session.forget_guesses, row),
+            model=None if self._model.drafting is None else self._model.drafting.model,
+        )
 
 
 class _Reply:

@@ -9,7 +9,7 @@ S = places whose logits are wanted.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.client.cached_row import CachedRow, Feed
+from cutlayer.client.draft_parts import DraftParts
 from cutlayer.client.link import PendingCall
 from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.errors import CutlayerError, ProtocolError, SessionLost
@@ -47,6 +48,8 @@ class SplitModel:
     """Which saved step of that run."""
     max_session_vectors: int | None = None
     """Vectors that one conversation may release."""
+    drafting: DraftParts | None = None
+    """What drafters use beside the text; it learns from what passes by."""
 
     @property
     def version(self) -> str:
@@ -59,6 +62,8 @@ class Pending:
     """A call of the trunk under way."""
 
     feeds: tuple[Feed, ...]
+    sent_ND: Tensor
+    """What was released, before it was encoded."""
     released: Released
     call: PendingCall
     session_id: str
@@ -131,7 +136,9 @@ class GenerationSession:
             CacheFull: the server has no room for a row; nothing has changed, ask again later.
             BudgetExceeded: the vectors may not leave; nothing has changed.
         """
-        return self.finish(self.begin(feeds))
+        pending = self.begin(feeds)
+        of_row = dict(zip([feed.row for feed in pending.feeds], self.finish(pending), strict=True))
+        return [of_row[feed.row] for feed in feeds]
 
     @torch.inference_mode()
     def begin(self, feeds: Sequence[Feed]) -> Pending:
@@ -141,61 +148,57 @@ class GenerationSession:
         for feed, row in zip(feeds, rows, strict=True):
             row.check_room(feed)
             row.cut_back()
+        starts = [row.length for row in rows]
         try:
-            released = self._release(feeds, rows)
+            sent_ND, released = self._release(feeds, rows)
+            for index, row in enumerate(rows):
+                row.history.record(released, index)
+            self.num_round_trips += 1
+            call = self._send(feeds, released)
         except BaseException:
-            for row in rows:
-                row.cut_back()
+            self._undo(feeds, starts)
             raise
-        for index, row in enumerate(rows):
-            row.history.record(released, index)
-        self.num_round_trips += 1
-        return self._send(feeds, released)
+        assert self._session_id is not None
+        return Pending(
+            feeds=feeds, sent_ND=sent_ND, released=released, call=call, session_id=self._session_id
+        )
 
     @torch.inference_mode()
     def finish(self, pending: Pending) -> list[Tensor]:
-        """Wait for a call and go through the tail; see `step`. Calls finish in order."""
-        layout = pending.released.rows
-        rows = [self._rows[feed.row] for feed in pending.feeds]
+        """Wait for a call and go through the tail: logits as of `step`, rows ascending.
+
+        Calls finish in the order in which they began.
+        """
         try:
             y_ND = self._answer(pending)
+            logits_SV = self._tail(pending, y_ND)
         except BaseException:
-            self._undo(pending.feeds, layout)
+            self._undo(pending.feeds, pending.released.rows.starts)
             raise
-        for row in rows:
-            row.is_open = True
-        select_S = torch.tensor(_last_places(pending.feeds, layout), dtype=torch.int64)
-        logits_SV: Tensor = self._model.tail(y_ND, layout, [row.tail for row in rows], select_S)
-        if not bool(torch.isfinite(logits_SV).all()):
-            raise ProtocolError("the trunk's output gives logits that are not finite")
-        found = dict(
-            zip(
-                [feed.row for feed in pending.feeds],
-                logits_SV.split([feed.num_logits for feed in pending.feeds]),
-                strict=True,
-            )
-        )
-        return [found[feed.row] for feed in pending.feeds]
+        drafting = self._model.drafting
+        if drafting is not None and drafting.learns:
+            drafting.observe(pending.sent_ND, y_ND)
+        return list(logits_SV.split([feed.num_logits for feed in pending.feeds]))
 
     def drop(self, pending: Pending) -> None:
         """Wait for a call whose answer is of no use, as an earlier one has failed."""
         with suppress(CutlayerError):
             pending.call.result()
-        self._undo(pending.feeds, pending.released.rows)
+        self._undo(pending.feeds, pending.released.rows.starts)
 
     @torch.inference_mode()
-    def guess(self, row: int, token: int, skip: Callable[[Tensor], Tensor]) -> Tensor:
+    def guess(self, row: int, token: int) -> Tensor:
         """Logits [V] after one more token without the trunk; nothing leaves.
 
         Args:
             row: its own caches go on with the guess until `forget_guesses` or the next call.
             token: the next token, guessed or not yet fed.
-            skip: what stands for the trunk, [1, D] to [1, D].
         """
-        state = self._rows[row]
+        state, drafting = self._rows[row], self._model.drafting
         packed = pack([[token]], [state.head.length])
         h_ND = self._model.head(packed, [state.head])
-        logits_SV: Tensor = self._model.tail(skip(h_ND), packed.without_tokens(), [state.tail])
+        y_ND = h_ND if drafting is None else drafting.skip(h_ND)
+        logits_SV: Tensor = self._model.tail(y_ND, packed.without_tokens(), [state.tail])
         return logits_SV[-1]
 
     def forget_guesses(self, row: int) -> None:
@@ -209,7 +212,7 @@ class GenerationSession:
         self._session_id = None
         self._rows.clear()
 
-    def _release(self, feeds: Sequence[Feed], rows: Sequence[CachedRow]) -> Released:
+    def _release(self, feeds: Sequence[Feed], rows: Sequence[CachedRow]) -> tuple[Tensor, Released]:
         """Through head and gate; with noise each piece by itself."""
         pieces = [[feed.tokens] if self._is_plain else feed.pieces() for feed in feeds]
         tokens = [piece for row in pieces for piece in row]
@@ -221,14 +224,14 @@ class GenerationSession:
         ]
         packed = pack(tokens, starts)
         h_ND = self._head(packed, [row.head for row in states])
-        _, released = self._model.boundary.release(
+        sent_ND, released = self._model.boundary.release(
             h_ND,
             packed,
             [_ROW_NAME] * len(states),
             self._model.version,
             [row.budget for row in states],
         )
-        return released.merged([len(own) for own in pieces])
+        return sent_ND, released.merged([len(own) for own in pieces])
 
     def _head(self, packed: Rows, caches: Sequence[RowCache]) -> Tensor:
         if self._is_plain:
@@ -242,11 +245,22 @@ class GenerationSession:
         ]
         return torch.cat([self._model.head(r, [c]) for r, c in zip(alone, caches, strict=True)])
 
-    def _send(self, feeds: tuple[Feed, ...], released: Released) -> Pending:
-        session_id = self._opened()
+    def _tail(self, pending: Pending, y_ND: Tensor) -> Tensor:
+        """Logits [S, V] of all places that are wanted."""
+        layout = pending.released.rows
+        for feed in pending.feeds:
+            self._rows[feed.row].is_open = True
+        caches = [self._rows[feed.row].tail for feed in pending.feeds]
+        select_S = torch.tensor(_last_places(pending.feeds, layout), dtype=torch.int64)
+        logits_SV: Tensor = self._model.tail(y_ND, layout, caches, select_S)
+        if not bool(torch.isfinite(logits_SV).all()):
+            raise ProtocolError("the trunk's output gives logits that are not finite")
+        return logits_SV
+
+    def _send(self, feeds: Sequence[Feed], released: Released) -> PendingCall:
         numbers = [feed.row for feed in feeds]
-        call = self._model.trunk.decode(released, session_id, numbers, self._limits(numbers))
-        return Pending(feeds=feeds, released=released, call=call, session_id=session_id)
+        session_id = self._opened()
+        return self._model.trunk.decode(released, session_id, numbers, self._limits(numbers))
 
     def _opened(self) -> str:
         if self._session_id is None:
@@ -267,7 +281,7 @@ class GenerationSession:
                 return pending.call.tensor("y")
             except SessionLost as lost:
                 self._replay(pending, lost.lost_rows)
-                pending.call = self._send(pending.feeds, pending.released).call
+                pending.call = self._send(pending.feeds, pending.released)
         raise SessionLost(f"the server lost these rows {_MAX_REPLAYS} times in a row; try later")
 
     def _replay(self, pending: Pending, lost_rows: tuple[int, ...]) -> None:
@@ -289,9 +303,9 @@ class GenerationSession:
                 self._model.trunk.decode(past, self._opened(), [feed.row], limits).tensor("y")
                 row.is_open = True
 
-    def _undo(self, feeds: Sequence[Feed], layout: Rows) -> None:
+    def _undo(self, feeds: Sequence[Feed], starts: Sequence[int]) -> None:
         """As before the call that failed; its vectors count as released if they left."""
-        for feed, start in zip(feeds, layout.starts, strict=True):
+        for feed, start in zip(feeds, starts, strict=True):
             row = self._rows[feed.row]
             row.history.truncate(min(start, row.length))
             row.cut_back()

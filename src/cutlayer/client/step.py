@@ -9,7 +9,7 @@ Shapes: N = tokens of all rows of a micro-batch, D = hidden size.
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +92,7 @@ class SplitStep:
         boundaries: Boundaries,
         in_flight: int,
         tracer: Tracer | None = None,
+        observe: Callable[[Tensor, Tensor], None] = lambda h_ND, y_ND: None,
     ) -> None:
         """
         Args:
@@ -100,12 +101,14 @@ class SplitStep:
             boundaries: gates for activations and gradients.
             in_flight: micro-batches under way at once.
             tracer: where the timeline goes.
+            observe: shown what the trunk was given and gave back, for drafters that learn from it.
         """
         self._parts = parts
         self._trunk = trunk
         self._boundaries = boundaries
         self._in_flight = in_flight
         self._tracer = tracer or NoTrace()
+        self._observe = observe
         self.pending_commit: Step | None = None
         """What the server still has to be told of the last finished step."""
 
@@ -216,7 +219,9 @@ class SplitStep:
 
     def _tail(self, name: StepName, micro: _Micro) -> float:
         """Down, tail, loss, gate, gradient up; the summed loss."""
-        y_ND = micro.forward.tensor("y").requires_grad_()
+        y_ND = micro.forward.tensor("y")
+        self._observe(micro.noised_ND.detach(), y_ND)
+        y_ND.requires_grad_()
         self._note_call("forward call", micro)
         with self._tracer.span("client", "tail", micro=micro.number):
             loss_sum, _ = completion_loss_sum(
