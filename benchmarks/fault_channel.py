@@ -166,18 +166,18 @@ class FaultyChannel:
 
     def _before(self, fault: Fault, frame: Frame) -> Frame:
         """What happens before the call has arrived; the call that goes on."""
-        if fault.victim == SERVER:
-            self._script.strike(fault)
-        elif fault.deed in (Deed.KILL, Deed.VANISH):
-            raise Killed(fault)
-        elif fault.deed is Deed.PAUSE:
-            time.sleep(fault.seconds)
-        elif fault.deed is Deed.REPLAY:
-            self._replay(fault)
-        self._change_link(fault)
+        self._happen(fault)
         return corrupted(frame, fault.pick) if fault.deed is Deed.CORRUPT else frame
 
     def _after(self, fault: Fault, frame: Frame) -> None:
+        """What happens once the call is on its way."""
+        self._happen(fault)
+        if fault.deed is Deed.CORRUPT:
+            # A second call of the same name with other content.
+            self._deliver(corrupted(frame, fault.pick))
+
+    def _happen(self, fault: Fault) -> None:
+        """What does not touch this call's content."""
         if fault.victim == SERVER:
             self._script.strike(fault)
         elif fault.deed in (Deed.KILL, Deed.VANISH):
@@ -186,9 +186,6 @@ class FaultyChannel:
             time.sleep(fault.seconds)
         elif fault.deed is Deed.REPLAY:
             self._replay(fault)
-        elif fault.deed is Deed.CORRUPT:
-            # A second call of the same name with other content.
-            self._deliver(corrupted(frame, fault.pick))
         self._change_link(fault)
 
     def _change_link(self, fault: Fault) -> None:

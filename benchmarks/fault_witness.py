@@ -2,9 +2,8 @@
 
 `witnesses` replaces three names by subclasses that note and then do the same: a member's handover
 (its update before it is masked), the trunk's pool (what each survivor's trunk learnt), and the
-coordinator's store (which can also be stopped dead between two writes). Adapters are put on under
-one lock: building models touches defaults of the whole process, and a real member has one of its
-own. It changes nothing else and judges nothing.
+coordinator's store (which can also be stopped dead between two writes). It changes nothing else and
+judges nothing.
 """
 
 import threading
@@ -16,26 +15,19 @@ from torch import Tensor
 
 import cutlayer.client.member
 import cutlayer.server.federation
-import cutlayer.server.rounds
-import cutlayer.server.run_table
 import cutlayer.server.server
 from benchmarks.fault_evidence import Name, Sent
-from cutlayer.client.handing_in import Handover
+from cutlayer.client.handing_in import Handover, Learnt
 from cutlayer.errors import StorageError
 from cutlayer.federation.checkpoints import Checkpoint
 from cutlayer.federation.store import FederationStore
 from cutlayer.federation.store_rows import Pinned, RoundRow
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
-from cutlayer.model.adapters import Adapter, AdapterSettings, attach
-from cutlayer.model.partition import PartModule
 from cutlayer.privacy.boundary import UpdateGate
 from cutlayer.server.local_pool import LocalPool
 from cutlayer.storage.vault import Vault
 
-__all__ = ["BUILDING", "Notes", "notes_of", "witnesses"]
-
-BUILDING = threading.RLock()
-"""One model or adapter at a time."""
+__all__ = ["Notes", "notes_of", "witnesses"]
 
 
 class Notes:
@@ -80,8 +72,6 @@ def witnesses() -> Iterator[None]:
         (cutlayer.client.member, "Handover", WitnessedHandover),
         (cutlayer.server.server, "LocalPool", WitnessedPool),
         (cutlayer.server.federation, "FederationStore", MortalStore),
-        (cutlayer.server.rounds, "attach", _attach_alone),
-        (cutlayer.server.run_table, "attach", _attach_alone),
     )
     before = [(module, name, getattr(module, name)) for module, name, _ in places]
     try:
@@ -93,27 +83,16 @@ def witnesses() -> Iterator[None]:
             setattr(module, name, own)
 
 
-def _attach_alone(part: PartModule, settings: AdapterSettings, name: str = "default") -> Adapter:
-    with BUILDING:
-        return attach(part, settings, name)
-
-
 class WitnessedHandover(Handover):
     """Notes the update as it is before masks."""
 
-    def send(
-        self,
-        update: Mapping[str, Tensor],
-        weight: int,
-        gate: UpdateGate,
-        start: Mapping[str, Tensor],
-    ) -> None:
+    def send(self, learnt: Learnt, gate: UpdateGate, start: Mapping[str, Tensor]) -> None:
         """See `Handover`."""
         begun = self._begun
         name = (self._credentials.name, begun.round, begun.attempt)
-        copies = {key: x.detach().clone() for key, x in update.items()}
-        notes_of(self._policy.name).note_sent(name, Sent(update=copies, weight=weight))
-        super().send(update, weight, gate, start)
+        copies = {key: x.detach().clone() for key, x in learnt.update.items()}
+        notes_of(self._policy.name).note_sent(name, Sent(update=copies, weight=learnt.weight))
+        super().send(learnt, gate, start)
 
 
 class WitnessedPool(LocalPool):

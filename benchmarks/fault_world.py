@@ -18,7 +18,7 @@ from benchmarks.fault_channel import FaultyChannel, Killed, Script
 from benchmarks.fault_evidence import Ending, Evidence, read_store, saved_ends
 from benchmarks.fault_plan import LEAST, SERVER, Deed, Fault, Mode, Plan
 from benchmarks.fault_settings import World, client_settings, rules_of, server_settings
-from benchmarks.fault_witness import BUILDING, MortalStore, Notes, notes_of
+from benchmarks.fault_witness import MortalStore, Notes, notes_of
 from cutlayer import Client, TrunkServer
 from cutlayer.client.membership import joined_states
 from cutlayer.errors import CutlayerError, PermissionRefused, TransportError
@@ -84,8 +84,7 @@ class Scenario:
     # -- members
 
     def _open(self, name: str) -> Client:
-        with BUILDING:
-            return Client(client_settings(self.world, name), connect=lambda: self._connect(name))
+        return Client(client_settings(self.world, name), connect=lambda: self._connect(name))
 
     def _connect(self, name: str) -> Channel:
         with self._lock:
@@ -156,8 +155,7 @@ class Scenario:
         return self.world.folder / f"server{self._num_servers}"
 
     def _start_server(self, folder: Path) -> None:
-        with BUILDING:
-            server = TrunkServer(server_settings(self.world, folder))
+        server = TrunkServer(server_settings(self.world, folder))
         with self._lock:
             self._server = server
 

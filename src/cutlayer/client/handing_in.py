@@ -7,7 +7,7 @@ Shapes: N = values of an update, M = N + 1 = values and weight.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from cutlayer.federation.state import flatten
 from cutlayer.privacy.boundary import UpdateGate
 from cutlayer.wire.federation_messages import Round, SendUpdate, round_run_id
 
-__all__ = ["Credentials", "Handover"]
+__all__ = ["Credentials", "Handover", "Learnt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,16 @@ class Credentials:
     verifier: Verifier | None
     group_key: GroupKey | None
     """Where the aggregate is hidden from the server too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """What a member hands in, before it is masked."""
+
+    update: Mapping[str, Tensor] = field(repr=False)
+    """Change of the weights or mean gradient, by key."""
+    weight: int
+    """Scored tokens behind it."""
 
 
 class Handover:
@@ -83,21 +93,15 @@ class Handover:
         secrets = self._calls.share_secrets(self._member.share_secrets(keys))
         self._member.take_secrets(secrets)
 
-    def send(
-        self,
-        update: Mapping[str, Tensor],
-        weight: int,
-        gate: UpdateGate,
-        start: Mapping[str, Tensor],
-    ) -> None:
+    def send(self, learnt: Learnt, gate: UpdateGate, start: Mapping[str, Tensor]) -> None:
         """Hand the update in, and help to open the sum of all.
 
         Args:
-            update: change of the weights or mean gradient, by key.
-            weight: scored tokens behind it.
+            learnt: the update.
             gate: what may leave.
             start: adapters at the round's beginning; sealed for newcomers in the hidden mode.
         """
+        update, weight = learnt.update, learnt.weight
         if self._member is None:
             self._calls.send_update(self._header(weight), gate.plain(update, self.name))
             return

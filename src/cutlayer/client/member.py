@@ -12,7 +12,7 @@ import msgspec
 from torch import Tensor
 
 from cutlayer.client.federation_link import FederationLink
-from cutlayer.client.handing_in import Credentials, Handover
+from cutlayer.client.handing_in import Credentials, Handover, Learnt
 from cutlayer.client.membership import Membership, Standing, joined_states
 from cutlayer.client.parts import TrainedParts
 from cutlayer.client.remote_trunk import RemoteTrunk
@@ -130,7 +130,7 @@ class Member:
         update, records = self._learn(begun, handover.name, start, on_step)
         weight = sum(record.num_scored for record in records)
         self._membership.hand_in(begun)
-        handover.send(update, weight, self._gate, start)
+        handover.send(Learnt(update=update, weight=weight), self._gate, start)
         self.progress.history.extend(records)
         self._publish(begun, records)
 
