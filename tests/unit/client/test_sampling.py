@@ -29,6 +29,17 @@ def test_filters_equal_those_of_transformers(logits_V: torch.Tensor) -> None:
         assert torch.equal(ours, theirs(ids, logits_V[None].clone())[0])
 
 
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("spread", [0.1, 2.0, 8.0])
+def test_top_p_of_a_large_vocabulary_needs_no_full_sort(
+    p: float, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits_V = torch.randn(20_000, generator=torch.Generator().manual_seed(7)) * spread
+    filtered_V = sampling._top_p(logits_V, p)
+    monkeypatch.setattr(sampling, "_FEW", len(logits_V))
+    assert torch.equal(filtered_V, sampling._top_p(logits_V, p))
+
+
 def test_same_seed_gives_the_same_tokens_and_rows_draw_apart() -> None:
     settings = SamplingSettings(temperature=1.0, seed=5)
 
