@@ -184,6 +184,18 @@ def test_an_item_over_the_context_is_named_or_left_out(client: Client) -> None:
         run(client, items[-1:], EvaluationOptions(skips_long=True))
 
 
+def test_each_item_is_a_conversation_with_a_budget_of_its_own(model: Path, tmp_path: Path) -> None:
+    limits = {"max_session_vectors": 60}
+    settings = client_settings(model, tmp_path, privacy__generation=limits)
+    with (
+        running_server(server_settings(model, tmp_path)) as server,
+        client_of(server, settings) as client,
+    ):
+        assert run(client, choices() * 2).cost.num_vectors_released > 60
+        with pytest.raises(BudgetExceeded, match="max_session_vectors"):
+            run(client, [asking("x" * 59, 9)])
+
+
 @pytest.mark.parametrize("items", [[asking("ab:")], choices()])
 def test_a_budget_stops_the_evaluation(model: Path, tmp_path: Path, items: list[Item]) -> None:
     settings = client_settings(model, tmp_path, privacy__generation={"max_day_vectors": 9})

@@ -44,10 +44,10 @@ class SessionBudget:
     @property
     def num_left(self) -> int | None:
         """Vectors that may still leave; None where there is no limit."""
-        return None if self.limit is None else self.limit - self._num_spent
+        return None if self.limit is None else max(0, self.limit - self._num_spent)
 
     def spend(self, num_vectors: int) -> None:
-        """Count what is in the ledger now; for the ledger."""
+        """Count what is in the ledger; for the ledger, and for what a conversation goes on from."""
         self._num_spent += num_vectors
 
 

@@ -112,6 +112,13 @@ def test_without_a_limit_a_conversation_is_counted_all_the_same(open_owner: Open
     assert (budget.num_spent, budget.num_left) == (9, None)
 
 
+def test_a_conversation_that_goes_on_from_more_than_its_limit_has_nothing_left(open_owner: Open):
+    owner, budget = open_owner(None), SessionBudget(10)
+    budget.spend(12)
+    with pytest.raises(BudgetExceeded, match="has 0 of 10 left"):
+        owner.say(1, "a", budget)
+
+
 def test_what_is_refused_is_neither_written_nor_noised(open_owner: Open, tmp_path: Path):
     owner, budget = open_owner(None), SessionBudget(5)
     owner.say(5, "a", budget)
