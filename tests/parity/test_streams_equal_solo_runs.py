@@ -13,7 +13,7 @@ from cutlayer.client.decoder import Decoder
 from cutlayer.client.settings import SamplingSettings
 from cutlayer.client.streams import Finish, NewToken, Request, Stream
 from cutlayer.errors import BudgetExceeded, CacheFull
-from tests.tiny_models import tiny_llama_folder
+from tests.tiny_models import save_tokenizer, tiny_llama_folder
 from tests.worlds import client_of, client_settings, loopback, running_server, server_settings
 
 REPEATING = [65, 66, 67, 68, 69] * 5
@@ -94,14 +94,31 @@ def test_rows_that_are_used_again_keep_their_own_logits(tmp_path: Path) -> None:
     assert third.tokens == unsplit([7, 8, 9], 8)
 
 
-def test_guesses_spare_round_trips_where_text_repeats(tmp_path: Path) -> None:
-    with world(tmp_path, kinds("lookup")) as client, decoder_of(client) as decoder:
-        prompt = [65, 66, 67, 68, 69] * 8
-        stream = decoder.add(greedy(prompt, 60))
+def test_right_guesses_spare_round_trips(tmp_path: Path) -> None:
+    # The whole model guesses for itself, so that every guess it makes is right.
+    folder = _sure_of_itself(tiny_llama_folder(tmp_path))
+    unsplit = Unsplit(folder)
+    settings = client_settings(folder, tmp_path, **kinds("model", model=str(folder)))
+    with (
+        running_server(server_settings(folder, tmp_path)) as server,
+        client_of(server, settings) as client,
+        decoder_of(client) as decoder,
+    ):
+        stream = decoder.add(greedy(REPEATING, 40))
         decoder.finish([stream])
-    assert stream.num_accepted > 0
-    assert stream.num_round_trips == 60 - stream.num_accepted
-    assert stream.num_drafted >= stream.num_accepted
+        assert decoder.num_saved == stream.num_accepted > 0
+    assert stream.tokens == unsplit(REPEATING, 40)
+    assert stream.num_round_trips == 40 - stream.num_accepted
+    assert stream.num_drafted == stream.num_accepted
+
+
+def _sure_of_itself(folder: Path) -> Path:
+    """Random weights are never sure of a token, and doubtful guesses are not made."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.lm_head.weight.data *= 40
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
 
 
 def test_sampling_with_guesses_draws_the_same_tokens(tmp_path: Path) -> None:

@@ -316,9 +316,8 @@ class Client:
 
     @cached_property
     def _drafting(self) -> DraftParts:
-        return DraftParts(
-            self.settings.generation.speculation, self._state, self._folder.config.hidden_size
-        )
+        speculation, config = self.settings.generation.speculation, self._folder.config
+        return DraftParts(speculation, self._state, config, lambda: self.tokenizer)
 
     def _split_step(self, settings: TrainSettings) -> SplitStep:
         gates = training_gates(self.settings, self._state.privacy)

@@ -8,6 +8,7 @@ Shapes: N = vectors, D = hidden size.
 from collections.abc import Callable
 
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from cutlayer.client.draft_adapter import (
     Distiller,
@@ -15,9 +16,11 @@ from cutlayer.client.draft_adapter import (
     load_draft_adapter,
     save_draft_adapter,
 )
+from cutlayer.client.draft_model_file import SmallModel, load_small_model
 from cutlayer.client.draft_protocol import NextTokenModel
 from cutlayer.client.run_state import RunState
 from cutlayer.client.settings import DraftKind, SpeculationSettings
+from cutlayer.errors import ConfigError
 
 __all__ = ["DraftParts"]
 
@@ -29,25 +32,29 @@ class DraftParts:
         self,
         settings: SpeculationSettings,
         state: RunState,
-        hidden_size: int,
-        model: Callable[[], NextTokenModel] | None = None,
+        config: PreTrainedConfig,
+        tokenizer: Callable[[], PreTrainedTokenizerBase],
     ) -> None:
         """
         Args:
             settings: which kind of drafter.
             state: the run's folder, which keeps the adapter.
-            hidden_size: D.
-            model: a new row of the small model, for the kind "model".
+            config: of the model that verifies.
+            tokenizer: of the same model, asked only where the kind is "model".
 
         Raises:
+            ConfigError: the small model is of another vocabulary, or cannot be loaded.
             StorageError: the saved adapter is damaged or of another model.
         """
-        self.model = model
+        self.model: Callable[[], NextTokenModel] | None = None
+        """A new row of the small model."""
         self._state = state
         self._distiller: Distiller | None = None
         if settings.kind is DraftKind.SELF:
-            saved = load_draft_adapter(state.folder, state.vault, hidden_size)
-            self._distiller = Distiller(saved or DraftAdapter(hidden_size))
+            saved = load_draft_adapter(state.folder, state.vault, config.hidden_size)
+            self._distiller = Distiller(saved or DraftAdapter(config.hidden_size))
+        elif settings.kind is DraftKind.MODEL:
+            self.model = _small_model(settings, config, tokenizer()).new_row
 
     @property
     def learns(self) -> bool:
@@ -67,3 +74,14 @@ class DraftParts:
         """Keep what was learnt."""
         if self._distiller is not None and self._distiller.num_steps:
             save_draft_adapter(self._distiller.adapter, self._state.folder, self._state.vault)
+
+
+def _small_model(
+    settings: SpeculationSettings, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> SmallModel:
+    if settings.model is None:
+        raise ConfigError(
+            'generation.speculation.kind = "model" needs a small model: name its folder, GGUF '
+            "file or hub id in generation.speculation.model"
+        )
+    return load_small_model(settings.model, tokenizer, config.vocab_size)
