@@ -17,6 +17,8 @@ _FIRST_SLOPE = 0.1
 """Share of a plain round that one guess is taken to cost before any was measured."""
 _OUTLIER = 3.0
 """A round counts as at most so many usual ones: it may have carried another stream's prompt."""
+_SURPRISE = 1.5
+"""A round so many times faster than a plain one shows that plain rounds were mistaken."""
 _LEAST_GAIN = 1.02
 """Expected speed against plain decoding that makes guesses worth their while."""
 _PROBE_TOKENS = 2
@@ -62,6 +64,9 @@ class RoundCost:
 
     def observe(self, num_drafted: int, seconds: float) -> None:
         """A round that took this long."""
+        if self._base_s is not None and seconds < self._base_s / _SURPRISE:
+            # Guesses do not save time: what was taken for a plain round had carried something else.
+            self._base_s = seconds / (1 + _FIRST_SLOPE * num_drafted)
         expected_s = self.seconds(num_drafted)
         if expected_s > 0:
             seconds = min(seconds, _OUTLIER * expected_s)
@@ -103,14 +108,19 @@ class DraftLength:
         """Estimated share of guesses that are right, those after a wrong one left out."""
         return self._right / self._trials
 
-    def next(self) -> int:
-        """Guesses that the next round should have; 0 for plain decoding."""
+    def next(self, num_streams: int = 1) -> int:
+        """Guesses that the next round should have; 0 for plain decoding.
+
+        Args:
+            num_streams: of the round, this one included; all wait for the guesses of each.
+        """
         if self._cost.wants_base:
             return 0
         if self._credit_s < -_ALLOWANCE_ROUNDS * self._cost.base_s:
             return 0
-        best = max(range(self._max_tokens + 1), key=self._speed)
-        if best and self._speed(best) >= _LEAST_GAIN * self._speed(0):
+        speeds = [self._speed(k, num_streams) for k in range(self._max_tokens + 1)]
+        best = max(range(len(speeds)), key=speeds.__getitem__)
+        if best and speeds[best] >= _LEAST_GAIN * speeds[0]:
             return best
         return 0 if self._wait else min(_PROBE_TOKENS, self._max_tokens)
 
@@ -149,11 +159,12 @@ class DraftLength:
         self._credit_s += won_s * (num_accepted > 0 or won_s < 0) + _MOST_LOSS * plain_s
         self._credit_s = min(self._credit_s, _MOST_CREDIT_ROUNDS * base_s)
 
-    def _speed(self, num_drafted: int) -> float:
-        """Expected tokens per second."""
+    def _speed(self, num_drafted: int, num_streams: int) -> float:
+        """Expected tokens per second of all streams, where the others have one in each round."""
         a = min(self.acceptance, 0.999)
         seconds = self._cost.seconds(num_drafted)
-        return (1 - a ** (num_drafted + 1)) / (1 - a) / seconds if seconds > 0 else 1.0
+        own = (1 - a ** (num_drafted + 1)) / (1 - a)
+        return (num_streams - 1 + own) / seconds if seconds > 0 else 1.0
 
 
 def _mixed(old: float | None, new: float) -> float:

@@ -155,3 +155,26 @@ def test_rounds_that_take_no_time_are_no_error() -> None:
     for _ in range(20):
         controller.observe(controller.next(), 0, 0.0)
     assert controller.next() >= 0
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("acceptance", [0.0, 0.9])
+def test_a_first_round_that_carried_a_prompt_does_not_mislead(
+    world: str, acceptance: float
+) -> None:
+    gains = []
+    for seed in range(20):
+        controller = DraftLength(MAX_TOKENS)
+        controller.observe(0, 0, 12 * PLAIN_S[world])
+        gains.append(Run(world, lambda _: acceptance, 128, seed=seed, length=controller).gain)
+    best = mean_gain(world, acceptance, 128)
+    assert mean(gains) >= 0.95 * best
+
+
+def test_many_streams_guess_less_where_a_guess_costs_time() -> None:
+    cost = RoundCost()
+    controller = DraftLength(MAX_TOKENS, cost)
+    Run("loopback", lambda _: 1.0, 400, length=controller)
+    cost.observe(0, PLAIN_S["loopback"])
+    assert controller.next() > 3
+    assert controller.next(num_streams=16) <= min(2, controller.next(num_streams=4))
