@@ -27,7 +27,7 @@ _PROBE_LOSS = 0.02
 """Share of the time that probes may cost in the long run: where they are cheap, they come often."""
 _MOST_LOSS = 0.03
 """Share of the time of plain decoding that wrong guesses may cost."""
-_ALLOWANCE_ROUNDS = 1.5
+_ALLOWANCE_ROUNDS = 1.0
 """Plain rounds that may be lost before anything was won."""
 _MOST_CREDIT_ROUNDS = 3.0
 _BASE_EVERY = 64
