@@ -167,10 +167,11 @@ class KvPool:
             )
         waits_s = (row.last_used_s + limits.evict_after_s - now_s for row in others)
         soonest_s = min((wait_s for wait_s in waits_s if wait_s > 0), default=math.inf)
+        # What others hold is no business of this client.
         error = CacheFull(
-            f"no room for rows of {call_bytes} KV bytes: {owner} holds "
-            f"{self._client_bytes[owner]} of {limits.max_client_bytes}, all clients "
-            f"{self.used_bytes} of {limits.max_bytes}, and no other row is idle; close rows or wait"
+            f"no room for rows of {call_bytes} KV bytes ({owner} holds "
+            f"{self._client_bytes[owner]} of {limits.max_client_bytes}), and no other row is idle; "
+            "close rows or wait"
         )
         error.retry_after_s = max(_LEAST_RETRY_S, min(soonest_s, limits.evict_after_s))
         return error

@@ -90,7 +90,7 @@ class BatchSettings(Settings):
     """A forward waits this long for other clients that are active; alone, it does not wait."""
     backward_window_ms: float = Field(default=50.0, ge=0)
     """A joint backward waits this long for each further gradient; later ones run by themselves."""
-    decode_window_ms: float = Field(default=1.0, ge=0)
+    decode_window_ms: float = Field(default=2.0, ge=0)
     """A decode waits this long for other clients that generate; a lone stream does not wait."""
     prefill_tokens: int = Field(default=256, ge=1)
     """Tokens of prompts in one call; others' decodes run between the pieces of a longer one."""
