@@ -11,18 +11,16 @@ from msgspec.structs import asdict
 from prometheus_client import CollectorRegistry, generate_latest
 
 from cutlayer.errors import ConfigError
-from cutlayer.identity.admission import Admission
-from cutlayer.identity.revocation import RevocationList
 from cutlayer.metrics import FederationMetrics
 from cutlayer.model.manifest import Manifest
 from cutlayer.server.admin_keys import REPLICA_HOST, AdminKeys, make_admin_keys
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ServedModel
+from cutlayer.server.doors import Doors
 from cutlayer.server.federation import FederationService
 from cutlayer.server.federation_calls import verifier_of
 from cutlayer.server.front_connection import FrontConnection, FrontDesk
 from cutlayer.server.front_metrics import render_replicas
-from cutlayer.server.health import HealthServer
 from cutlayer.server.launchers import Launcher, LocalProcesses
 from cutlayer.server.quota import DailyQuota
 from cutlayer.server.replica_group import ReplicaGroup, ReplicaStatus
@@ -35,7 +33,6 @@ from cutlayer.storage.vault import open_vault
 from cutlayer.wire.channel import Channel, Connection, Peer
 from cutlayer.wire.endpoints import ConnectionSettings
 from cutlayer.wire.grpc_channel import GrpcChannel
-from cutlayer.wire.grpc_listener import GrpcListener
 from cutlayer.wire.messages import Welcome
 from cutlayer.wire.replica_messages import Stats
 from cutlayer.wire.spec import Spec
@@ -76,8 +73,7 @@ class TrunkFront:
         self.pool = ReplicaPool(self._group)
         self.federation: FederationService | None = None
         self._desk: FrontDesk | None = None
-        self._listener: GrpcListener | None = None
-        self._health: HealthServer | None = None
+        self._doors = Doors(settings)
         self._is_ready = False
         self._registry = CollectorRegistry()
         self._rounds = FederationMetrics(self._registry)
@@ -85,13 +81,12 @@ class TrunkFront:
     @property
     def port(self) -> int:
         """Where clients connect."""
-        assert self._listener is not None
-        return self._listener.port
+        return self._doors.port
 
     @property
     def health_port(self) -> int | None:
         """Where /healthz answers, if it does."""
-        return None if self._health is None else self._health.port
+        return self._doors.health_port
 
     @property
     def model(self) -> ServedModel:
@@ -116,16 +111,7 @@ class TrunkFront:
             CutlayerError: a replica did not start.
         """
         settings = self._settings
-        if settings.health_port is not None:
-            self._health = HealthServer(settings.health_port, self.is_ready, self.metrics)
-            self._health.start()
-        admission = Admission(self._revocations())
-        self._listener = GrpcListener(
-            self,
-            settings.listen,
-            identify=admission.identify,
-            is_allowed=lambda peer: admission.is_allowed(peer.serial),
-        )
+        self._doors.prepare(self, self.is_ready, self.metrics)
         welcome = self._group.start()
         # It asks a replica for the adapter's layout.
         self.federation = self._coordinate()
@@ -136,7 +122,7 @@ class TrunkFront:
             quota=DailyQuota(settings.limits.max_client_bytes_per_day),
             audit=self._audit,
         )
-        self._listener.start()
+        self._doors.listen()
         self._is_ready = True
         self._audit.record(AuditEvent.STARTED)
 
@@ -144,13 +130,11 @@ class TrunkFront:
         """Refuse new connections, let calls in flight finish, end the replicas."""
         self._is_ready = False
         drain_s = self._settings.drain_s if grace_s is None else grace_s
-        if self._listener is not None:
-            self._listener.stop(drain_s)
+        self._doors.stop_listening(drain_s)
         if self.federation is not None:
             self.federation.close()
         self._group.stop(drain_s + _STOP_S if drain_s else 0.0)
-        if self._health is not None:
-            self._health.stop()
+        self._doors.close()
         self._audit.record(AuditEvent.STOPPED)
         self._audit.close()
 
@@ -165,9 +149,9 @@ class TrunkFront:
     def stats(self) -> Stats:
         """Load and counters: the sum over the replicas, as last heard."""
         heard = [asdict(r.stats) for r in self.replicas() if r.stats is not None]
-        own = 0 if self._listener is None else self._listener.num_streams
         sums = {name: sum(table[name] for table in heard) for name in Stats.__struct_fields__}
-        return Stats(**sums | {"num_connections": sums["num_connections"] + own})
+        sums["num_connections"] += self._doors.num_streams
+        return Stats(**sums)
 
     def runs(self) -> list[tuple[str, str, int]]:
         """Not known here: the replicas have them."""
@@ -192,12 +176,6 @@ class TrunkFront:
         # Before the client can open its run there: the round's start must be known by then.
         self.pool.follow(client)
         return address
-
-    def _revocations(self) -> RevocationList | None:
-        settings = self._settings
-        if settings.revoked is None or settings.listen.tls is None:
-            return None
-        return RevocationList(settings.revoked, settings.listen.tls.authority)
 
 
 def make_launcher(settings: ServerSettings, keys: AdminKeys) -> Launcher:

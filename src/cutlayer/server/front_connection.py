@@ -5,20 +5,20 @@ It does not compute, nor hold runs or sessions: those are on the replica that it
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from cutlayer.errors import ProtocolError
-from cutlayer.model.agreement import agree
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ServedModel
 from cutlayer.server.federation_calls import FEDERATION_KINDS, FederationCalls, start_call
+from cutlayer.server.handshake import agree_on
 from cutlayer.server.quota import DailyQuota
 from cutlayer.storage.audit_log import AuditEvent
 from cutlayer.wire.channel import Peer
-from cutlayer.wire.codec import get_codec
 from cutlayer.wire.frame import Frame
-from cutlayer.wire.messages import Hello, Kind, Welcome
-from cutlayer.wire.spec import Spec, compare
+from cutlayer.wire.messages import Hello, Kind
 
 __all__ = ["FrontConnection", "FrontDesk"]
 
@@ -76,26 +76,15 @@ class FrontConnection:
         self._desk.audit.record(AuditEvent.DISCONNECTED, self._peer)
 
     def _welcome(self, hello: Hello) -> "Future[Frame]":
-        model = self._desk.model
-        theirs = Spec.from_table(hello.spec)
-        for codec in (theirs.codec_up, theirs.codec_down):
-            get_codec(codec)
-        own = replace(model.spec, codec_up=theirs.codec_up, codec_down=theirs.codec_down)
-        compare(own, theirs)
-        whole = agree(model.manifest, hello.leaves, model.digest)
+        agreement = agree_on(self._desk.model, hello)
+        # A client of another model is placed nowhere.
         place = self._desk.place(self._peer.name)
         if not self._is_greeted:
-            self._desk.audit.record(AuditEvent.CONNECTED, self._peer, spec=whole.root())
+            self._desk.audit.record(AuditEvent.CONNECTED, self._peer, spec=agreement.root)
             if self._desk.federation is not None:
                 self._desk.federation.arrived(self._peer)
         self._is_greeted = True
-        welcome = Welcome(
-            boot_id=model.boot_id,
-            spec=own.to_table(),
-            leaves=dict(model.manifest.leaves),
-            software=model.software,
-            place=place,
-        )
+        welcome = msgspec.structs.replace(agreement.welcome, place=place)
         future: Future[Frame] = Future()
         future.set_result(Frame(Kind.WELCOME, welcome))
         return future

@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cutlayer.identity.admission import Admission
-from cutlayer.identity.revocation import RevocationList
 from cutlayer.metrics import ServerMetrics
 from cutlayer.model.agreement import known_manifest
 from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut, Trunk
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ClientConnection, ServedModel, ServerDesk
+from cutlayer.server.doors import Doors
 from cutlayer.server.federation import FederationService
 from cutlayer.server.federation_calls import verifier_of
-from cutlayer.server.health import HealthServer
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.local_pool import LocalPool
 from cutlayer.server.quota import DailyQuota
@@ -35,7 +33,6 @@ from cutlayer.storage.files import private_folder
 from cutlayer.storage.vault import Vault, open_vault
 from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.channel import Connection, Peer
-from cutlayer.wire.grpc_listener import GrpcListener
 from cutlayer.wire.replica_messages import Stats
 from cutlayer.wire.spec import Spec
 
@@ -90,20 +87,18 @@ class TrunkServer:
             metrics=self._metrics,
             federation=self.federation,
         )
-        self._listener: GrpcListener | None = None
-        self._health: HealthServer | None = None
+        self._doors = Doors(settings)
         self._is_ready = False
 
     @property
     def port(self) -> int:
         """Where clients connect."""
-        assert self._listener is not None
-        return self._listener.port
+        return self._doors.port
 
     @property
     def health_port(self) -> int | None:
         """Where /healthz answers, if it does."""
-        return None if self._health is None else self._health.port
+        return self._doors.health_port
 
     def is_ready(self) -> bool:
         """Whether it takes calls."""
@@ -140,32 +135,20 @@ class TrunkServer:
         Raises:
             ConfigError: the address is taken, or the certificates are unusable.
         """
-        settings = self._settings
-        if settings.health_port is not None:
-            self._health = HealthServer(settings.health_port, self.is_ready, self.metrics)
-            self._health.start()
-        admission = Admission(self._revocations())
-        self._listener = GrpcListener(
-            self,
-            settings.listen,
-            identify=admission.identify,
-            is_allowed=lambda peer: admission.is_allowed(peer.serial),
-        )
-        self._listener.start()
+        self._doors.prepare(self, self.is_ready, self.metrics)
+        self._doors.listen()
         self._is_ready = True
         self._audit.record(AuditEvent.STARTED)
 
     def stop(self, grace_s: float | None = None) -> None:
         """Refuse new connections, let calls in flight finish, close the files."""
         self._is_ready = False
-        if self._listener is not None:
-            self._listener.stop(self._settings.drain_s if grace_s is None else grace_s)
+        self._doors.stop_listening(self._settings.drain_s if grace_s is None else grace_s)
         if self.federation is not None:
             self.federation.close()
         self._runner.close()
         stop_followers(self._trunk)
-        if self._health is not None:
-            self._health.stop()
+        self._doors.close()
         self._audit.record(AuditEvent.STOPPED)
         self._audit.close()
 
@@ -177,7 +160,7 @@ class TrunkServer:
             bytes_up=round(totals.bytes_up),
             bytes_down=round(totals.bytes_down),
             num_waiting=self._runner.num_waiting,
-            num_connections=0 if self._listener is None else self._listener.num_streams,
+            num_connections=self._doors.num_streams,
             num_runs=len(host.runs()),
             num_sessions=host.sessions.num_sessions,
             cache_bytes=host.sessions.cache_bytes,
@@ -200,12 +183,6 @@ class TrunkServer:
             verifier=verifier_of(settings),
         )
 
-    def _revocations(self) -> RevocationList | None:
-        settings = self._settings
-        if settings.revoked is None or settings.listen.tls is None:
-            return None
-        return RevocationList(settings.revoked, settings.listen.tls.authority)
-
     def metrics(self) -> bytes:
         """Prometheus text."""
         metrics, host = self._metrics, self._host
@@ -215,7 +192,7 @@ class TrunkServer:
         metrics.cache_bytes.set(host.sessions.cache_bytes)
         metrics.evictions.set(host.sessions.num_evictions)
         metrics.graph_bytes.set(host.graph_bytes)
-        metrics.connections.set(0 if self._listener is None else self._listener.num_streams)
+        metrics.connections.set(self._doors.num_streams)
         return metrics.render()
 
 

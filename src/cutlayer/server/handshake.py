@@ -1,0 +1,55 @@
+"""The server's side of a handshake: whether a client's model, cut and format are the server's.
+
+It does not keep who was greeted nor audit it (`connection`, `front_connection`).
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cutlayer.model.agreement import agree
+from cutlayer.wire.codec import get_codec
+from cutlayer.wire.messages import Hello, Welcome
+from cutlayer.wire.spec import Spec, compare
+
+if TYPE_CHECKING:
+    from cutlayer.server.connection import ServedModel
+
+__all__ = ["Agreement", "agree_on"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What a client and the server have in common."""
+
+    theirs: Spec
+    """As the client sent it."""
+    root: str
+    """Digest over all leaves that both sides know together."""
+    welcome: Welcome
+    """The answer; the client's runs are to be here."""
+
+
+def agree_on(model: "ServedModel", hello: Hello) -> Agreement:
+    """Compare a client with what is served.
+
+    Args:
+        model: what is served.
+        hello: what the client believes, and its codecs.
+
+    Raises:
+        SpecMismatch: says what differs.
+        ConfigError: a codec is not known.
+    """
+    theirs = Spec.from_table(hello.spec)
+    for codec in (theirs.codec_up, theirs.codec_down):
+        get_codec(codec)
+    own = replace(model.spec, codec_up=theirs.codec_up, codec_down=theirs.codec_down)
+    compare(own, theirs)
+    whole = agree(model.manifest, hello.leaves, model.digest)
+    welcome = Welcome(
+        boot_id=model.boot_id,
+        spec=own.to_table(),
+        leaves=dict(model.manifest.leaves),
+        software=model.software,
+    )
+    return Agreement(theirs=theirs, root=whole.root(), welcome=welcome)
