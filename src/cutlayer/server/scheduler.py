@@ -194,9 +194,9 @@ class BatchScheduler:
         chosen: dict[int, int] = {}
         for index in indices:
             wanted = waiting[index].num_tokens
-            if not is_short[index]:
-                wanted = int(min(wanted, prefill_left))
-                # A remainder of a few tokens would cost the next client a call of its own.
+            if not is_short[index] and wanted > prefill_left + most / 4:
+                wanted = int(prefill_left)
+                # Few tokens are not worth a place; and above, a short rest no call of its own.
                 if wanted < min(_LEAST_TOKENS, most):
                     continue
             if chosen and wanted > left:

@@ -93,7 +93,8 @@ class BatchSettings(Settings):
     decode_window_ms: float = Field(default=2.0, ge=0)
     """A decode waits this long for other clients that generate; a lone stream does not wait."""
     prefill_tokens: int = Field(default=256, ge=1)
-    """Tokens of prompts in one call; others' decodes run between the pieces of a longer one."""
+    """Prompt tokens of one call, up to a quarter more if that is the rest of them; others' next
+    tokens are made between the pieces of longer ones."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Tokens of one call; None is 512 on a CPU, where longer calls are no faster, else 16384."""
     max_clients: int = Field(default=64, ge=1)

@@ -277,6 +277,11 @@ def test_long_prompt_is_computed_in_pieces_with_everybody_s_next_token_beside_ea
             assert step.client == "long" or run.began_s - step.arrived_s < 0.02 + 0.002
 
 
+def test_short_rest_of_a_prompt_costs_no_call_of_its_own() -> None:
+    runs = _simulate(BatchScheduler(CHUNKED), [_decode("a", num_tokens=64 + 80)], call_s=0.01)
+    assert [run.num_tokens for run in runs] == [(64,), (80,)]
+
+
 def test_prompts_of_two_clients_take_turns() -> None:
     both = [_decode("a", num_tokens=640), _decode("b", 1e-6, num_tokens=640)]
     runs = _simulate(BatchScheduler(CHUNKED), both, call_s=0.01)
