@@ -137,7 +137,7 @@ def make_plan(arguments: Arguments, num_clients: int, work: Path) -> Plan:
         wire_codec=CODEC if is_tiny else "raw",
         wire_steps=sizes.wire_steps,
         sampling_model=tiny,
-        sampling_drafts=("lookup",),
+        sampling_drafts=("lookup", "self"),
         num_samples=sizes.num_samples,
     )
 

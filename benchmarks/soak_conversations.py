@@ -110,7 +110,7 @@ class ConversationSoak:
         elif talk.error is not None:
             raise talk.error
         is_whole = len(reply) == prompt.new_tokens
-        self.tally.num_finished += is_whole
+        self.tally.num_finished += is_whole and is_right
         self.tally.num_cancelled += not is_whole
         # A sampled reply cannot be resumed: its draws would begin anew.
         can_resume = is_right and not is_whole and prompt.temperature == 0
