@@ -13,7 +13,11 @@ from cutlayer.client.draft_adapter import (
     save_draft_adapter,
 )
 from cutlayer.errors import ConfigError, StorageError
+from cutlayer.model.checkpoint import load_parts
+from cutlayer.model.partition import Cut
+from cutlayer.model.rows import Rows, pack
 from cutlayer.storage.vault import NoVault, new_key_file, open_vault
+from tests.tiny_models import tiny_llama_folder
 
 WIDTH = 48
 
@@ -48,6 +52,30 @@ def test_distillation_finds_most_of_what_the_trunk_does() -> None:
     h_ND = states(512, seed=10_000)
     assert distiller.num_steps == 400
     assert distiller.relative_error(h_ND, trunk(h_ND)) < 0.15
+
+
+def test_distilled_parts_guess_more_of_what_the_whole_model_says(tmp_path: Path) -> None:
+    head, trunk_part, tail = load_parts(tiny_llama_folder(tmp_path), Cut(1, 3))
+    distiller = Distiller(DraftAdapter(head.hidden_size))
+    generator = torch.Generator().manual_seed(1)
+
+    def through(num_rows: int) -> tuple[Tensor, Tensor, Rows]:
+        tokens = torch.randint(0, 256, (num_rows, 64), generator=generator).tolist()
+        rows = pack(tokens, [0] * num_rows)
+        h_ND = head(rows)
+        return h_ND, trunk_part(h_ND, rows.without_tokens()), rows.without_tokens()
+
+    def share_right(h_ND: Tensor, y_ND: Tensor, rows: Rows) -> float:
+        return float((tail(h_ND, rows).argmax(-1) == tail(y_ND, rows).argmax(-1)).float().mean())
+
+    with torch.no_grad():
+        for _ in range(300):
+            h_ND, y_ND, _ = through(8)
+            distiller.observe(h_ND, y_ND)
+        h_ND, y_ND, rows = through(16)
+        before = share_right(h_ND, y_ND, rows)
+        after = share_right(distiller.adapter(h_ND), y_ND, rows)
+    assert after > 1.5 * before
 
 
 def test_distillation_works_beside_inference_and_leaves_random_numbers_alone() -> None:
