@@ -303,6 +303,7 @@ class Client:
         if step is not None:
             self._parts.load(self._state.load(step).tensors)
         self._parts.set_training(False)
+        self._parts.use_adapters(is_trained)
         return SplitModel(
             head=self.head,
             tail=self.tail,
@@ -320,6 +321,7 @@ class Client:
         return DraftParts(speculation, self._state, config, lambda: self.tokenizer)
 
     def _split_step(self, settings: TrainSettings) -> SplitStep:
+        self._parts.use_adapters(True)
         gates = training_gates(self.settings, self._state.privacy)
         observe = self._drafting.observe
         return SplitStep(self._parts, self.trunk, gates, settings.in_flight, self._tracer, observe)

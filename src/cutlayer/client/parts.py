@@ -63,6 +63,14 @@ class TrainedParts:
         self.head.train(is_training and self.head_trains)
         self.tail.train(is_training)
 
+    def use_adapters(self, are_used: bool) -> None:
+        """Compute with the adapters, or as the base model, which costs less than untrained ones."""
+        for adapter in self._adapters.values():
+            if are_used:
+                adapter.activate()
+            else:
+                adapter.deactivate()
+
     def sq_norm(self) -> float:
         """Squared norm of head and tail gradients of the summed loss."""
         return sum(optimizer.sq_norm() for optimizer in self._optimizers.values())

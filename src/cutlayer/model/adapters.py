@@ -124,6 +124,10 @@ class Adapter:
         """Use this adapter, and no other, in the part's next forward."""
         self._slots.use(self.name)
 
+    def deactivate(self) -> None:
+        """Let the part compute as the base model until an adapter is activated."""
+        self._slots.use(None)
+
     def remove(self) -> None:
         """Take the weights off the part; the base model stays frozen."""
         if self._slots.active == self.name:
