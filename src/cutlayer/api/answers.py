@@ -21,6 +21,7 @@ from cutlayer.client.streams import Finish
 
 __all__ = ["Answer"]
 
+_SLACK_S = 1.0
 _DONE = b"data: [DONE]\n\n"
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -32,8 +33,11 @@ _STREAM_HEADERS = [
 class Answer(Response):
     """Sends what `replies` gives; ends the streams behind it when the client is gone."""
 
-    def __init__(self, ask: Ask, shape: Shape, model_name: str, replies: Replies) -> None:
+    def __init__(
+        self, ask: Ask, shape: Shape, model_name: str, replies: Replies, timeout_s: float
+    ) -> None:
         super().__init__()
+        self._timeout_s = timeout_s
         self._ask = ask
         self._shape = shape
         self._replies = replies
@@ -55,7 +59,8 @@ class Answer(Response):
             await asyncio.gather(writing, leaving, return_exceptions=True)
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
-        events = self._replies.events()
+        # The engine ends a late stream itself, unless it waits for a server that is away.
+        events = _in_time(self._replies.events(), self._timeout_s + _SLACK_S)
         try:
             if self._ask.is_stream:
                 await self._stream(events, send)
@@ -125,6 +130,34 @@ class Answer(Response):
         return b"data: " + msgspec.json.encode(table) + b"\n\n"
 
 
+async def _in_time(
+    events: AsyncIterator[list[Piece | End]], timeout_s: float
+) -> AsyncIterator[list[Piece | End]]:
+    """The events until the deadline; then ApiError."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + timeout_s
+    while True:
+        try:
+            async with asyncio.timeout_at(end_s):
+                batch = await anext(events, None)
+        except TimeoutError as error:
+            raise _late() from error
+        if batch is None:
+            return
+        yield batch
+
+
+def _late() -> ApiError:
+    return ApiError(
+        HTTPStatus.GATEWAY_TIMEOUT,
+        "the request took longer than api.deadline_s; ask for fewer tokens, or stream them",
+        kind="server_error",
+        code="deadline_exceeded",
+        # It would take as long again.
+        headers={"x-should-retry": "false"},
+    )
+
+
 async def _send_chunk(send: Send, content: bytes, is_last: bool = False) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": not is_last})
 
@@ -143,11 +176,4 @@ def _check(event: Piece | End) -> None:
     if event.stream.finish is Finish.CANCELLED:
         raise away("this endpoint is on its way out; ask again later", "shutting_down")
     if event.stream.finish is Finish.DEADLINE:
-        raise ApiError(
-            HTTPStatus.GATEWAY_TIMEOUT,
-            "the request took longer than api.deadline_s; ask for fewer tokens, or stream them",
-            kind="server_error",
-            code="deadline_exceeded",
-            # It would take as long again.
-            headers={"x-should-retry": "false"},
-        )
+        raise _late()

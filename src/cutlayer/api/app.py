@@ -59,8 +59,9 @@ class _Endpoint:
         # Long prompts must not keep other streams' tokens waiting.
         ask = await asyncio.to_thread(read, body)
         replies = Replies(self.engine, self.places)
-        replies.submit(ask, self.model, time.monotonic() + self.settings.deadline_s)
-        return Answer(ask, shape(ask, self.names), self.model.name, replies)
+        limit_s = self.settings.deadline_s
+        replies.submit(ask, self.model, time.monotonic() + limit_s)
+        return Answer(ask, shape(ask, self.names), self.model.name, replies, limit_s)
 
     def check_model(self, name: str) -> None:
         """Raises ApiError for any other model."""

@@ -15,7 +15,7 @@ from cutlayer.web.settings import ApiSettings
 
 __all__ = ["Api", "start_api"]
 
-_IDLE_CONNECTIONS = 64
+_IDLE_CONNECTIONS = 192
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """An endpoint over a tiny model that is not cut, and the official client beside it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import openai
@@ -27,11 +27,21 @@ class World:
     engine: PlainEngine
     model: ServedModel
     plain: PreTrainedModel
+    clients: list[openai.OpenAI] = field(default_factory=list)
 
     def client(self, key: str = "unused", retries: int = 0) -> openai.OpenAI:
         """The official client, unmodified."""
         url = f"{self.api.url}/v1"
-        return openai.OpenAI(base_url=url, api_key=key, max_retries=retries, timeout=30)
+        client = openai.OpenAI(base_url=url, api_key=key, max_retries=retries, timeout=30)
+        self.clients.append(client)
+        return client
+
+    def end(self) -> None:
+        """Close all of it."""
+        for client in self.clients:
+            client.close()
+        self.api.stop()
+        self.engine.close()
 
 
 Serve = Callable[..., World]
@@ -64,8 +74,7 @@ def serve(tiny: tuple[Path, PreTrainedModel], tmp_path: Path) -> Iterator[Serve]
 
     yield start
     for world in worlds:
-        world.api.stop()
-        world.engine.close()
+        world.end()
 
 
 @pytest.fixture
