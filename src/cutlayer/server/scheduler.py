@@ -109,11 +109,14 @@ class BatchScheduler:
         self._updated_s = 0.0
         self._seen_s: dict[str, float] = {}
         self._decoded_s: dict[str, float] = {}
+        self._riders: set[str] = set()
+        self._decode_began_s = self._decode_ended_s = 0.0
         self._strikes: dict[str, int] = {}
         self._alone: dict[str, int] = {}
 
     def next_batch(self, waiting: Sequence[Waiting], now_s: float) -> Choice:
         """The ready group with the least served client, or the time when one will be ready."""
+        self._note_end(waiting, now_s)
         self._age(waiting, now_s)
         heads: dict[str, int] = {}
         for index, request in enumerate(waiting):
@@ -177,11 +180,23 @@ class BatchScheduler:
         group = _Group(list(chosen), 0.0, num_tokens=list(chosen.values()))
         here = {waiting[index].client for index in heads}
         is_full = len(chosen) >= self._settings.max_clients or len(chosen) < len(indices)
-        has_begun = any(waiting[index].has_begun for index in chosen)
-        if self._decoded_s.keys() - here and not is_full and not has_begun:
-            oldest_s = min(waiting[index].arrived_s for index in chosen)
-            group.ready_s = oldest_s + self._settings.decode_window_ms / 1000
+        if not self._decoded_s.keys() - here or is_full:
+            return group
+        window_s = self._settings.decode_window_ms / 1000
+        if any(waiting[index].has_begun for index in chosen):
+            # Whoever rode along with the last piece may have the next token ready in a moment.
+            took_s = self._decode_ended_s - self._decode_began_s
+            group.ready_s = self._decode_ended_s + max(window_s, bool(window_s) * took_s / 10)
+        else:
+            group.ready_s = min(waiting[index].arrived_s for index in chosen) + window_s
         return group
+
+    def _note_end(self, waiting: Sequence[Waiting], now_s: float) -> None:
+        """Asked while a prompt waits for its next piece, the last call has just ended."""
+        if self._riders and any(request.has_begun for request in waiting):
+            self._decoded_s.update(dict.fromkeys(self._riders, now_s))
+            self._decode_ended_s = now_s
+        self._riders = set()
 
     def _pieces(self, waiting: Sequence[Waiting], indices: Sequence[int]) -> dict[int, int]:
         """Tokens of each request of the next decode, least served client first."""
@@ -240,7 +255,8 @@ class BatchScheduler:
             client = request.client
             self._tokens[client] = self._tokens.get(client, 0.0) + _cost(request, num_tokens)
             if request.kind is WorkKind.DECODE:
-                self._decoded_s[client] = now_s
+                self._decoded_s[client] = self._decode_began_s = now_s
+                self._riders.add(client)
             if self._is_alone(request):
                 self._alone[client] -= 1
                 if not self._alone[client]:

@@ -374,8 +374,21 @@ def test_client_that_stopped_generating_is_not_waited_for() -> None:
     assert scheduler.next_batch([_decode("a", 0.2)], 0.2).indices == (0,)
 
 
-def test_rest_of_a_prompt_does_not_wait_again() -> None:
+def test_rest_of_a_prompt_waits_a_moment_for_who_rode_along_with_the_last_piece() -> None:
     scheduler = BatchScheduler(CHUNKED)
-    scheduler.next_batch([_decode("b")], 0.0)
-    rest = replace(_decode("a", 0.010, 500), has_begun=True)
-    assert scheduler.next_batch([rest], 0.010).indices == (0,)
+    rest = replace(_decode("a", 0.0, 500), has_begun=True)
+    assert scheduler.next_batch([rest, _decode("b")], 0.0).num_tokens == (64, 1)
+    choice = scheduler.next_batch([rest], 0.200)
+    assert choice.indices == ()
+    assert choice.wait_until_s == pytest.approx(0.220)
+    both = [rest, _decode("b", 0.205)]
+    assert set(scheduler.next_batch(both, 0.205).indices) == {0, 1}
+    assert not scheduler.next_batch([rest], 0.400).indices
+    assert scheduler.next_batch([rest], 0.4201).indices == (0,)
+
+
+def test_rest_of_a_lone_prompt_does_not_wait() -> None:
+    scheduler = BatchScheduler(CHUNKED)
+    rest = replace(_decode("a", 0.0, 500), has_begun=True)
+    for now_s in (0.0, 0.2, 0.4):
+        assert scheduler.next_batch([rest], now_s).indices == (0,)
