@@ -6,7 +6,7 @@ It does not compute (`host`, on the runner thread) nor touch sockets (`wire`).
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from cutlayer.errors import PermissionRefused, ProtocolError
 from cutlayer.metrics import ServerMetrics
-from cutlayer.model.agreement import agree
-from cutlayer.model.manifest import Manifest
 from cutlayer.server.audit import Audit
 from cutlayer.server.batches import JointWork, TrunkCall, TrunkResult, work_kind
 from cutlayer.server.federation_calls import FEDERATION_KINDS, FederationCalls, start_call
+from cutlayer.server.handshake import ServedModel, agree_on
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.quota import DailyQuota
 from cutlayer.server.runner import Runner
@@ -46,27 +45,13 @@ from cutlayer.wire.messages import (
     SessionClosed,
     SessionOpened,
     TrunkAdapter,
-    Welcome,
 )
-from cutlayer.wire.spec import Spec, compare
+from cutlayer.wire.spec import Spec
 
-__all__ = ["ClientConnection", "ServedModel", "ServerDesk"]
+__all__ = ["ClientConnection", "ServerDesk"]
 
 H = TypeVar("H", bound=Header)
 Reply = tuple[Kind, Header, Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    """What the server believes and tells in the handshake."""
-
-    spec: Spec
-    manifest: Manifest
-    """What the server recomputed of its own blocks, and what its manifest file says."""
-    digest: str | None
-    """Pinned model digest."""
-    boot_id: str
-    software: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,24 +183,13 @@ class ClientConnection:
         return Frame(kind=kind, header=header, tensors=packed)
 
     def _welcome(self, hello: Hello) -> Frame:
-        theirs = Spec.from_table(hello.spec)
-        for codec in (theirs.codec_up, theirs.codec_down):
-            get_codec(codec)
-        own = replace(self._model.spec, codec_up=theirs.codec_up, codec_down=theirs.codec_down)
-        compare(own, theirs)
-        whole = agree(self._model.manifest, hello.leaves, self._model.digest)
+        agreement = agree_on(self._model, hello)
         if self._spec is None:
-            self._audit.record(AuditEvent.CONNECTED, self._peer, spec=whole.root())
+            self._audit.record(AuditEvent.CONNECTED, self._peer, spec=agreement.root)
             if self._federation is not None:
                 self._federation.arrived(self._peer)
-        self._spec = theirs
-        header = Welcome(
-            boot_id=self._model.boot_id,
-            spec=own.to_table(),
-            leaves=dict(self._model.manifest.leaves),
-            software=self._model.software,
-        )
-        return Frame(kind=Kind.WELCOME, header=header)
+        self._spec = agreement.theirs
+        return Frame(kind=Kind.WELCOME, header=agreement.welcome)
 
     def _checked_tokens(self, frame: Frame, name: str | None) -> int:
         """Tokens of a call, by what its tensor claims; nothing is decoded yet."""

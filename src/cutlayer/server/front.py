@@ -15,12 +15,12 @@ from cutlayer.metrics import FederationMetrics
 from cutlayer.model.manifest import Manifest
 from cutlayer.server.admin_keys import REPLICA_HOST, AdminKeys, make_admin_keys
 from cutlayer.server.audit import Audit
-from cutlayer.server.connection import ServedModel
 from cutlayer.server.doors import Doors
 from cutlayer.server.federation import FederationService
 from cutlayer.server.federation_calls import verifier_of
 from cutlayer.server.front_connection import FrontConnection, FrontDesk
 from cutlayer.server.front_metrics import render_replicas
+from cutlayer.server.handshake import ServedModel
 from cutlayer.server.launchers import Launcher, LocalProcesses
 from cutlayer.server.quota import DailyQuota
 from cutlayer.server.replica_group import ReplicaGroup, ReplicaStatus

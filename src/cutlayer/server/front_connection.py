@@ -11,9 +11,8 @@ import msgspec
 
 from cutlayer.errors import ProtocolError
 from cutlayer.server.audit import Audit
-from cutlayer.server.connection import ServedModel
 from cutlayer.server.federation_calls import FEDERATION_KINDS, FederationCalls, start_call
-from cutlayer.server.handshake import agree_on
+from cutlayer.server.handshake import ServedModel, agree_on
 from cutlayer.server.quota import DailyQuota
 from cutlayer.storage.audit_log import AuditEvent
 from cutlayer.wire.channel import Peer

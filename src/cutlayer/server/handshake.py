@@ -4,17 +4,27 @@ It does not keep who was greeted nor audit it (`connection`, `front_connection`)
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from cutlayer.model.agreement import agree
+from cutlayer.model.manifest import Manifest
 from cutlayer.wire.codec import get_codec
 from cutlayer.wire.messages import Hello, Welcome
 from cutlayer.wire.spec import Spec, compare
 
-if TYPE_CHECKING:
-    from cutlayer.server.connection import ServedModel
+__all__ = ["Agreement", "ServedModel", "agree_on"]
 
-__all__ = ["Agreement", "agree_on"]
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What the server believes and tells in the handshake."""
+
+    spec: Spec
+    manifest: Manifest
+    """What the server recomputed of its own blocks, and what its manifest file says."""
+    digest: str | None
+    """Pinned model digest."""
+    boot_id: str
+    software: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +39,7 @@ class Agreement:
     """The answer; the client's runs are to be here."""
 
 
-def agree_on(model: "ServedModel", hello: Hello) -> Agreement:
+def agree_on(model: ServedModel, hello: Hello) -> Agreement:
     """Compare a client with what is served.
 
     Args:

@@ -12,7 +12,7 @@ from cutlayer.errors import PermissionRefused, ProtocolError
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from cutlayer.identity.certificates import Role
 from cutlayer.model.adapters import AdapterSettings, AdapterState
-from cutlayer.server.connection import ServedModel
+from cutlayer.server.handshake import ServedModel
 from cutlayer.server.runner import Runner
 from cutlayer.settings import parse_settings
 from cutlayer.wire.channel import Peer

@@ -16,10 +16,11 @@ from cutlayer.model.agreement import known_manifest
 from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut, Trunk
 from cutlayer.server.audit import Audit
-from cutlayer.server.connection import ClientConnection, ServedModel, ServerDesk
+from cutlayer.server.connection import ClientConnection, ServerDesk
 from cutlayer.server.doors import Doors
 from cutlayer.server.federation import FederationService
 from cutlayer.server.federation_calls import verifier_of
+from cutlayer.server.handshake import ServedModel
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.local_pool import LocalPool
 from cutlayer.server.quota import DailyQuota

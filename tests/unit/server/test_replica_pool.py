@@ -10,7 +10,7 @@ from cutlayer.errors import PermissionRefused, ProtocolError, TransportError
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from cutlayer.model.adapters import AdapterSettings, AdapterState
 from cutlayer.model.manifest import Manifest
-from cutlayer.server.connection import ServedModel
+from cutlayer.server.handshake import ServedModel
 from cutlayer.server.replica_admin import AdminService
 from cutlayer.server.replica_group import Placed
 from cutlayer.server.replica_link import ReplicaLink
