@@ -29,6 +29,7 @@ __all__ = ["Decoder", "MakeWorld"]
 _NO_DRAFT = Draft(tokens=())
 _MAX_CACHE_WAIT_S = 60.0
 """How long a stream asks for room at the server."""
+_LEAST_RETRY_S, _MOST_RETRY_S = 0.02, 5.0
 _IN_FLIGHT, _MAX_PIECES = 2, 4
 
 MakeWorld = Callable[[GenerationSession, int, Request], DraftWorld]
@@ -199,9 +200,12 @@ class Decoder:
         """All that decode and a piece of what is still to be read, in one call."""
         began_s = self._clock()
         feeds = self._feeds(ready)
-        for live, logits_SV in self._run(feeds):
+        has_prompts = any(self._num_unfed(live) > 1 for live, _ in feeds)
+        found = self._run(feeds)
+        # What a prompt's piece took tells nothing of what guesses cost.
+        seconds = None if has_prompts else self._clock() - began_s
+        for live, logits_SV in found:
             if len(logits_SV):
-                seconds = self._clock() - began_s
                 self._advance(live, logits_SV, seconds)
 
     def _feeds(self, ready: Sequence[_Live]) -> list[tuple[_Live, Feed]]:
@@ -210,7 +214,7 @@ class Decoder:
             num_unfed = self._num_unfed(live)
             if num_unfed > 1 and room < min(num_unfed, self._settings.prefill_tokens):
                 continue
-            feed = self._next_feed(live)
+            feed = self._next_feed(live, len(ready))
             room -= len(feed.tokens) if num_unfed > 1 else 0
             feeds.append((live, feed))
         return feeds
@@ -218,7 +222,7 @@ class Decoder:
     def _num_unfed(self, live: _Live) -> int:
         return len(live.tokens) - self._session.length(live.row)
 
-    def _next_feed(self, live: _Live) -> Feed:
+    def _next_feed(self, live: _Live, num_streams: int) -> Feed:
         """The next piece of what was not fed yet; the last one carries the guesses."""
         begin = self._session.length(live.row)
         # Pieces end at fixed places: an equal prompt is then cut, noised and replayed alike.
@@ -228,14 +232,14 @@ class Decoder:
         if end < len(live.tokens):
             return Feed(row=live.row, tokens=live.tokens[begin:end], num_logits=0)
         # While more than one token is unread, a drafter's own caches do not stand where it guesses.
-        live.draft = self._draft(live) if end - begin == 1 else _NO_DRAFT
+        live.draft = self._draft(live, num_streams) if end - begin == 1 else _NO_DRAFT
         tokens = [*live.tokens[begin:end], *live.draft.tokens]
         return Feed(row=live.row, tokens=tokens, num_logits=1 + len(live.draft.tokens))
 
-    def _draft(self, live: _Live) -> Draft:
+    def _draft(self, live: _Live, num_streams: int) -> Draft:
         request = live.stream.request
         left = request.sampling.max_new_tokens - len(live.stream.tokens) - 1
-        wanted = min(live.draft_length.next(), left)
+        wanted = min(live.draft_length.next(num_streams), left)
         return live.drafter.propose(live.tokens, wanted) if wanted > 0 else _NO_DRAFT
 
     def _run(self, feeds: Sequence[tuple[_Live, Feed]]) -> list[tuple[_Live, Tensor]]:
@@ -260,7 +264,7 @@ class Decoder:
             for _ in range(_MAX_PIECES):
                 if self._num_unfed(live) <= size:
                     break
-                under_way.append(self._session.begin([self._next_feed(live)]))
+                under_way.append(self._session.begin([self._next_feed(live, 1)]))
                 if len(under_way) > _IN_FLIGHT:
                     self._session.finish(under_way.popleft())
             while under_way:
@@ -279,17 +283,19 @@ class Decoder:
             if live.give_up_s is None:
                 live.give_up_s = now_s + _MAX_CACHE_WAIT_S
             if now_s < live.give_up_s:
-                live.ready_s = now_s + error.retry_after_s
+                # Neither at once nor never, whatever the server says.
+                live.ready_s = now_s + min(_MOST_RETRY_S, max(_LEAST_RETRY_S, error.retry_after_s))
                 return
         live.stream.error = error
         self._end(live.stream, Finish.ERROR)
 
-    def _advance(self, live: _Live, logits_SV: Tensor, seconds: float) -> None:
+    def _advance(self, live: _Live, logits_SV: Tensor, seconds: float | None) -> None:
         """Choose tokens, tell who watches, and keep of the caches what was right."""
         draft, stream = live.draft, live.stream
         chosen = verify(logits_SV, draft, live.sampler, live.tokens)
         num_accepted = len(chosen) - 1
-        live.draft_length.observe(len(draft.tokens), num_accepted, seconds)
+        if seconds is not None:
+            live.draft_length.observe(len(draft.tokens), num_accepted, seconds)
         stream.num_drafted += len(draft.tokens)
         stream.num_accepted += num_accepted
         self.num_saved += num_accepted
