@@ -191,33 +191,30 @@ def test_errors_are_the_official_clients_classes(client: openai.OpenAI) -> None:
         client.completions.create(model="other", prompt="a")
 
 
-def test_a_spent_budget_is_said_and_not_asked_again(
-    world: CliWorld, address: str, tmp_path: Path
+def test_a_token_a_budget_and_an_end_that_lets_a_reply_finish(
+    world: CliWorld, address: str, tiny: tuple[Path, PreTrainedModel], tmp_path: Path
 ) -> None:
-    changes = ("privacy.generation.max_day_vectors=30", f"run.folder={tmp_path / 'run'}")
-    token = f"api.token_file={tmp_path / 'token'}"
-    with _api(world, address, *changes, token) as api:
+    changes = (
+        f"run.folder={tmp_path / 'run'}",
+        f"api.token_file={tmp_path / 'token'}",
+        "privacy.generation.max_day_vectors=110",
+        'generation.speculation.kind="none"',
+    )
+    with _api(world, address, *changes) as api:
         key = (tmp_path / "token").read_text().strip()
         with api.client("wrong") as stranger, pytest.raises(openai.AuthenticationError):
             stranger.models.list()
         with api.client(key) as client:
-            client.completions.create(model=MODEL, prompt="abcdef", max_tokens=4)
             with pytest.raises(openai.PermissionDeniedError) as caught:
-                client.completions.create(model=MODEL, prompt="x" * 40, max_tokens=4)
-    assert caught.value.code == "privacy_budget_exceeded"
-
-
-def test_sigterm_lets_a_reply_finish(
-    world: CliWorld, address: str, tiny: tuple[Path, PreTrainedModel], tmp_path: Path
-) -> None:
-    with _api(world, address, f"run.folder={tmp_path / 'run'}") as api, api.client() as client:
-        stream = client.completions.create(
-            model=MODEL, prompt="abc", max_tokens=100, temperature=0, stream=True
-        )
-        text = next(stream).choices[0].text
-        api.process.send_signal(signal.SIGTERM)
-        text += "".join(chunk.choices[0].text for chunk in stream)
-        assert text == _greedy(tiny, "abc", 100)
+                client.completions.create(model=MODEL, prompt="x" * 120, max_tokens=4)
+            assert caught.value.code == "privacy_budget_exceeded"
+            stream = client.completions.create(
+                model=MODEL, prompt="abc", max_tokens=60, temperature=0, stream=True
+            )
+            text = next(stream).choices[0].text
+            api.process.send_signal(signal.SIGTERM)
+            text += "".join(chunk.choices[0].text for chunk in stream)
+        assert text == _greedy(tiny, "abc", 60)
         api.process.communicate(timeout=30)
         assert api.process.returncode == 0
 
