@@ -25,3 +25,12 @@ def test_two_servers_of_one_process_count_apart() -> None:
     first, second = ServerMetrics(), ServerMetrics()
     first.federation.stragglers.inc()
     assert b"cutlayer_federation_stragglers_total 0.0" in second.render()
+
+
+def test_decodes_count_their_tokens_and_the_seconds_of_the_trunk_s_thread() -> None:
+    metrics = ServerMetrics()
+    metrics.observe_decode(8, 0.5)
+    metrics.observe_decode(2, 0.25)
+    lines = metrics.render().decode().splitlines()
+    assert "cutlayer_decode_tokens_total 10.0" in lines
+    assert "cutlayer_decode_runner_seconds_total 0.75" in lines
