@@ -98,7 +98,12 @@ def _measure(plan: Plan, worlds: Worlds, watch: _Watch) -> _Figures:
         sampling=timed(
             "sampling",
             lambda: measure_sampling(
-                plan.sampling_model, worlds, plan.sampling_drafts, plan.num_samples
+                plan.sampling_model,
+                worlds,
+                plan.sampling_drafts,
+                plan.num_samples,
+                codec=plan.wire_codec,
+                draft_model=plan.draft_model,
             ),
         ),
     )

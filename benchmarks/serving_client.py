@@ -1,6 +1,6 @@
 """A client process of the serving benchmark: it stays open and generates what it is asked for.
 
-As a module it reads a `SplitRequest` that says which server it uses, then answers `Job`s with
+As a module it reads an `Opening` that says which server it uses, then answers `Job`s with
 `JobRun`s (`workers`). It does not compare, print or know the baselines.
 """
 
@@ -24,7 +24,15 @@ from cutlayer.client.settings import (
 )
 from cutlayer.client.streams import NewToken, Request, Stream
 
-__all__ = ["Job", "JobRun", "Steps", "StreamRun", "StreamSpec"]
+__all__ = ["Job", "JobRun", "Opening", "Steps", "StreamRun", "StreamSpec"]
+
+
+class Opening(msgspec.Struct, frozen=True, kw_only=True):
+    """Which server a client process uses, and how."""
+
+    request: SplitRequest
+    draft_model: str | None = None
+    """Folder of the small model, for drafts by one."""
 
 
 class StreamSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +94,7 @@ class JobRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _run_streams(client: Client, job: Job) -> list[StreamRun]:
-    client.settings = client.settings.model_copy(update={"generation": _settings(job)})
+    _set_generation(client, _settings(job, client.settings.generation.speculation.model))
     generator = client.generator()
     decoder = generator.decoder(generator.session())
     ends_s: list[list[float]] = [[] for _ in job.streams]
@@ -114,12 +122,27 @@ def _run_streams(client: Client, job: Job) -> list[StreamRun]:
     ]
 
 
-def _settings(job: Job) -> GenerationSettings:
+def _set_generation(client: Client, settings: GenerationSettings) -> None:
+    client.settings = client.settings.model_copy(update={"generation": settings})
+
+
+def _load_draft_model(client: Client, draft_model: str | None) -> None:
+    """Settle which small model there is: the client loads it once, before its first generation."""
+    kind = DraftKind.NONE if draft_model is None else DraftKind.MODEL
+    speculation = SpeculationSettings(kind=kind, model=draft_model)
+    _set_generation(client, GenerationSettings(speculation=speculation))
+    client.generator()
+
+
+def _settings(job: Job, draft_model: str | None) -> GenerationSettings:
     return GenerationSettings(
         # A kept row would spare a repeated measurement its prefill.
         keep_rows=0,
         speculation=SpeculationSettings(
-            kind=DraftKind(job.draft), max_tokens=job.max_drafts, min_match=job.min_match
+            kind=DraftKind(job.draft),
+            max_tokens=job.max_drafts,
+            min_match=job.min_match,
+            model=draft_model,
         ),
     )
 
@@ -193,11 +216,12 @@ def _do(client: Client, job: Job) -> JobRun:
 
 def main() -> None:
     """Answer jobs until stdin is closed."""
-    request = read_request(SplitRequest)
+    opening = read_request(Opening)
     with (
         tempfile.TemporaryDirectory() as folder,
-        Client(client_settings(request, folder)) as client,
+        Client(client_settings(opening.request, folder)) as client,
     ):
+        _load_draft_model(client, opening.draft_model)
         client.trunk.hello()
         say_ready()
         for job in requests(Job):

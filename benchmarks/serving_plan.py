@@ -16,7 +16,12 @@ from benchmarks.serving_local import LocalCase
 from benchmarks.serving_naive import timed_lengths
 from benchmarks.serving_prompts import free_prompts, long_prompt, source_prompts
 from benchmarks.serving_world import ServedModel, served_model
-from benchmarks.subjects import subject_folder, write_small_llama, write_text_llama
+from benchmarks.subjects import (
+    subject_folder,
+    write_small_llama,
+    write_text_llama,
+    write_tiny_llama,
+)
 
 __all__ = ["PetalsShape", "Plan", "make_plan"]
 
@@ -48,6 +53,7 @@ class Plan:
     wire_steps: int
     sampling_model: ServedModel
     sampling_drafts: tuple[str, ...]
+    draft_model: str
     num_samples: int
 
 
@@ -98,7 +104,7 @@ _SIZES = {
         long_prompt=512,
         long_new=128,
         wire_steps=500,
-        num_samples=4000,
+        num_samples=1600,
         naive_forms={"lengths": 4, "2d": 2, "dense-max": 2},
     ),
 }
@@ -137,7 +143,8 @@ def make_plan(arguments: Arguments, num_clients: int, work: Path) -> Plan:
         wire_codec=CODEC if is_tiny else "raw",
         wire_steps=sizes.wire_steps,
         sampling_model=tiny,
-        sampling_drafts=("lookup", "self"),
+        sampling_drafts=("lookup",) if arguments.is_smoke else ("lookup", "model"),
+        draft_model=str(_draft_model(work / "draft")),
         num_samples=sizes.num_samples,
     )
 
@@ -182,6 +189,11 @@ def _petals(sizes: _Sizes, work: Path) -> list[PetalsShape]:
 def _wire_model(work: Path) -> ServedModel:
     """One block and few tokens: what remains of a step is what it costs to take it."""
     return served_model("one block", _write_llama(work / "wire", 64, 1, 256), 0, 1)
+
+
+def _draft_model(folder: Path) -> Path:
+    """A smaller model than `tiny` with its tokenizer: some of its guesses are wrong."""
+    return write_tiny_llama(write_text_llama(folder), num_blocks=2, vocab_size=264)
 
 
 def _link(model: ServedModel, arguments: Arguments, sizes: _Sizes, texts: Path | None) -> LinkCase:

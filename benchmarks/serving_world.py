@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from benchmarks.link import LINK_PROFILES, Counters
 from benchmarks.many_links import Links
-from benchmarks.serving_client import Job, JobRun
+from benchmarks.serving_client import Job, JobRun, Opening
 from benchmarks.split import SplitRequest, SplitServer
 from benchmarks.workers import Worker
 from cutlayer.identity.provision import LocalFolders
@@ -77,6 +77,7 @@ class World:
         codec: of the vectors.
         link: key of `LINK_PROFILES`, through a proxy for each client; None connects directly.
         client_threads: torch threads of a client where they are not the server's.
+        draft_model: folder of the small model, for drafts by one.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class World:
         codec: str = "raw",
         link: str | None = None,
         client_threads: int | None = None,
+        draft_model: str | None = None,
     ) -> None:
         self.model, self.num_threads = model, num_threads
-        self._kits, self._codec = kits, codec
+        self._kits, self._codec, self._draft_model = kits, codec, draft_model
         with ExitStack() as stack:
             self._server = stack.enter_context(
                 SplitServer(
@@ -171,7 +173,7 @@ class World:
         count = len(self._workers)
         ports = [self._server.port] * count if self._links is None else self._links.ports
         for worker, port, name in zip(self._workers, ports, owner_names(count), strict=True):
-            worker.send(self._request(port, name))
+            worker.send(Opening(request=self._request(port, name), draft_model=self._draft_model))
         for worker in self._workers:
             worker.expect_ready()
             worker.go()
@@ -213,6 +215,7 @@ class Worlds:
         codec: str = "raw",
         link: str | None = None,
         client_threads: int | None = None,
+        draft_model: str | None = None,
     ) -> Iterator[World]:
         """A world as `World` describes it."""
         key = (model.name, link)
@@ -227,6 +230,7 @@ class Worlds:
             codec=codec,
             link=link,
             client_threads=client_threads,
+            draft_model=draft_model,
         )
         if self._num_shared is None:
             with world:
