@@ -9,49 +9,33 @@ Shapes: V = vocabulary, k = drafted tokens of a stream.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from torch import Tensor
 
 from cutlayer.client.cached_row import Feed
 from cutlayer.client.draft_length import DraftLength
-from cutlayer.client.drafting import Draft, Drafter, DraftWorld, make_drafter
+from cutlayer.client.drafting import Draft, DraftWorld, make_drafter
 from cutlayer.client.kept_rows import KeptRows
+from cutlayer.client.live_stream import NO_DRAFT, LiveStream, new_token
 from cutlayer.client.sampling import RowSampler
 from cutlayer.client.session import GenerationSession, Pending
 from cutlayer.client.settings import GenerationSettings
-from cutlayer.client.streams import Finish, NewToken, Request, Stream
+from cutlayer.client.streams import Finish, Request, Stream
 from cutlayer.client.verification import verify
-from cutlayer.errors import BudgetExceeded, CacheFull, ConfigError, CutlayerError
+from cutlayer.errors import BudgetExceeded, CacheFull, ConfigError, CutlayerError, SessionLost
 
 __all__ = ["Decoder", "MakeWorld"]
 
-_NO_DRAFT = Draft(tokens=())
 _MAX_CACHE_WAIT_S = 60.0
 """How long a stream asks for room at the server."""
 _LEAST_RETRY_S, _MOST_RETRY_S = 0.02, 5.0
 _IN_FLIGHT, _MAX_PIECES = 2, 4
+_REFUSALS = (BudgetExceeded, CacheFull, SessionLost)
+"""What ends or delays a stream and no other."""
 
 MakeWorld = Callable[[GenerationSession, int, Request], DraftWorld]
 """What the drafter of a request in a session's row may use."""
-
-
-@dataclass(kw_only=True, eq=False)
-class _Live:
-    """A stream that has a row."""
-
-    stream: Stream
-    row: int
-    tokens: list[int]
-    """Prompt and reply."""
-    sampler: RowSampler
-    drafter: Drafter
-    draft_length: DraftLength
-    draft: Draft = field(default=_NO_DRAFT)
-    ready_s: float = 0.0
-    """Not to be tried again before."""
-    give_up_s: float | None = None
-    """When it stops asking for room."""
 
 
 class Decoder:
@@ -79,7 +63,7 @@ class Decoder:
         self._make_world = make_world
         self._clock = clock
         self._waiting: deque[Stream] = deque()
-        self._live: list[_Live] = []
+        self._live: list[LiveStream] = []
         self._kept = KeptRows(session, settings.keep_rows, settings.keep_s, clock)
         self.num_tokens = 0
         """Tokens delivered by all streams."""
@@ -166,13 +150,13 @@ class Decoder:
 
     def fail(self, error: CutlayerError) -> None:
         """End every stream with this error."""
-        for stream in [*self._waiting, *(live.stream for live in self._live)]:
+        for stream in self._streams():
             stream.error = error
             self._end(stream, Finish.ERROR)
 
     def close(self) -> None:
         """End all streams and give the caches back."""
-        for stream in [*self._waiting, *(live.stream for live in self._live)]:
+        for stream in self._streams():
             self.cancel(stream)
         self._session.close()
 
@@ -183,11 +167,17 @@ class Decoder:
             row, stream.num_cached = self._kept.take(stream.request.prompt)
             if row is None:
                 row = self._session.open_row(self._context_length)
-            self._live.append(self._new_live(stream, row))
+            try:
+                self._live.append(self._new_live(stream, row))
+            except BaseException:
+                # It is still one of those that hear of the error.
+                self._session.close_row(row)
+                self._waiting.appendleft(stream)
+                raise
 
-    def _new_live(self, stream: Stream, row: int) -> _Live:
+    def _new_live(self, stream: Stream, row: int) -> LiveStream:
         settings, request = self._settings.speculation, stream.request
-        return _Live(
+        return LiveStream(
             stream=stream,
             row=row,
             tokens=list(request.prompt),
@@ -196,7 +186,7 @@ class Decoder:
             draft_length=DraftLength(settings.max_tokens),
         )
 
-    def _turn(self, ready: Sequence[_Live]) -> None:
+    def _turn(self, ready: Sequence[LiveStream]) -> None:
         """All that decode and a piece of what is still to be read, in one call."""
         began_s = self._clock()
         feeds = self._feeds(ready)
@@ -208,7 +198,7 @@ class Decoder:
             if len(logits_SV):
                 self._advance(live, logits_SV, seconds)
 
-    def _feeds(self, ready: Sequence[_Live]) -> list[tuple[_Live, Feed]]:
+    def _feeds(self, ready: Sequence[LiveStream]) -> list[tuple[LiveStream, Feed]]:
         feeds, room = [], self._settings.prefill_tokens
         for live in ready:
             num_unfed = self._num_unfed(live)
@@ -219,45 +209,58 @@ class Decoder:
             feeds.append((live, feed))
         return feeds
 
-    def _num_unfed(self, live: _Live) -> int:
+    def _num_unfed(self, live: LiveStream) -> int:
         return len(live.tokens) - self._session.length(live.row)
 
-    def _next_feed(self, live: _Live, num_streams: int) -> Feed:
+    def _next_feed(self, live: LiveStream, num_streams: int) -> Feed:
         """The next piece of what was not fed yet; the last one carries the guesses."""
         begin = self._session.length(live.row)
         # Pieces end at fixed places: an equal prompt is then cut, noised and replayed alike.
         size = self._settings.prefill_tokens
         end = min((begin // size + 1) * size, len(live.tokens))
-        live.draft = _NO_DRAFT
+        live.draft = NO_DRAFT
         if end < len(live.tokens):
             return Feed(row=live.row, tokens=live.tokens[begin:end], num_logits=0)
         # While more than one token is unread, a drafter's own caches do not stand where it guesses.
-        live.draft = self._draft(live, num_streams) if end - begin == 1 else _NO_DRAFT
+        live.draft = self._draft(live, num_streams) if end - begin == 1 else NO_DRAFT
         tokens = [*live.tokens[begin:end], *live.draft.tokens]
         return Feed(row=live.row, tokens=tokens, num_logits=1 + len(live.draft.tokens))
 
-    def _draft(self, live: _Live, num_streams: int) -> Draft:
+    def _draft(self, live: LiveStream, num_streams: int) -> Draft:
         request = live.stream.request
         left = request.sampling.max_new_tokens - len(live.stream.tokens) - 1
         wanted = min(live.draft_length.next(num_streams), left)
-        return live.drafter.propose(live.tokens, wanted) if wanted > 0 else _NO_DRAFT
+        return live.drafter.propose(live.tokens, wanted) if wanted > 0 else NO_DRAFT
 
-    def _run(self, feeds: Sequence[tuple[_Live, Feed]]) -> list[tuple[_Live, Tensor]]:
+    def _run(self, feeds: Sequence[tuple[LiveStream, Feed]]) -> list[tuple[LiveStream, Tensor]]:
         """Logits of each that went well; who has no room or no budget does not stop the others."""
         try:
             logits = self._session.step([feed for _, feed in feeds])
-        except (BudgetExceeded, CacheFull) as error:
+        except _REFUSALS as error:
             if len(feeds) > 1:
                 return [found for one in feeds for found in self._run([one])]
-            self._refused(feeds[0][0], error)
+            live, feed = feeds[0]
+            if isinstance(error, BudgetExceeded) and live.draft.tokens:
+                # Guesses may be what there is no room for.
+                live.draft = NO_DRAFT
+                known = feed.tokens[: len(feed.tokens) - feed.num_logits + 1]
+                return self._run([(live, replace(feed, tokens=known, num_logits=1))])
+            self._refused(live, error)
             return []
         for live, _ in feeds:
             live.give_up_s = None
             live.stream.num_round_trips += 1
         return [(live, part) for (live, _), part in zip(feeds, logits, strict=True)]
 
-    def _feed_long(self, live: _Live) -> None:
+    def _feed_long(self, live: LiveStream) -> None:
         """Some pieces of one long prompt, several under way, so that all parts work at once."""
+        try:
+            self._feed_pieces(live)
+            live.give_up_s = None
+        except _REFUSALS as error:
+            self._refused(live, error)
+
+    def _feed_pieces(self, live: LiveStream) -> None:
         under_way: deque[Pending] = deque()
         size = self._settings.prefill_tokens
         try:
@@ -265,19 +268,17 @@ class Decoder:
                 if self._num_unfed(live) <= size:
                     break
                 under_way.append(self._session.begin([self._next_feed(live, 1)]))
+                live.stream.num_round_trips += 1
                 if len(under_way) > _IN_FLIGHT:
                     self._session.finish(under_way.popleft())
             while under_way:
                 self._session.finish(under_way.popleft())
-            live.give_up_s = None
-        except (BudgetExceeded, CacheFull) as error:
-            self._refused(live, error)
         finally:
             # Left over only where one failed: their answers are of no use.
             for pending in under_way:
                 self._session.drop(pending)
 
-    def _refused(self, live: _Live, error: CutlayerError) -> None:
+    def _refused(self, live: LiveStream, error: CutlayerError) -> None:
         now_s = self._clock()
         if isinstance(error, CacheFull) and error.retry_after_s is not None:
             if live.give_up_s is None:
@@ -289,7 +290,7 @@ class Decoder:
         live.stream.error = error
         self._end(live.stream, Finish.ERROR)
 
-    def _advance(self, live: _Live, logits_SV: Tensor, seconds: float | None) -> None:
+    def _advance(self, live: LiveStream, logits_SV: Tensor, seconds: float | None) -> None:
         """Choose tokens, tell who watches, and keep of the caches what was right."""
         draft, stream = live.draft, live.stream
         chosen = verify(logits_SV, draft, live.sampler, live.tokens)
@@ -307,7 +308,7 @@ class Decoder:
             live.tokens.append(token)
             stream.tokens.append(token)
             self.num_tokens += 1
-            if stream.request.watch(_new_token(token, logits_V, stream.request.num_top)):
+            if stream.request.watch(new_token(token, logits_V, stream.request.num_top)):
                 return self._end(stream, Finish.STOP)
             if len(stream.tokens) >= stream.request.sampling.max_new_tokens:
                 return self._end(stream, Finish.LENGTH)
@@ -326,7 +327,7 @@ class Decoder:
 
     def _end_late(self) -> None:
         now_s = self._clock()
-        for stream in [*self._waiting, *(live.stream for live in self._live)]:
+        for stream in self._streams():
             deadline_s = stream.request.deadline_s
             if deadline_s is not None and now_s >= deadline_s:
                 self._end(stream, Finish.DEADLINE)
@@ -334,13 +335,9 @@ class Decoder:
     def _pause(self, now_s: float) -> float | None:
         if not self._live:
             return None
-        return max(0.001, min(live.ready_s for live in self._live) - now_s)
+        ends = [stream.request.deadline_s for stream in self._streams()]
+        due = [*(live.ready_s for live in self._live), *(end for end in ends if end is not None)]
+        return max(0.001, min(due) - now_s)
 
-
-def _new_token(token: int, logits_V: Tensor, num_top: int | None) -> NewToken:
-    if num_top is None:
-        return NewToken(token=token)
-    logprobs_V = logits_V.detach().float().log_softmax(dim=-1)
-    best = logprobs_V.topk(num_top)
-    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return NewToken(token=token, logprob=float(logprobs_V[token]), top=top)
+    def _streams(self) -> list[Stream]:
+        return [*self._waiting, *(live.stream for live in self._live)]

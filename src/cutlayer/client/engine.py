@@ -135,22 +135,28 @@ class Engine:
 
     def _loop(self) -> None:
         pause_s: float | None = None
-        while self._wait(pause_s):
+        try:
+            while self._wait(pause_s):
+                self._take()
+                pause_s = self._step()
+                self._count()
+                self._tell()
+        finally:
+            # Also where the thread fails: nobody may wait for ever.
+            self._is_closing = True
             self._take()
-            try:
-                pause_s = self._decoder.step()
-            except CutlayerError as error:
-                self._decoder.fail(error)
-                pause_s = None
-            except Exception as error:  # a fault of ours: whoever waits must hear of it
-                _log.exception("generation failed inside")
-                self._decoder.fail(CutlayerError(f"generation failed inside: {error!r}"))
-                pause_s = None
-            self._count()
+            self._decoder.close()
             self._tell()
-        self._take()
-        self._decoder.close()
-        self._tell()
+
+    def _step(self) -> float | None:
+        try:
+            return self._decoder.step()
+        except CutlayerError as error:
+            self._decoder.fail(error)
+        except Exception as error:  # a fault of ours: whoever waits must hear of it
+            _log.exception("generation failed inside")
+            self._decoder.fail(CutlayerError(f"generation failed inside: {error!r}"))
+        return None
 
     def _wait(self, pause_s: float | None) -> bool:
         """Until there is something to do; False when it is the end."""
@@ -176,7 +182,10 @@ class Engine:
         ended = [(stream, on_end) for stream, on_end in self._open if stream.has_ended]
         self._open = [pair for pair in self._open if not pair[0].has_ended]
         for stream, on_end in ended:
-            on_end(stream, stream.error)
+            try:
+                on_end(stream, stream.error)
+            except Exception:  # a fault of one caller: the others must hear of theirs
+                _log.exception("whoever was told of a stream's end failed")
 
     def _count(self) -> None:
         now_s = time.monotonic()

@@ -20,7 +20,7 @@ from cutlayer.client.cached_row import CachedRow, Feed
 from cutlayer.client.draft_parts import DraftParts
 from cutlayer.client.link import PendingCall
 from cutlayer.client.remote_trunk import RemoteTrunk
-from cutlayer.errors import CutlayerError, ProtocolError, SessionLost
+from cutlayer.errors import CutlayerError, ProtocolError, SessionLost, TransportError
 from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.partition import Head, Tail
 from cutlayer.model.rows import Rows, pack
@@ -109,7 +109,9 @@ class GenerationSession:
         """Forget a row on all sides."""
         closed = self._rows.pop(row)
         if closed.is_open and self._session_id is not None:
-            self._model.trunk.close_rows(self._session_id, [row])
+            # The server's own time limit ends what it does not hear of.
+            with suppress(CutlayerError):
+                self._model.trunk.close_rows(self._session_id, [row])
 
     def length(self, row: int) -> int:
         """Tokens of a row that are cached on all parts."""
@@ -172,7 +174,10 @@ class GenerationSession:
         try:
             y_ND = self._answer(pending)
             logits_SV = self._tail(pending, y_ND)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, TransportError):
+                # A connection that comes back may repeat old calls: not upon these rows.
+                self._forget_session()
             self._undo(pending.feeds, pending.released.rows.starts)
             raise
         drafting = self._model.drafting
@@ -182,8 +187,9 @@ class GenerationSession:
 
     def drop(self, pending: Pending) -> None:
         """Wait for a call whose answer is of no use, as an earlier one has failed."""
-        with suppress(CutlayerError):
-            pending.call.result()
+        if self._session_id is not None:
+            with suppress(CutlayerError):
+                pending.call.result()
         self._undo(pending.feeds, pending.released.rows.starts)
 
     @torch.inference_mode()
@@ -207,10 +213,11 @@ class GenerationSession:
 
     def close(self) -> None:
         """Give the server's caches back."""
-        if self._session_id is not None:
-            self._model.trunk.close_session(self._session_id)
-        self._session_id = None
+        session_id, self._session_id = self._session_id, None
         self._rows.clear()
+        if session_id is not None:
+            with suppress(CutlayerError):
+                self._model.trunk.close_session(session_id)
 
     def _release(self, feeds: Sequence[Feed], rows: Sequence[CachedRow]) -> tuple[Tensor, Released]:
         """Through head and gate; with noise each piece by itself."""
@@ -276,32 +283,40 @@ class GenerationSession:
         return [0 if row.is_open else row.max_length for row in rows]
 
     def _answer(self, pending: Pending) -> Tensor:
-        for _ in range(_MAX_REPLAYS):
+        lost: SessionLost | None = None
+        for _ in range(1 + _MAX_REPLAYS):
             try:
+                if lost is not None:
+                    self._replay(pending, lost.lost_rows)
                 return pending.call.tensor("y")
-            except SessionLost as lost:
-                self._replay(pending, lost.lost_rows)
-                pending.call = self._send(pending.feeds, pending.released)
+            except SessionLost as error:
+                lost = error
         raise SessionLost(f"the server lost these rows {_MAX_REPLAYS} times in a row; try later")
 
     def _replay(self, pending: Pending, lost_rows: tuple[int, ...]) -> None:
-        """Send the very bytes of the lost rows that were released before this call."""
+        """Send the very bytes of the lost rows that were released before this call; then it."""
         if not lost_rows and pending.session_id == self._session_id:
-            self._session_id = None
-            for row in self._rows.values():
-                row.is_open = False
+            self._forget_session()
+        for feed in pending.feeds:
+            if not lost_rows or feed.row in lost_rows:
+                self._rows[feed.row].is_open = False
         self.num_replays += 1
-        starts = pending.released.rows.starts
-        for feed, start in zip(pending.feeds, starts, strict=True):
-            if lost_rows and feed.row not in lost_rows:
-                continue
+        # What follows may be lost with this session too.
+        pending.session_id = self._opened()
+        for feed, start in zip(pending.feeds, pending.released.rows.starts, strict=True):
             row = self._rows[feed.row]
-            row.is_open = False
-            if start:
+            if start and not row.is_open:
                 past = row.history.replay(start)
                 limits = self._limits([feed.row])
                 self._model.trunk.decode(past, self._opened(), [feed.row], limits).tensor("y")
                 row.is_open = True
+        pending.call = self._send(pending.feeds, pending.released)
+
+    def _forget_session(self) -> None:
+        """The next call opens another one, and each row is replayed when it is next used."""
+        self._session_id = None
+        for row in self._rows.values():
+            row.is_open = False
 
     def _undo(self, feeds: Sequence[Feed], starts: Sequence[int]) -> None:
         """As before the call that failed; its vectors count as released if they left."""
