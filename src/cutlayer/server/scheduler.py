@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from cutlayer.server.rhythm import Rhythm
 from cutlayer.server.settings import BatchSettings
 
 __all__ = ["BatchScheduler", "Choice", "FairScheduler", "Scheduler", "Waiting", "WorkKind"]
@@ -99,7 +100,8 @@ class BatchScheduler:
     monopoly. With `max_clients=1` this is one request at a time.
 
     Short decodes of all clients run together with one piece of the prompts that wait: a long prompt
-    is computed piece by piece, and nobody's next token waits for more than one of them.
+    is computed piece by piece, and nobody's next token waits for more than one of them. A decode
+    waits for clients that are about to ask for their next tokens (`rhythm`).
     """
 
     def __init__(self, settings: BatchSettings, half_life_s: float = 10.0) -> None:
@@ -109,6 +111,7 @@ class BatchScheduler:
         self._updated_s = 0.0
         self._seen_s: dict[str, float] = {}
         self._decoded_s: dict[str, float] = {}
+        self._rhythm = Rhythm()
         self._riders: set[str] = set()
         self._decode_began_s = self._decode_ended_s = 0.0
         self._strikes: dict[str, int] = {}
@@ -122,7 +125,7 @@ class BatchScheduler:
         for index, request in enumerate(waiting):
             heads.setdefault(request.client, index)
         ranked = sorted(heads.values(), key=lambda i: self._rank(waiting[i]))
-        groups = list(self._groups(waiting, ranked))
+        groups = list(self._groups(waiting, ranked, now_s))
         ready = [group for group in groups if group.ready_s <= now_s]
         if not ready:
             return Choice((), wait_until_s=min(group.ready_s for group in groups))
@@ -131,7 +134,9 @@ class BatchScheduler:
         self._account(waiting, chosen, tokens, now_s)
         return Choice(tuple(chosen.indices), tuple(tokens))
 
-    def _groups(self, waiting: Sequence[Waiting], ranked: Sequence[int]) -> Iterable[_Group]:
+    def _groups(
+        self, waiting: Sequence[Waiting], ranked: Sequence[int], now_s: float
+    ) -> Iterable[_Group]:
         pools: dict[tuple[WorkKind, int | None], list[int]] = {}
         for index in ranked:
             request = waiting[index]
@@ -141,7 +146,7 @@ class BatchScheduler:
                 pools.setdefault((request.kind, request.graph), []).append(index)
         for (kind, graph), indices in pools.items():
             if kind is WorkKind.DECODE:
-                yield self._decode_group(waiting, indices, ranked)
+                yield self._decode_group(waiting, indices, ranked, now_s)
                 continue
             chosen = self._within_limits(waiting, indices)
             is_full = len(chosen) < len(indices)
@@ -174,21 +179,26 @@ class BatchScheduler:
         return _Group(chosen, last_s + window_s, missing)
 
     def _decode_group(
-        self, waiting: Sequence[Waiting], indices: Sequence[int], heads: Sequence[int]
+        self,
+        waiting: Sequence[Waiting],
+        indices: Sequence[int],
+        heads: Sequence[int],
+        now_s: float,
     ) -> _Group:
         chosen = self._pieces(waiting, indices)
         group = _Group(list(chosen), 0.0, num_tokens=list(chosen.values()))
         here = {waiting[index].client for index in heads}
         is_full = len(chosen) >= self._settings.max_clients or len(chosen) < len(indices)
-        if not self._decoded_s.keys() - here or is_full:
+        patience = self._settings.decode_patience
+        if is_full or not patience:
             return group
-        window_s = self._settings.decode_window_ms / 1000
-        if any(waiting[index].has_begun for index in chosen):
+        if not any(waiting[index].has_begun for index in chosen):
+            oldest_s = min(waiting[index].arrived_s for index in chosen)
+            group.ready_s = self._rhythm.wait_until(here, oldest_s, patience, now_s)
+        elif self._decoded_s.keys() - here:
             # Whoever rode along with the last piece may have the next token ready in a moment.
             took_s = self._decode_ended_s - self._decode_began_s
-            group.ready_s = self._decode_ended_s + max(window_s, bool(window_s) * took_s / 10)
-        else:
-            group.ready_s = min(waiting[index].arrived_s for index in chosen) + window_s
+            group.ready_s = self._decode_ended_s + took_s / 10
         return group
 
     def _note_end(self, waiting: Sequence[Waiting], now_s: float) -> None:
@@ -256,6 +266,7 @@ class BatchScheduler:
             self._tokens[client] = self._tokens.get(client, 0.0) + _cost(request, num_tokens)
             if request.kind is WorkKind.DECODE:
                 self._decoded_s[client] = self._decode_began_s = now_s
+                self._rhythm.began(client, now_s)
                 self._riders.add(client)
             if self._is_alone(request):
                 self._alone[client] -= 1
@@ -275,6 +286,9 @@ class BatchScheduler:
         for request in waiting:
             if request.kind is not WorkKind.OTHER:
                 self._seen_s[request.client] = now_s
+            if request.kind is WorkKind.DECODE:
+                self._rhythm.arrived(request.client, request.arrived_s)
+        self._rhythm.forget(now_s)
         self._seen_s = {c: s for c, s in self._seen_s.items() if now_s - s < _ACTIVE_S}
         recent = self._decoded_s.items()
         self._decoded_s = {c: s for c, s in recent if now_s - s < _DECODING_S}

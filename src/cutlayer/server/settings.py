@@ -90,8 +90,9 @@ class BatchSettings(Settings):
     """A forward waits this long for other clients that are active; alone, it does not wait."""
     backward_window_ms: float = Field(default=50.0, ge=0)
     """A joint backward waits this long for each further gradient; later ones run by themselves."""
-    decode_window_ms: float = Field(default=2.0, ge=0)
-    """A decode waits this long for other clients that generate; a lone stream does not wait."""
+    decode_patience: float = Field(default=0.5, ge=0, le=1)
+    """Share of the time between two of its tokens that a stream may wait for others that are about
+    to come, so that they share a call; 0 never waits, and a lone stream never does."""
     prefill_tokens: int = Field(default=256, ge=1)
     """Prompt tokens of one call, up to a quarter more if that is the rest of them; others' next
     tokens are made between the pieces of longer ones."""

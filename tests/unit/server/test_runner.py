@@ -186,7 +186,7 @@ class _Pieces:
 
 @contextmanager
 def _chunked() -> Iterator[tuple[Runner, _Pieces]]:
-    runner = Runner(BatchScheduler(BatchSettings(prefill_tokens=100, decode_window_ms=0)))
+    runner = Runner(BatchScheduler(BatchSettings(prefill_tokens=100, decode_patience=0)))
     try:
         yield runner, _Pieces()
     finally:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutlayer.server.scheduler import BatchScheduler, Waiting, WorkKind
+from cutlayer.server.scheduler import BatchScheduler, Choice, Waiting, WorkKind
 from cutlayer.server.settings import BatchSettings
 
 ONE_BY_ONE = BatchSettings(max_clients=1)
@@ -258,7 +258,7 @@ def test_straggler_is_not_waited_for_while_it_runs_alone() -> None:
     assert scheduler.next_batch([_forward("a", 0.21)], 0.21).indices == (0,)
 
 
-CHUNKED = BatchSettings(prefill_tokens=64, decode_window_ms=2, max_tokens=512)
+CHUNKED = BatchSettings(prefill_tokens=64, max_tokens=512)
 
 
 def test_long_prompt_is_computed_in_pieces_with_everybody_s_next_token_beside_each() -> None:
@@ -358,20 +358,63 @@ def test_lone_stream_never_waits_for_others() -> None:
         assert scheduler.next_batch([_decode("a", now_s)], now_s).indices == (0,)
 
 
-def test_decode_waits_a_moment_for_who_generates_too() -> None:
-    scheduler = BatchScheduler(CHUNKED)
-    scheduler.next_batch([_decode("b")], 0.0)
-    first = _decode("a", 0.010)
-    choice = scheduler.next_batch([first], 0.010)
-    assert choice.indices == ()
-    assert choice.wait_until_s == pytest.approx(0.012)
-    assert set(scheduler.next_batch([first, _decode("b", 0.011)], 0.011).indices) == {0, 1}
+def _circles(scheduler: BatchScheduler, clients: dict[str, float], until_s: float) -> list[int]:
+    """Closed loops of single tokens whose owners take so long; how many shared each call."""
+    waiting = {client: _decode(client, 0.0) for client in clients}
+    later: dict[str, float] = {}
+    shared, now_s = [], 0.0
+    while now_s < until_s:
+        for client in [c for c, at_s in later.items() if at_s <= now_s]:
+            waiting[client] = _decode(client, later.pop(client))
+        requests = list(waiting.values())
+        choice = scheduler.next_batch(requests, now_s) if requests else Choice(())
+        if not choice.indices:
+            now_s = max(
+                now_s + 1e-6, min(choice.wait_until_s, min(later.values(), default=math.inf))
+            )
+            continue
+        now_s += 0.003
+        for client in [requests[index].client for index in choice.indices]:
+            del waiting[client]
+            later[client] = now_s + clients[client]
+        shared.append(len(choice.indices))
+    return shared
 
 
-def test_client_that_stopped_generating_is_not_waited_for() -> None:
+def test_streams_of_one_speed_fall_into_step() -> None:
+    clients = {f"c{n}": 0.040 + 0.001 * n for n in range(8)}
     scheduler = BatchScheduler(CHUNKED)
-    scheduler.next_batch([_decode("b")], 0.0)
-    assert scheduler.next_batch([_decode("a", 0.2)], 0.2).indices == (0,)
+    scheduler.next_batch([_decode("c0")], 0.0)
+    shared = _circles(scheduler, clients, 2.0)
+    assert sum(shared[-20:]) / 20 > 7
+    impatient = BatchScheduler(CHUNKED.model_copy(update={"decode_patience": 0.0}))
+    alone = _circles(impatient, clients, 2.0)
+    assert sum(alone[-20:]) / 20 < sum(shared[-20:]) / 20
+
+
+def test_fast_stream_does_not_keep_step_with_a_slow_one() -> None:
+    fast = _circles(BatchScheduler(CHUNKED), {"fast": 0.005}, 2.0)
+    both = _circles(BatchScheduler(CHUNKED), {"fast": 0.005, "slow": 0.100}, 2.0)
+    assert len(both) > 0.85 * len(fast)
+
+
+def test_client_that_stopped_generating_is_waited_for_once_at_most() -> None:
+    scheduler = BatchScheduler(CHUNKED)
+    now_s = 0.0
+    for _ in range(5):
+        both = [_decode("a", now_s), _decode("b", now_s)]
+        assert set(scheduler.next_batch(both, now_s).indices) == {0, 1}
+        now_s += 0.020
+    waits = 0
+    for _ in range(5):
+        choice = scheduler.next_batch([_decode("a", now_s)], now_s)
+        if not choice.indices:
+            waits += 1
+            assert choice.wait_until_s <= now_s + 0.010
+            choice = scheduler.next_batch([_decode("a", now_s)], choice.wait_until_s)
+            assert choice.indices
+        now_s += 0.020
+    assert waits <= 1
 
 
 def test_rest_of_a_prompt_waits_a_moment_for_who_rode_along_with_the_last_piece() -> None:
