@@ -142,11 +142,15 @@ class KvPool:
         chosen = _enough([row for row in idle if row.owner == owner], own_over)
         freed = sum(row.num_bytes for row in chosen)
         held = self._client_bytes - Counter({owner: freed})
-        left = sorted(set(idle) - set(chosen), key=_age)
+        left: dict[str, list[PooledRow]] = {}
+        for row in sorted(set(idle) - set(chosen), key=_age, reverse=True):
+            left.setdefault(row.owner, []).append(row)
         while over > freed and left:
-            most = max({row.owner for row in left}, key=lambda name: (held[name], name))
-            victim = next(row for row in left if row.owner == most)
-            left.remove(victim)
+            most = max(left, key=lambda name: (held[name], name))
+            # Oldest last: one client may hold tens of thousands of rows.
+            victim = left[most].pop()
+            if not left[most]:
+                del left[most]
             chosen.append(victim)
             held[most] -= victim.num_bytes
             freed += victim.num_bytes

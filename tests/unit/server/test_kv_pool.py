@@ -1,5 +1,7 @@
 """Bytes of caches: what is counted is what is held, and who gives way to whom."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -52,6 +54,23 @@ def test_bytes_of_a_call_that_failed_are_given_back() -> None:
     assert pool.used_bytes == 5 * BLOCK
     pool.settle([row], 0.0)
     assert pool.used_bytes == row.cache.nbytes == 0
+
+
+def test_thousands_of_small_rows_make_room_at_once() -> None:
+    num_rows = 20_000
+    pool = _pool(num_rows, num_rows)
+    rows = {PooledRow(f"many{i % 2}", LAYERS, 64, 0.0): 1 for i in range(num_rows)}
+    for owner in ("many0", "many1"):
+        pool.admit(owner, {row: 1 for row in rows if row.owner == owner}, 0.0)
+    for row in rows:
+        row.is_busy = False
+    began_s = time.process_time()
+    new = PooledRow("new", LAYERS, num_rows * 64, 2.0)
+    pool.admit("new", {new: num_rows // 2 * 64}, 2.0)
+    # Every other client's next token waits for this.
+    assert time.process_time() - began_s < 1
+    assert pool.num_evictions == num_rows // 2
+    assert pool.client_bytes("many0") == pool.client_bytes("many1")
 
 
 def test_least_recently_used_idle_row_of_who_holds_most_gives_way() -> None:

@@ -257,13 +257,14 @@ def test_closing_refuses_a_request_between_its_pieces() -> None:
     assert pieces.abandoned == ["a"]
 
 
-def test_chore_is_done_though_nobody_asks_for_anything() -> None:
+@pytest.mark.parametrize("error", [ProtocolError("ours"), OSError("disk"), KeyError("a bug")])
+def test_chore_is_done_though_nobody_asks_for_anything(error: Exception) -> None:
     times, done = [], threading.Event()
 
     def chore() -> None:
         times.append(1)
         if len(times) == 1:
-            raise ProtocolError("must not end the thread")
+            raise error  # must not end the thread
         done.set()
 
     runner = Runner(BatchScheduler(BatchSettings()), chore=chore, chore_every_s=0.01)
