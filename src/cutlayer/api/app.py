@@ -130,7 +130,8 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        text = f"Unknown request URL: {request.method} {request.url.path[:200]}."
+        path = str(request.scope["path"])
+        text = f"Unknown request URL: {request.method} {path[:200]}."
         headers = dict(error.headers or {})
         return ApiError(error.status_code, text, code="unknown_url", headers=headers).response()
 

@@ -18,6 +18,8 @@ __all__ = ["Body", "ChatBody", "CompletionBody", "Message", "parse_body"]
 T = TypeVar("T", bound="Body")
 _MAX_CHOICES = 128
 _MAX_STOPS = 16
+_MAX_STOP_CHARS = 512
+"""Every token is compared with all beginnings of a stop text."""
 _MAX_TOP = 20
 _IGNORED = frozenset(
     {
@@ -51,6 +53,9 @@ _UNSUPPORTED: Mapping[str, tuple[tuple[object, ...], str]] = {
 
 def _listed(stop: object) -> object:
     return [stop] if isinstance(stop, str) else stop
+
+
+_Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARS)]
 
 
 class _Part(BaseModel):
@@ -102,8 +107,8 @@ class Body(_Part):
     """Replies per prompt."""
     seed: int | None = None
     """Equal requests with an equal seed get equal replies."""
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(_listed)] = (
-        Field(default=None, max_length=_MAX_STOPS)
+    stop: Annotated[list[_Stop] | None, BeforeValidator(_listed)] = Field(
+        default=None, max_length=_MAX_STOPS
     )
     """Texts that end a reply."""
     stream: bool | None = None
@@ -114,8 +119,9 @@ class Body(_Part):
     """Not of that API: keep the k most likely tokens."""
     min_p: float | None = Field(default=None, ge=0, le=1)
     """Not of that API: keep tokens of at least p times the highest probability."""
-    repetition_penalty: float | None = Field(default=None, gt=0)
-    """Not of that API: divide or multiply logits of tokens seen before."""
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
+    """Not of that API: divide or multiply logits of tokens seen before. Beyond these bounds they
+    overflow, and a distribution of NaN would end other requests' replies too."""
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "Body":
@@ -137,7 +143,8 @@ class Body(_Part):
 class ChatBody(Body):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    # Or a million wrong messages would be a million errors, and nothing answered meanwhile.
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     """The conversation so far."""
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """The newer name of max_tokens; it wins."""

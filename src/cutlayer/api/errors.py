@@ -32,6 +32,7 @@ __all__ = [
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 _RETRY_S = 1.0
+_MAX_RETRY_S = 3600.0
 
 
 class ApiError(CutlayerError):
@@ -95,7 +96,7 @@ def too_busy(message: str, retry_after_s: float | None = None) -> ApiError:
         message,
         kind="rate_limit_error",
         code="rate_limit_exceeded",
-        headers={"Retry-After": str(math.ceil(retry_after_s or _RETRY_S))},
+        headers={"Retry-After": str(math.ceil(_bounded(retry_after_s)))},
     )
 
 
@@ -108,6 +109,13 @@ def away(message: str, code: str = "trunk_unavailable") -> ApiError:
         code=code,
         headers={"Retry-After": str(math.ceil(_RETRY_S))},
     )
+
+
+def _bounded(retry_after_s: float | None) -> float:
+    """Seconds that a trunk server asks for, if it may be believed: it may send any number."""
+    if retry_after_s is None or not 0 < retry_after_s < math.inf:
+        return _RETRY_S
+    return min(retry_after_s, _MAX_RETRY_S)
 
 
 def error_of(error: CutlayerError) -> ApiError:

@@ -58,7 +58,8 @@ class Guard:
                 "a web page of another origin sent this request; pages may not use this endpoint",
                 code="origin_not_allowed",
             )
-        path = request.url.path
+        # As the router sees it: a URL is put together from the Host header too.
+        path = str(request.scope["path"])
         is_open = path in _OPEN or path.startswith("/static/")
         if self._gate is None or is_open or is_admitted(request, self._gate):
             return None
@@ -91,7 +92,12 @@ def _is_same_site(request: Request) -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc == request.headers.get("host")
+    except ValueError:
+        return False
 
 
 def _with_headers(send: Send) -> Send:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from cutlayer.api.asks import Ask
 from cutlayer.api.engine import ServedModel, TokenEngine
-from cutlayer.api.errors import too_busy
+from cutlayer.api.errors import invalid, too_busy
 from cutlayer.client.chat import eos_ids
 from cutlayer.client.row_text import RowText
 from cutlayer.client.streams import NewToken, Request, Stream
@@ -61,6 +61,13 @@ class Places:
         Raises:
             ApiError: there are not so many now.
         """
+        if num_replies > self._max_replies:
+            # No wait helps, and clients would ask again and again.
+            raise invalid(
+                f"{num_replies} replies are asked for at once; this endpoint takes "
+                f"{self._max_replies} (api.max_queue)",
+                "n",
+            )
         if self.num_taken + num_replies > self._max_replies:
             raise too_busy(
                 f"{self.num_taken} replies are under way and {num_replies} more are asked for; "

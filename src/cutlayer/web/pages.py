@@ -3,6 +3,7 @@
 It does not decide what a page shows, nor whether there is a gate.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from importlib.resources import files
@@ -41,6 +42,7 @@ PAGE_HEADERS = {
 """On every answer."""
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _MAX_FORM_BYTES = 4096
+_FORM_S = 10.0
 
 
 async def with_headers(
@@ -114,12 +116,17 @@ def page_file(room: str, name: str) -> bytes:
 
 
 async def _form_token(request: Request) -> str:
-    """The form's token; empty where there is none, or the body is longer than any form of ours."""
+    """The form's token; empty where there is none, or the body is longer than any form of ours,
+    or takes longer to come."""
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_FORM_BYTES:
-            return ""
+    try:
+        async with asyncio.timeout(_FORM_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _MAX_FORM_BYTES:
+                    return ""
+    except TimeoutError:
+        return ""
     fields = parse_qs(body.decode("ascii", errors="replace"))
     return fields.get("token", [""])[0].strip()
 

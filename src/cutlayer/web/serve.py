@@ -71,7 +71,7 @@ def serve_app(
         settings: address and TLS.
         max_connections: further ones get status 503.
         grace_s: seconds that calls in flight get at the end.
-        stall_s: seconds for which a peer may read nothing of what waits for it.
+        stall_s: seconds for which a peer may read nothing of what waits for it, or take to ask.
 
     Raises:
         ConfigError: the address is taken, or the TLS files are unusable.
@@ -86,14 +86,29 @@ def serve_app(
 
 
 def _impatient(stall_s: float) -> type[H11Protocol]:
-    """A connection that is cut where its peer reads nothing; uvicorn itself would wait for ever."""
+    """A connection that is cut where its peer reads nothing, or has no request to make; uvicorn
+    itself would wait for ever, and who waits takes a place, with or without a token."""
 
     class Impatient(H11Protocol):
         _cut: asyncio.TimerHandle | None = None
+        _idle: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             transport.set_write_buffer_limits(high=_BUFFER_BYTES)
             super().connection_made(transport)
+            self._watch_idle()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._forget_idle()
+
+        def on_response_complete(self) -> None:
+            self._watch_idle()
+            super().on_response_complete()
+            if not self.cycle.response_complete:
+                # The next request had come already.
+                self._forget_idle()
 
         def pause_writing(self) -> None:
             self._cut = asyncio.get_running_loop().call_later(stall_s, self.transport.abort)
@@ -105,11 +120,20 @@ def _impatient(stall_s: float) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget()
+            self._forget_idle()
             super().connection_lost(exc)
 
         def _forget(self) -> None:
             if self._cut is not None:
                 self._cut.cancel()
+
+        def _watch_idle(self) -> None:
+            self._forget_idle()
+            self._idle = asyncio.get_running_loop().call_later(stall_s, self.transport.abort)
+
+        def _forget_idle(self) -> None:
+            if self._idle is not None:
+                self._idle.cancel()
 
     return Impatient
 

@@ -36,6 +36,13 @@ def _send(world: World, **body: object) -> socket.socket:
     return raw
 
 
+def _takes(raw: socket.socket, line: bytes) -> bool:
+    with contextlib.suppress(ConnectionError):
+        raw.sendall(line)
+        return True
+    return False
+
+
 @pytest.mark.parametrize("is_stream", [True, False])
 def test_a_client_that_closes_ends_its_stream(serve: Serve, is_stream: bool) -> None:
     world = serve(token_s=0.05)
@@ -101,6 +108,34 @@ def test_hundreds_of_broken_requests_leave_nothing(serve: Serve) -> None:
     _wait(lambda: world.engine.status().num_streams == 0, 30)
     assert world.client(retries=4).models.list().data
     assert threading.active_count() <= before + 40
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v1/models HTTP/1.1\r\n"])
+def test_a_connection_without_a_request_is_cut(serve: Serve, sent: bytes) -> None:
+    world = serve(stall_s=0.5)
+    with socket.create_connection(("127.0.0.1", world.api.port), timeout=10) as raw:
+        raw.sendall(sent)
+        with contextlib.suppress(ConnectionResetError):
+            assert raw.recv(100) == b""
+
+
+def test_header_lines_that_trickle_in_do_not_keep_a_connection(serve: Serve) -> None:
+    world = serve(stall_s=0.5)
+    whole = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", world.api.port), timeout=10) as raw:
+        raw.sendall(whole)
+        assert raw.recv(10_000).startswith(b"HTTP/1.1 200")
+        raw.sendall(b"GET /v1/models HTTP/1.1\r\n")
+        _wait(lambda: not _takes(raw, b"x-a: b\r\n"))
+
+
+def test_a_reply_longer_than_the_patience_for_requests_is_not_cut(serve: Serve) -> None:
+    world = serve(token_s=0.05, stall_s=0.3)
+    made = world.client().completions.create(
+        model=MODEL, prompt="abc", max_tokens=20, temperature=0
+    )
+    assert made.usage is not None
+    assert made.usage.completion_tokens == 20
 
 
 def test_replies_under_way_finish_when_the_endpoint_ends(serve: Serve) -> None:

@@ -2,12 +2,15 @@
 
 import http.client
 import json
+import math
 import socket
+import time
 from collections.abc import Callable
 
 import openai
 import pytest
 
+from cutlayer.api.errors import error_of
 from cutlayer.errors import (
     BudgetExceeded,
     CacheFull,
@@ -86,6 +89,9 @@ def test_a_body_that_is_no_json_object(world: World, content: bytes) -> None:
         ({"stop": ""}, "stop[0]", "invalid_value"),
         ({"stop": [1]}, "stop[0]", "invalid_value"),
         ({"stop": ["x"] * 17}, "stop", "invalid_value"),
+        ({"stop": "x" * 513}, "stop[0]", "invalid_value"),
+        ({"repetition_penalty": 1e-308}, "repetition_penalty", "invalid_value"),
+        ({"repetition_penalty": 1e308}, "repetition_penalty", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", None),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
         ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
@@ -242,6 +248,24 @@ def test_what_fails_behind_the_endpoint_has_a_status_of_its_own(
     assert (retry is not None) == (status in (429, 503))
 
 
+@pytest.mark.parametrize(
+    ("asked_s", "told"),
+    [(math.inf, "1"), (math.nan, "1"), (-5.0, "1"), (1e300, "3600"), (2.5, "3")],
+)
+def test_a_servers_odd_time_to_wait_is_not_passed_on(asked_s: float, told: str) -> None:
+    failure = CacheFull("no room")
+    failure.retry_after_s = asked_s
+    assert error_of(failure).response().headers["retry-after"] == told
+
+
+def test_a_million_wrong_messages_are_one_error(world: World) -> None:
+    content = json.dumps(_chat(messages=[1] * 1_000_000)).encode()
+    began_s = time.monotonic()
+    status, error, _ = _post(world, CHAT, content)
+    assert (status, error["param"]) == (400, "messages[0]")
+    assert time.monotonic() - began_s < 3
+
+
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(world: World) -> None:
     world.engine.fail, world.engine.fail_after = TransportError("the trunk went away"), 3
     stream = world.client().completions.create(
@@ -268,7 +292,7 @@ def test_a_full_endpoint_says_when_to_come_back(serve: Serve) -> None:
         stream.close()
     made = world.client(retries=4).completions.create(model=MODEL, prompt="abc", max_tokens=2)
     assert made.choices[0].finish_reason
-    with pytest.raises(openai.RateLimitError):
+    with pytest.raises(openai.BadRequestError, match=r"api\.max_queue"):
         client.completions.create(model=MODEL, prompt="abc", n=3)
 
 
