@@ -34,6 +34,8 @@ class ClientsFigures:
     one_trunk_tokens_per_s: float
     """Per second of runner time."""
     trunk_tokens_per_s: float
+    trunk_cpu_over_one: float
+    """The trunk's tokens per second of its thread's processor time, all clients over one."""
     fairness: float
     """Jain's index of the clients' tokens/s; the smallest of the repeats."""
     is_greedy_equal: bool
@@ -71,6 +73,8 @@ def measure_clients(case: ClientsCase, worlds: Worlds) -> ClientsFigures:
         total_tokens_per_s=median([found.total for found in rates]),
         one_trunk_tokens_per_s=median([held.trunk_tokens_per_s for held in ones]),
         trunk_tokens_per_s=median([held.trunk_tokens_per_s for held in alls]),
+        trunk_cpu_over_one=median([held.trunk_tokens_per_cpu_s for held in alls])
+        / max(median([held.trunk_tokens_per_cpu_s for held in ones]), 1e-9),
         fairness=min(jain_index(found.tokens_per_s) for found in rates),
         is_greedy_equal=len({_tokens(held) for held in alls}) == 1
         and all(_tokens(held)[0] == _tokens(alls[0])[0] for held in ones),

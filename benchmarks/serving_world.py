@@ -31,6 +31,7 @@ __all__ = [
 
 _DECODE_TOKENS = "cutlayer_decode_tokens_total"
 _DECODE_SECONDS = "cutlayer_decode_runner_seconds_total"
+_DECODE_CPU_SECONDS = "cutlayer_decode_runner_cpu_seconds_total"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,13 @@ class HeldRuns:
     """Tokens that the trunk decoded."""
     trunk_s: float
     """For which its runner worked."""
+    trunk_cpu_s: float
+    """Processor time of the runner's thread: beside busy clients on the same cores it is less."""
+
+    @property
+    def trunk_tokens_per_cpu_s(self) -> float:
+        """Per second of the runner's processor time, of a server of one thread."""
+        return self.trunk_tokens / self.trunk_cpu_s if self.trunk_cpu_s else 0.0
 
     @property
     def trunk_tokens_per_s(self) -> float:
@@ -136,10 +144,13 @@ class World:
         after = self.metrics()
         spent = {
             name: after.get(name, 0.0) - before.get(name, 0.0)
-            for name in (_DECODE_TOKENS, _DECODE_SECONDS)
+            for name in (_DECODE_TOKENS, _DECODE_SECONDS, _DECODE_CPU_SECONDS)
         }
         return HeldRuns(
-            runs=runs, trunk_tokens=spent[_DECODE_TOKENS], trunk_s=spent[_DECODE_SECONDS]
+            runs=runs,
+            trunk_tokens=spent[_DECODE_TOKENS],
+            trunk_s=spent[_DECODE_SECONDS],
+            trunk_cpu_s=spent[_DECODE_CPU_SECONDS],
         )
 
     def metrics(self) -> dict[str, float]:

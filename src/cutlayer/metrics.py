@@ -97,6 +97,11 @@ class ServerMetrics:
             "cutlayer_decode_runner_seconds", "Seconds of the trunk's thread in generation",
             registry=registry,
         )  # fmt: skip
+        self.decode_cpu_seconds = Counter(
+            "cutlayer_decode_runner_cpu_seconds",
+            "Processor seconds of the trunk's thread in generation",
+            registry=registry,
+        )
         self.graph_bytes = Gauge(
             "cutlayer_graph_bytes", "Activations waiting for their BACKWARD", registry=registry
         )
@@ -107,10 +112,11 @@ class ServerMetrics:
         self.batch_clients.observe(num_clients)
         self.batch_tokens.observe(num_tokens)
 
-    def observe_decode(self, num_tokens: int, seconds: float) -> None:
+    def observe_decode(self, num_tokens: int, seconds: float, cpu_seconds: float) -> None:
         """Count one joint decode."""
         self.decode_tokens.inc(num_tokens)
         self.decode_seconds.inc(seconds)
+        self.decode_cpu_seconds.inc(cpu_seconds)
 
     def totals(self) -> Totals:
         """What went through since the start."""

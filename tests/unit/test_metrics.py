@@ -29,8 +29,9 @@ def test_two_servers_of_one_process_count_apart() -> None:
 
 def test_decodes_count_their_tokens_and_the_seconds_of_the_trunk_s_thread() -> None:
     metrics = ServerMetrics()
-    metrics.observe_decode(8, 0.5)
-    metrics.observe_decode(2, 0.25)
+    metrics.observe_decode(8, 0.5, 0.25)
+    metrics.observe_decode(2, 0.25, 0.125)
     lines = metrics.render().decode().splitlines()
     assert "cutlayer_decode_tokens_total 10.0" in lines
     assert "cutlayer_decode_runner_seconds_total 0.75" in lines
+    assert "cutlayer_decode_runner_cpu_seconds_total 0.375" in lines

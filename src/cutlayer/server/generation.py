@@ -39,7 +39,7 @@ class Generation:
         limits: SessionLimits,
         new_name: Callable[[], str],
         clock: Callable[[], float],
-        observe: Callable[[int, float], None],
+        observe: Callable[[int, float, float], None],
     ) -> None:
         """Args:
         trunk: what computes.
@@ -48,7 +48,7 @@ class Generation:
         limits: what sessions may hold.
         new_name: gives an adapter a name of its own.
         clock: seconds, for idle times.
-        observe: told the tokens and seconds of every joint decode.
+        observe: told tokens, seconds and processor seconds of this thread, of every joint decode.
         """
         self._trunk = trunk
         self._engine = engine
@@ -74,11 +74,12 @@ class Generation:
 
     def decode(self, calls: Sequence[TrunkCall]) -> list[TrunkResult | Failure]:
         """One piece of each call in one call of the trunk; rows are admitted with the first."""
-        began_s = time.perf_counter()
+        began_s, began_cpu_s = time.perf_counter(), time.thread_time()
         results = together(calls, self._begin, self._engine.infer, self._end)
         answered = zip(calls, results, strict=True)
         num_tokens = sum(len(c.piece) for c, r in answered if isinstance(r, TrunkResult))
-        self._observe(num_tokens, time.perf_counter() - began_s)
+        seconds, cpu_s = time.perf_counter() - began_s, time.thread_time() - began_cpu_s
+        self._observe(num_tokens, seconds, cpu_s)
         return results
 
     def abandon(self, owner: str, header: Decode) -> None:

@@ -74,7 +74,7 @@ class TrunkHost:
         clock: Callable[[], float] = time.monotonic,
         tracer: Tracer | None = None,
         observe: Callable[[int, int], None] = lambda clients, tokens: None,
-        observe_decode: Callable[[int, float], None] = lambda tokens, seconds: None,
+        observe_decode: Callable[[int, float, float], None] = lambda tokens, seconds, cpu_s: None,
     ) -> None:
         """Args:
         trunk: without adapters so far.
@@ -84,7 +84,7 @@ class TrunkHost:
         clock: seconds, for idle times.
         tracer: gets a span of every call of the trunk.
         observe: told the clients and tokens of every call of the trunk.
-        observe_decode: told the tokens and seconds of every joint decode.
+        observe_decode: told tokens, seconds and the thread's processor seconds of joint decodes.
         """
         self._trunk = trunk
         self._limits = limits
