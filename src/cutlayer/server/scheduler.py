@@ -214,7 +214,7 @@ class BatchScheduler:
         is_short = {index: waiting[index].num_tokens <= _SHORT_TOKENS for index in indices}
         if any(is_short.values()) and not all(is_short.values()):
             # Room for who waits for one token, however long the piece could be.
-            most = min(most, max(1, self._max_tokens() / 2))
+            most = int(min(most, max(1, self._max_tokens() / 2)))
         left, prefill_left = self._max_tokens(), most
         chosen: dict[int, int] = {}
         for index in indices:

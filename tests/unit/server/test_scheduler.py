@@ -435,3 +435,13 @@ def test_rest_of_a_lone_prompt_does_not_wait() -> None:
     rest = replace(_decode("a", 0.0, 500), has_begun=True)
     for now_s in (0.0, 0.2, 0.4):
         assert scheduler.next_batch([rest], now_s).indices == (0,)
+
+
+def test_prompt_moves_on_beside_next_tokens_however_small_the_calls() -> None:
+    scheduler = BatchScheduler(BatchSettings(max_tokens=3))
+    taken = 0
+    for number in range(20):
+        waiting = [_decode("long", num_tokens=100), _decode("short", arrived_s=number / 100)]
+        choice = scheduler.next_batch(waiting, 1 + number / 100)
+        taken += sum(n for i, n in zip(choice.indices, choice.num_tokens, strict=True) if i == 0)
+    assert taken >= 10
