@@ -70,17 +70,21 @@ class Chat:
             Request(prompt=prompt, sampling=self._sampling, eos_ids=ends, watch=watch)
         )
         is_under_way = True
-        while is_under_way:
-            pause_s = self._decoder.step()
-            if pause_s:
-                time.sleep(pause_s)
-            is_under_way = not stream.has_ended
-            if not is_under_way:
-                pieces.append(reply.rest())
-            while pieces:
-                piece = pieces.pop(0)
-                shown += piece
-                yield piece
+        try:
+            while is_under_way:
+                pause_s = self._decoder.step()
+                if pause_s:
+                    time.sleep(pause_s)
+                is_under_way = not stream.has_ended
+                if not is_under_way:
+                    pieces.append(reply.rest())
+                while pieces:
+                    piece = pieces.pop(0)
+                    shown += piece
+                    yield piece
+        finally:
+            # Nobody reads on: nothing more of it may leave beside the next question.
+            self._decoder.cancel(stream)
         if stream.error is not None:
             raise stream.error
         self._messages = [*messages, {"role": "assistant", "content": shown}]

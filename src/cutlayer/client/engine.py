@@ -22,6 +22,8 @@ __all__ = ["Engine", "EngineStatus", "Meters", "OnEnd"]
 _log = logging.getLogger(__name__)
 _RATE_S = 10.0
 _TIDY_S = 10.0
+_CLOSE_S = 3.0
+"""How long a turn under way may still take when it is to end."""
 _BOUNDARY = "generation"
 
 OnEnd = Callable[[Stream, CutlayerError | None], None]
@@ -131,7 +133,12 @@ class Engine:
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(_CLOSE_S)
+        if self._thread.is_alive():
+            # It waits for a server that is away.
+            self._meters.session.interrupt()
+            self._thread.join()
+            self._meters.session.resume()
 
     def _loop(self) -> None:
         pause_s: float | None = None

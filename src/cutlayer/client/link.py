@@ -4,6 +4,7 @@ It does not know what a call means, compute, or decide what to do about an answe
 """
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -60,6 +61,10 @@ class PendingCall:
         """
         return self._link._wait(self)
 
+    def forget(self) -> None:
+        """Nobody waits for it any more: it is not repeated."""
+        self._link._forget(self)
+
     def tensor(self, name: str) -> Tensor:
         """One tensor of the reply, decoded."""
         reply = self.result()
@@ -96,17 +101,20 @@ class Link:
         self._follows = follows
         self._channel: Channel | None = None
         self._open_calls: list[PendingCall] = []
+        self._interrupted = threading.Event()
         self._bytes_sent = self._bytes_received = 0
 
     @property
     def bytes_sent(self) -> int:
         """Bytes of frames sent, over all connections."""
-        return self._bytes_sent + (self._channel.bytes_sent if self._channel else 0)
+        channel = self._channel  # another thread may ask while it is dropped
+        return self._bytes_sent + (channel.bytes_sent if channel else 0)
 
     @property
     def bytes_received(self) -> int:
         """Bytes of frames received, over all connections."""
-        return self._bytes_received + (self._channel.bytes_received if self._channel else 0)
+        channel = self._channel
+        return self._bytes_received + (channel.bytes_received if channel else 0)
 
     def hello(self) -> Welcome:
         """Connect and compare specs.
@@ -125,6 +133,17 @@ class Link:
     def forget_calls(self) -> None:
         """No call that is open now is repeated any more."""
         self._open_calls.clear()
+
+    def interrupt(self) -> None:
+        """Whoever waits for the server fails with TransportError now; any thread may call it."""
+        self._interrupted.set()
+        channel = self._channel
+        if channel is not None:
+            channel.close()
+
+    def resume(self) -> None:
+        """Wait for servers again after an interruption."""
+        self._interrupted.clear()
 
     def call_once(self, frame: Frame, deadline_s: float) -> "Future[Frame]":
         """A call that is not repeated, on an open channel."""
@@ -158,21 +177,19 @@ class Link:
 
     def _wait(self, call: PendingCall) -> Frame:
         deadline_s = None
-        while True:
-            try:
-                reply = call.future.result()
-                break
-            except TransportError:
-                now_s = time.monotonic()
-                deadline_s = now_s + self._reconnect_s if deadline_s is None else deadline_s
-                if now_s >= deadline_s or call not in self._open_calls:
-                    raise
-                self._repeat_open_calls(deadline_s)
-            except BaseException:
-                self._forget(call)
-                raise
-        self._forget(call)
-        return reply
+        try:
+            while True:
+                try:
+                    return call.future.result()
+                except TransportError:
+                    now_s = time.monotonic()
+                    deadline_s = now_s + self._reconnect_s if deadline_s is None else deadline_s
+                    if now_s >= deadline_s or call not in self._open_calls:
+                        raise
+                    self._repeat_open_calls(deadline_s)
+        finally:
+            # However it ended: a call that was given up must not be repeated upon later ones.
+            self._forget(call)
 
     def _forget(self, call: PendingCall) -> None:
         if call in self._open_calls:
@@ -191,10 +208,10 @@ class Link:
             try:
                 return self._handshake()
             except TransportError:
-                if time.monotonic() + wait_s > deadline_s:
+                is_late = time.monotonic() + wait_s > deadline_s
+                if is_late or self._interrupted.wait(wait_s):
                     self._drop_channel()
                     raise
-                time.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _handshake(self) -> Welcome:

@@ -141,6 +141,14 @@ class RemoteTrunk:
         with suppress(TransportError, SessionLost):
             self._link.call_once(frame, _CLOSE_S).result()
 
+    def interrupt(self) -> None:
+        """Whoever waits for the server fails with TransportError now; any thread may call it."""
+        self._link.interrupt()
+
+    def resume(self) -> None:
+        """Wait for the server again after an interruption."""
+        self._link.resume()
+
     def close(self) -> None:
         """End the connection."""
         self._link.close()

@@ -190,6 +190,7 @@ class GenerationSession:
         if self._session_id is not None:
             with suppress(CutlayerError):
                 pending.call.result()
+        pending.call.forget()
         self._undo(pending.feeds, pending.released.rows.starts)
 
     @torch.inference_mode()
@@ -210,6 +211,14 @@ class GenerationSession:
     def forget_guesses(self, row: int) -> None:
         """Back to what has been released."""
         self._rows[row].cut_back()
+
+    def interrupt(self) -> None:
+        """End a wait for a server that is away with TransportError; any thread may call it."""
+        self._model.trunk.interrupt()
+
+    def resume(self) -> None:
+        """Wait for the server again."""
+        self._model.trunk.resume()
 
     def close(self) -> None:
         """Give the server's caches back."""

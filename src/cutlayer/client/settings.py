@@ -139,7 +139,7 @@ class SamplingSettings(Settings):
     """Keep the fewest tokens whose probabilities reach p."""
     min_p: float | None = Field(default=None, ge=0, le=1)
     """Keep tokens of at least p times the highest probability."""
-    repetition_penalty: float = Field(default=1.0, gt=0)
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)
     """Divide (positive) or multiply (negative) logits of tokens seen before; 1 does nothing."""
     stop: tuple[str, ...] = ()
     """Texts that end a reply; they are not part of it."""
