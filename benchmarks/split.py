@@ -192,11 +192,7 @@ def server_settings(request: ServeRequest) -> ServerSettings:
         "authority": str(files.authority),
     }
     table: dict[str, dict[str, object]] = {
-        "model": {
-            "path": request.model_folder,
-            "lower": request.lower,
-            "upper": request.upper,
-        },
+        "model": _model_of(request),
         "listen": {"address": "127.0.0.1:0", "tls": tls},
         "state": {"folder": request.state},
     }
@@ -204,6 +200,16 @@ def server_settings(request: ServeRequest) -> ServerSettings:
         table.setdefault(name, {}).update(section)
     health = {"health_port": 0} if request.has_metrics else {}
     return parse_settings(ServerSettings, {**table, **health}, "benchmark server")
+
+
+def _model_of(request: ServeRequest | SplitRequest) -> dict[str, object]:
+    """Decode steps with one thread, whatever prompts get: these models are small."""
+    return {
+        "path": request.model_folder,
+        "lower": request.lower,
+        "upper": request.upper,
+        "decode_threads": 1,
+    }
 
 
 def _serve(request: ServeRequest) -> None:
@@ -221,7 +227,7 @@ def client_settings(request: SplitRequest, folder: str) -> ClientSettings:
     files = member_files(Path(request.kit))
     parts = ["head", "trunk", "tail"] if request.is_head_trained else ["trunk", "tail"]
     table = {
-        "model": {"path": request.model_folder, "lower": request.lower, "upper": request.upper},
+        "model": _model_of(request),
         "connection": {
             "address": request.address,
             "codec": request.codec,

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -39,6 +38,7 @@ from cutlayer.model.checkpoint import load_client_parts
 from cutlayer.model.export import export_adapter, merge_adapter
 from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut
+from cutlayer.model.threads import set_threads
 from cutlayer.privacy.ledger import LedgerSummary
 from cutlayer.settings import load_settings
 from cutlayer.storage.audit_log import AuditEntry, AuditEvent
@@ -72,11 +72,11 @@ class Client:
         self.settings = settings
         self._tracer = tracer or NoTrace()
         model = settings.model
-        if model.threads is not None:
-            torch.set_num_threads(model.threads)
+        set_threads(model.threads)
         cut = Cut(model.lower, model.upper)
         self._folder = resolve_model(model.path, model.revision)
         self.head, self.tail = load_client_parts(self._folder, cut, model.dtype, model.device)
+        self.head.decode_threads = self.tail.decode_threads = model.decode_threads
         self._state = RunState(settings.run)
         self._parts = TrainedParts(
             self.head,

@@ -55,6 +55,8 @@ class ModelSettings(Settings):
     """torch device of head and tail."""
     threads: int | None = Field(default=None, ge=1)
     """Compute threads; None leaves torch's own choice."""
+    decode_threads: int | None = Field(default=None, ge=1)
+    """Compute threads of decode steps; None takes `threads`. Small models decode fastest with 1."""
 
 
 class RunSettings(Settings):

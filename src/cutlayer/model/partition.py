@@ -29,6 +29,7 @@ from cutlayer.model.families import (
 )
 from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.rows import Rows
+from cutlayer.model.threads import FEW_TOKENS, with_threads
 
 __all__ = ["Cut", "Head", "Part", "PartModule", "Place", "Tail", "Trunk", "build_part"]
 
@@ -106,6 +107,8 @@ class PartModule(nn.Module):
         self.layout = layout
         self.config: PreTrainedConfig = type(model.config).from_dict(model.config.to_dict())
         self.hidden_size: int = self.config.hidden_size
+        self.decode_threads: int | None = None
+        """Compute threads of calls with few cached tokens; None leaves the process's own."""
         self.leaves: dict[str, str] = {}
         """Manifest leaves of what was loaded; empty until then."""
         self.base = cast(PreTrainedModel, getattr(model, layout.prefix))
@@ -148,12 +151,14 @@ class PartModule(nn.Module):
             return self._run_one_by_one(inputs, rows, caches)
         packed = PackedRows(rows, self._kernel, len(self.block_range), self._windows, caches)
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
-        output = self.base(
-            **{name: inputs[None]},
-            position_ids=rows.positions_N.to(inputs.device)[None],
-            use_cache=False,
-            packed_rows=packed,
-        )
+        is_decode = caches is not None and rows.num_tokens <= FEW_TOKENS
+        with with_threads(self.decode_threads if is_decode else None):
+            output = self.base(
+                **{name: inputs[None]},
+                position_ids=rows.positions_N.to(inputs.device)[None],
+                use_cache=False,
+                packed_rows=packed,
+            )
         packed.finish()
         return cast(Tensor, output.last_hidden_state[0])
 

@@ -9,12 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from cutlayer.metrics import ServerMetrics
 from cutlayer.model.agreement import known_manifest
 from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut, Trunk
+from cutlayer.model.threads import set_threads
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ClientConnection, ServerDesk
 from cutlayer.server.doors import Doors
@@ -59,12 +58,12 @@ class TrunkServer:
         """
         self._settings = settings
         self._tracer = tracer or NoTrace()
-        if settings.model.threads is not None:
-            torch.set_num_threads(settings.model.threads)
+        set_threads(settings.model.threads)
         folder = private_folder(settings.state.folder)
         vault = open_vault(settings.state.key_file)
         trunk, self._model = _load(settings)
         self._trunk = trunk
+        trunk.decode_threads = settings.model.decode_threads
         self._audit = Audit(AuditLog(folder / "audit.jsonl"))
         self._metrics = ServerMetrics()
         self._host = TrunkHost(

@@ -35,6 +35,8 @@ class TrunkSettings(Settings):
     """torch device."""
     threads: int | None = Field(default=None, ge=1)
     """Compute threads; None leaves torch's own choice."""
+    decode_threads: int | None = Field(default=None, ge=1)
+    """Compute threads of decode steps; None takes `threads`. Small models decode fastest with 1."""
 
 
 class LimitSettings(Settings):

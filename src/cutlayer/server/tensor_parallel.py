@@ -29,6 +29,7 @@ from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.partition import Cut, Part, Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.model.tensor_parallel import ParallelTrunk, load_parallel_trunk
+from cutlayer.model.threads import set_threads
 from cutlayer.server.settings import TrunkSettings
 
 __all__ = [
@@ -102,11 +103,11 @@ def follow_leader(model: TrunkSettings) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    if model.threads is not None:
-        torch.set_num_threads(model.threads)
+    set_threads(model.threads)
     folder = resolve_model(model.path, model.revision)
     cut = Cut(model.lower, model.upper)
     trunk = parallel_trunk(folder, cut, model.dtype, model.device)
+    trunk.decode_threads = model.decode_threads
     try:
         follow(trunk)
     finally:
