@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,3 +86,17 @@ def test_a_run_on_ray_actors_survives_the_death_of_its_actor(tmp_path: Path) -> 
             assert time.monotonic() < give_up_s
             time.sleep(0.1)
         assert front.replicas()[0].num_restarts == 1
+
+
+def test_a_ray_that_does_not_come_up_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_launcher = pytest.importorskip("cutlayer.server.ray_launcher")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def half_way(**options: object) -> None:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        raise Exception("The current node timed out during startup.\nMore.")
+
+    monkeypatch.setattr(ray_launcher.ray, "init", half_way)
+    with pytest.raises(ray_launcher._NotUp, match=r"timed out during startup\.$"):
+        ray_launcher._init("local", {})
+    assert started[0].wait(10) != 0

@@ -10,10 +10,12 @@ import signal
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from cutlayer.errors import ConfigError, CutlayerError, TransportError
 from cutlayer.server.admin_keys import AdminKeys
@@ -168,18 +170,17 @@ class RayActors:
         address = self._settings.replicas.ray_address
         own = {} if address else {"num_cpus": self._num_cpus(), "include_dashboard": False}
         asked = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **own,
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"cannot join Ray at {address or 'this machine'}: {_first_line(error)} "
-                "(replicas.ray_address)"
-            ) from error
+        for is_last in (False, True):
+            try:
+                _init(address or "local", own)
+                break
+            except (ConnectionError, ValueError, RuntimeError, _NotUp) as error:
+                if isinstance(error, _NotUp) and not is_last:
+                    continue
+                raise ConfigError(
+                    f"cannot join Ray at {address or 'this machine'}: {_first_line(error)} "
+                    "(replicas.ray_address)"
+                ) from error
         if threading.current_thread() is threading.main_thread():
             # Ray takes SIGTERM for itself, and the server would end without draining.
             signal.signal(signal.SIGTERM, asked)
@@ -188,6 +189,26 @@ class RayActors:
         """On one machine as many replicas as were asked for fit, however few cores it has."""
         replicas = self._settings.replicas
         return max(1, round(replicas.count * replicas.ray_cpus + 0.5))
+
+
+class _NotUp(CutlayerError):
+    """Ray's own processes did not come up in time; nothing of them is left."""
+
+
+def _init(address: str, own: Mapping[str, object]) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, ValueError, RuntimeError):
+        raise
+    except Exception as error:  # Ray has no narrower one for a node that does not start
+        ray.shutdown()
+        left = set(psutil.Process().children(recursive=True)) - before
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=_KILL_S)
+        raise _NotUp(_first_line(error)) from error
 
 
 def _pems(files: TlsFiles) -> dict[str, bytes]:
