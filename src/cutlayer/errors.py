@@ -14,6 +14,7 @@
     ├── CacheFull              no KV bytes left; carries when to ask again
     ├── BudgetExceeded         the privacy budget forbids this release; stop
     ├── AttestationError       the evidence does not satisfy the policy; stop
+    ├── PeerMisbehaved         what the server returned is not what an honest trunk returns; stop
     └── QuorumNotMet           too few members answered; no round
 
 It does not decide what to do about them: `cli` maps each to an exit code (`EXIT_CODES`),
@@ -29,6 +30,7 @@ __all__ = [
     "CutlayerError",
     "DataError",
     "ModelError",
+    "PeerMisbehaved",
     "PermissionRefused",
     "ProtocolError",
     "QuorumNotMet",
@@ -103,6 +105,10 @@ class AttestationError(CutlayerError):
     """The evidence does not satisfy the policy."""
 
 
+class PeerMisbehaved(CutlayerError):
+    """What the server returned is not what an honest trunk returns."""
+
+
 class QuorumNotMet(CutlayerError):
     """Too few members answered; the round is not applied."""
 
@@ -122,6 +128,7 @@ EXIT_CODES: dict[type[CutlayerError], int] = {
     BudgetExceeded: 12,
     AttestationError: 13,
     QuorumNotMet: 14,
+    PeerMisbehaved: 15,
     CutlayerError: 1,
 }
 """Process exit code per error, nearest class first; documented in docs/cli.md."""

@@ -35,6 +35,8 @@ class Batch:
     """Int64, aligned with the tokens, -100 = not scored; position t predicts label t + 1."""
     row_ids: tuple[int, ...]
     """Id of each row, in order."""
+    private_N: Tensor = field(repr=False)
+    """Bool, whether a token is text of the record, not the template's own."""
 
     @property
     def num_scored(self) -> int:
@@ -147,10 +149,16 @@ def batch(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
     """
     chosen = [examples[index] for index in indices]
     labels = [label for example in chosen for label in example.labels]
+    private = [
+        is_private
+        for example in chosen
+        for is_private in example.is_private or [True] * len(example.tokens)
+    ]
     return Batch(
         rows=pack([example.tokens for example in chosen]),
         labels_N=torch.tensor(labels, dtype=torch.int64),
         row_ids=tuple(example.row_id for example in chosen),
+        private_N=torch.tensor(private, dtype=torch.bool),
     )
 
 

@@ -6,10 +6,12 @@ t predicts the label at t + 1, and -100 means not scored.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import jinja2
 
+from cutlayer.data.private_text import Ranges, are_private, found_in
 from cutlayer.data.settings import AssistantTurns, DataSettings, OnTooLong, placeholders
 from cutlayer.data.sources import Record
 from cutlayer.errors import ConfigError, DataError
@@ -51,6 +53,8 @@ class Example:
     """Token id where scored, else -100; as long as `tokens`, and the first is never scored."""
     row_id: int
     """Number of the record, unique over training and validation: noise is keyed by it."""
+    is_private: list[bool] = field(default_factory=list, repr=False)
+    """Per token whether it is text of the record, not the template's own; empty: all are."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Span:
 
     text: str = field(repr=False)
     is_scored: bool
+    private: Ranges = ()
+    """Characters that come from the record."""
 
 
 class RowMaker:
@@ -96,7 +102,7 @@ class RowMaker:
             DataError: a column is missing or not text, the completion is empty, the row too long.
         """
         spans = self._chat_spans(record) if self._settings.chat_template else self._plain(record)
-        tokens, labels = self._tokenize(spans)
+        tokens, labels, private = self._tokenize(spans)
         num_prompt = self._num_prompt(labels, record)
         excess = len(tokens) - self.max_length
         if excess > 0:
@@ -106,13 +112,18 @@ class RowMaker:
             keep = len(self._start)
             tokens = tokens[:keep] + tokens[keep + excess :]
             labels = labels[:keep] + labels[keep + excess :]
+            private = private[:keep] + private[keep + excess :]
         self._check_vocab(tokens, record)
-        return Example(tokens, labels, row_id)
+        return Example(tokens, labels, row_id, private)
 
     def _plain(self, record: Record) -> list[Span]:
+        settings = self._settings
+        prompt, completion = self._prompt(record), self._completion(record)
+        of_prompt = _columns_of(record, settings.prompt, settings.prompt_template)
+        of_completion = _columns_of(record, settings.completion, settings.completion_template)
         return [
-            Span(self._prompt(record), is_scored=False),
-            Span(self._completion(record), is_scored=True),
+            Span(prompt, is_scored=False, private=found_in(prompt, of_prompt)),
+            Span(completion, is_scored=True, private=found_in(completion, of_completion)),
         ]
 
     def _prompt(self, record: Record) -> str:
@@ -141,14 +152,18 @@ class RowMaker:
         ]
         whole = self._render(messages, record, add_generation_prompt=False)
         spans: list[Span] = []
-        done = ""
+        pieces = self._private_pieces(record, messages)
+        done, num_done = "", 0
         for turn in turns:
             before = self._render(messages[:turn], record, add_generation_prompt=True)
             after = self._render(messages[: turn + 1], record, add_generation_prompt=False)
             _check_prefixes(record, done, before, after, whole)
-            spans.append(Span(before[len(done) :], is_scored=False))
-            spans.append(Span(after[len(before) :], is_scored=True))
-            done = after
+            asked, said = before[len(done) :], after[len(before) :]
+            said_by_others = [text for texts in pieces[num_done:turn] for text in texts]
+            own = found_in(said, pieces[turn])
+            spans.append(Span(asked, is_scored=False, private=found_in(asked, said_by_others)))
+            spans.append(Span(said, is_scored=True, private=own))
+            done, num_done = after, turn + 1
         return spans
 
     def _messages(self, record: Record) -> list[dict[str, str]]:
@@ -158,6 +173,17 @@ class RowMaker:
             {"role": "user", "content": self._prompt(record)},
             {"role": "assistant", "content": self._completion(record)},
         ]
+
+    def _private_pieces(
+        self, record: Record, messages: Sequence[Mapping[str, str]]
+    ) -> list[list[str]]:
+        """Per message the texts of the record in it; templates trim what a message says."""
+        settings = self._settings
+        if settings.messages is not None:
+            return [[message["content"].strip()] for message in messages]
+        prompt = _columns_of(record, settings.prompt, settings.prompt_template)
+        completion = _columns_of(record, settings.completion, settings.completion_template)
+        return [[text.strip() for text in texts] for texts in (prompt, completion)]
 
     def _render(
         self, messages: list[dict[str, str]], record: Record, *, add_generation_prompt: bool
@@ -172,21 +198,25 @@ class RowMaker:
                 "mend the turns' order, or set data.chat_template = false"
             ) from error
 
-    def _tokenize(self, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
+    def _tokenize(self, spans: Sequence[Span]) -> tuple[list[int], list[int], list[bool]]:
         tokens, labels = list(self._start), [NOT_SCORED] * len(self._start)
+        private = [False] * len(self._start)
+        encode = partial(_encode, self._tokenizer)
         for span, ids in zip(spans, _encode_spans(self._tokenizer, spans), strict=True):
             tokens += ids
             labels += self._span_labels(span, ids)
+            private += are_private(ids, span.text, span.private, encode)
         if self._settings.chat_template:
             end = max((i for i, label in enumerate(labels) if label != NOT_SCORED), default=-1)
-            tokens, labels = tokens[: end + 1], labels[: end + 1]
+            tokens, labels, private = tokens[: end + 1], labels[: end + 1], private[: end + 1]
         elif self._settings.append_eos:
             assert self._tokenizer.eos_token_id is not None
             tokens.append(self._tokenizer.eos_token_id)
             labels.append(self._tokenizer.eos_token_id)
+            private.append(False)
         if labels:
             labels[0] = NOT_SCORED
-        return tokens, labels
+        return tokens, labels, private
 
     def _span_labels(self, span: Span, ids: list[int]) -> list[int]:
         if not span.is_scored:
@@ -255,6 +285,12 @@ def _fill(record: Record, column: str | None, template: str | None) -> str:
         return record.text(column)
     parts = placeholders(template)
     return "".join(text + (record.text(name) if name else "") for text, name in parts)
+
+
+def _columns_of(record: Record, column: str | None, template: str | None) -> list[str]:
+    """Texts that `_fill` takes from the record, in order."""
+    names = [column] if template is None else [name for _, name in placeholders(template)]
+    return [record.text(name) for name in names if name]
 
 
 def _encode_spans(tokenizer: Tokenizer, spans: Iterable[Span]) -> Iterator[list[int]]:
