@@ -9,6 +9,7 @@ Shapes: N = vectors of all rows together, D = values of one vector.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol, Self, TypeVar
 
 from pydantic import model_validator
@@ -25,10 +26,28 @@ __all__ = [
     "Mechanism",
     "MechanismRegistry",
     "NoNoise",
+    "NoiseForm",
     "NoiseSettings",
     "PrivacyEvent",
     "PrivacySettings",
+    "ReleaseUnit",
 ]
+
+
+class NoiseForm(StrEnum):
+    """What arithmetic a release follows."""
+
+    GAUSSIAN = "gaussian"
+    """Clipped, then normal noise: `multiplier` is sigma over the replace-one sensitivity 2C."""
+    PURE = "pure"
+    """Clipped, then noise with a pure epsilon: `multiplier` is that epsilon."""
+
+
+class ReleaseUnit(StrEnum):
+    """What one application of the noise covers: the clip bounds the norm of this."""
+
+    VECTOR = "token vector"
+    ROW = "row"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +60,14 @@ class PrivacyEvent:
     """The scale in the mechanism's own unit; None where it has none."""
     num_vectors: int
     """Vectors released."""
+    clip: float | None = None
+    """Norm bound C, in units of the activations; None where nothing is clipped."""
+    form: NoiseForm | None = None
+    """None: no guarantee, no epsilon exists."""
+    multiplier: float | None = None
+    """See `NoiseForm`, for one application; None without a form."""
+    unit: ReleaseUnit = ReleaseUnit.VECTOR
+    """What one application covers."""
 
 
 class Mechanism(Protocol):

@@ -1,0 +1,1 @@
+"""Attacks on recordings, and the scored report."""

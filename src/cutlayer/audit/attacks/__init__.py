@@ -1,0 +1,1 @@
+"""One file an attack; importing this package registers them all (`cutlayer.audit.registry`)."""
