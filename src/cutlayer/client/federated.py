@@ -23,7 +23,7 @@ from cutlayer.federation.secure.hidden import GroupKey
 from cutlayer.identity.signing import CertificateVerifier, KitSigner
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.agreement import hash_leaves
-from cutlayer.privacy.boundary import UpdateGate
+from cutlayer.privacy.update_gate import UpdateGate
 from cutlayer.wire.federation_messages import Leave
 
 __all__ = ["fingerprint", "leave", "make_member", "open_calls", "vocabulary_digest"]

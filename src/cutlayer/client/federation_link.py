@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from cutlayer.client.link import Link, header_of
-from cutlayer.privacy.boundary import ReleasedUpdate
+from cutlayer.privacy.update_gate import ReleasedUpdate
 from cutlayer.wire.federation_messages import (
     Adopt,
     Adopted,

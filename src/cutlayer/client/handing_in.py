@@ -18,7 +18,7 @@ from cutlayer.federation.secure.member import SecureMember
 from cutlayer.federation.secure.peers import Signer, Verifier
 from cutlayer.federation.settings import FederationPolicy
 from cutlayer.federation.state import flatten
-from cutlayer.privacy.boundary import UpdateGate
+from cutlayer.privacy.update_gate import UpdateGate
 from cutlayer.wire.federation_messages import Round, SendUpdate, round_run_id
 
 __all__ = ["Credentials", "Handover", "Learnt"]

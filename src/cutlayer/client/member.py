@@ -25,7 +25,7 @@ from cutlayer.errors import ProtocolError, QuorumNotMet, StepExpired
 from cutlayer.federation.settings import FederationPolicy
 from cutlayer.federation.strategy import get_strategy
 from cutlayer.federation.trunk_pool import UpdateKind
-from cutlayer.privacy.boundary import UpdateGate
+from cutlayer.privacy.update_gate import UpdateGate
 from cutlayer.wire.federation_messages import Adopt, Publish, Round
 from cutlayer.wire.messages import OpenRun
 

@@ -6,10 +6,9 @@ named by identifiers that the caller makes.
 Shapes: N = vectors of all rows together, D = values of one vector.
 """
 
-import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
 from typing import Never
@@ -22,13 +21,12 @@ from cutlayer.errors import ConfigError
 from cutlayer.model.rows import Rows
 from cutlayer.privacy.budget import SessionBudget
 from cutlayer.privacy.ledger import Ledger, Release
-from cutlayer.privacy.mechanism import Mechanism, PrivacyEvent
+from cutlayer.privacy.mechanism import Mechanism
 from cutlayer.privacy.noise import NoiseContext, RowNoise, RunSecret, release_key
 from cutlayer.privacy.packed_rows import concatenated, sliced
-from cutlayer.wire.codec import Codec, Packed, get_codec
-from cutlayer.wire.ring import pack_ring, words_of
+from cutlayer.wire.codec import Codec, Packed
 
-__all__ = ["Boundary", "BoundaryName", "Released", "ReleasedUpdate", "UpdateGate"]
+__all__ = ["Boundary", "BoundaryName", "Released", "is_identifier"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
@@ -141,6 +139,11 @@ class Released:
         )
 
 
+def is_identifier(name: str) -> bool:
+    """Whether a name may stand in a key or in the ledger: no text can."""
+    return _IDENTIFIER.fullmatch(name) is not None
+
+
 class Boundary:
     """One gate of one run."""
 
@@ -198,8 +201,10 @@ class Boundary:
             StorageError: the ledger cannot be written; nothing may leave.
         """
         self._check(x_ND, rows, row_ids, version)
+        if budgets and len(budgets) != rows.num_rows:
+            raise ConfigError(f"{self.name}: {len(budgets)} budgets for {rows.num_rows} rows")
         keys = list(self._noise_keys(x_ND, rows, row_ids, version))
-        is_replay = self._account(keys, rows, version, budgets)
+        is_replay = self._account(keys, rows.lengths, version, budgets)
         noised_ND = self.mechanism.apply(x_ND, RowNoise(keys, rows.lengths))
         released = Released(
             packed=self._codec.encode(noised_ND.detach()),
@@ -219,7 +224,7 @@ class Boundary:
         if not x_ND.is_floating_point() or x_ND.dtype.itemsize > 4:
             raise ConfigError(f"{self.name}: cannot release {x_ND.dtype}; use float32 or smaller")
         for name in (version, *row_ids):
-            if not _IDENTIFIER.fullmatch(name):
+            if not is_identifier(name):
                 # Not shown: what is no identifier may be somebody's text.
                 raise ConfigError(
                     f"{self.name}: a row or version name of {len(name)} characters is no "
@@ -243,104 +248,17 @@ class Boundary:
             yield self._secret.noise_key(context, row_id, start, x[begin:end])
 
     def _account(
-        self, keys: Sequence[bytes], rows: Rows, version: str, budgets: Sequence[SessionBudget]
+        self,
+        keys: Sequence[bytes],
+        lengths: Sequence[int],
+        version: str,
+        budgets: Sequence[SessionBudget],
     ) -> bool:
-        if budgets and len(budgets) != rows.num_rows:
-            raise ConfigError(f"{self.name}: {len(budgets)} budgets for {rows.num_rows} rows")
-        payers: Sequence[SessionBudget | None] = budgets or [None] * rows.num_rows
+        """Count what leaves, one key and one length per row of it; whether it is a replay."""
+        payers: Sequence[SessionBudget | None] = budgets or [None] * len(keys)
         releases = [
             Release(key=release_key(key), num_vectors=length, budget=payer)
-            for key, length, payer in zip(keys, rows.lengths, payers, strict=True)
+            for key, length, payer in zip(keys, lengths, payers, strict=True)
         ]
-        event, limit = self.mechanism.event(rows.num_tokens), self._max_day_vectors
+        event, limit = self.mechanism.event(sum(lengths)), self._max_day_vectors
         return self._ledger.account(self.name, event, version, releases, limit)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleasedUpdate:
-    """Tensors of an update that may go to the federation. Only this module makes one."""
-
-    tensors: Mapping[str, Packed] = field(repr=False)
-    gate: InitVar[_Gate]
-
-    def __post_init__(self, gate: _Gate) -> None:
-        if gate is not _GATE:
-            raise TypeError("only UpdateGate makes a ReleasedUpdate")
-
-
-class UpdateGate:
-    """The gate of a federation: adapter updates, and numbers that the owner publishes."""
-
-    def __init__(self, ledger: Ledger, allows_plain: bool, publishes: bool) -> None:
-        """
-        Args:
-            ledger: the run's ledger.
-            allows_plain: the owner accepts that the server sees its update by itself.
-            publishes: the owner shows its losses to the federation.
-        """
-        self._ledger = ledger
-        self._allows_plain = allows_plain
-        self._publishes = publishes
-
-    def masked(self, masked_M: Tensor, name: str, sealed: bytes | None = None) -> ReleasedUpdate:
-        """An update under secure aggregation: int64 ring elements, uniform to whoever sees them.
-
-        Args:
-            masked_M: values and weight, masked.
-            name: identifier of federation, round and attempt.
-            sealed: adapters encrypted under the members' key, for newcomers.
-        """
-        tensors = {"masked": pack_ring(masked_M)}
-        if sealed is not None:
-            tensors["sealed"] = pack_ring(words_of(sealed))
-        self._account(BoundaryName.UPDATES, "masked_sum", name, _digest(tensors))
-        return ReleasedUpdate(tensors=tensors, gate=_GATE)
-
-    def plain(self, update: Mapping[str, Tensor], name: str) -> ReleasedUpdate:
-        """An update that the server sees by itself.
-
-        Raises:
-            ConfigError: the owner has not accepted that.
-        """
-        self.require_plain_accepted()
-        raw = get_codec("raw")
-        tensors = {key: raw.encode(x) for key, x in update.items()}
-        self._account(BoundaryName.UPDATES, "none", name, _digest(tensors))
-        return ReleasedUpdate(tensors=tensors, gate=_GATE)
-
-    def require_plain_accepted(self) -> None:
-        """Refuse before any work what `plain` would refuse after it.
-
-        Raises:
-            ConfigError: the owner has not accepted that the server sees its updates.
-        """
-        if not self._allows_plain:
-            raise ConfigError(
-                "this federation aggregates without secure aggregation: the server would see your "
-                "adapter update, from which text can be rebuilt; ask its operator for "
-                "secure.enabled=true, or accept it with federation.share_plain_updates=true"
-            )
-
-    def metrics(self, values: Mapping[str, float], name: str) -> dict[str, float] | None:
-        """What of these numbers may be shown; None where the owner shows none."""
-        if not self._publishes:
-            return None
-        self._account(BoundaryName.METRICS, "none", name, repr(sorted(values.items())))
-        return dict(values)
-
-    def _account(self, boundary: BoundaryName, mechanism: str, name: str, content: str) -> None:
-        if not _IDENTIFIER.fullmatch(name):
-            raise ConfigError(f"{boundary}: {name!r:.80} is no identifier of a round")
-        # A coordinator that was set back uses a round's name twice; other content is no replay.
-        key = hashlib.sha256(f"{boundary}|{name}|{content}".encode()).hexdigest()[:32]
-        event = PrivacyEvent(mechanism=mechanism, scale=None, num_vectors=1)
-        self._ledger.account(boundary, event, name, [Release(key=key, num_vectors=1)])
-
-
-def _digest(tensors: Mapping[str, Packed]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        for buffer in tensors[name].buffers:
-            digest.update(buffer)
-    return digest.hexdigest()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cutlayer.errors import ConfigError
-from cutlayer.privacy.boundary import UpdateGate
 from cutlayer.privacy.ledger import Ledger
+from cutlayer.privacy.update_gate import UpdateGate
 from cutlayer.storage.log import DurableLog
 
 NAME = "trial.r1.a1"
