@@ -1,4 +1,4 @@
-"""Scores of one reply against the right answers: exact match, F1, ROUGE-L.
+"""Scores of one reply against the right answers: exact match, F1, ROUGE.
 
 It does not run a model nor average. A new metric is a function under `@METRICS.register`; it takes
 a reply and one or more references and gives 0 to 1.
@@ -94,23 +94,37 @@ def _f1() -> TextMetric:
     return score
 
 
+@METRICS.register("rouge_1")
+def _rouge_1() -> TextMetric:
+    return _rouge("rouge1")
+
+
+@METRICS.register("rouge_2")
+def _rouge_2() -> TextMetric:
+    return _rouge("rouge2")
+
+
 @METRICS.register("rouge_l")
 def _rouge_l() -> TextMetric:
-    """F-measure of the longest common subsequence of words, no stemming.
+    return _rouge("rougeL")
 
-    Source: Lin, ROUGE (2004), section 3.1, as the package rouge-score computes `rougeL`.
+
+def _rouge(kind: str) -> TextMetric:
+    """F-measure of common words, word pairs, or of the longest common subsequence; no stemming.
+
+    Source: Lin, ROUGE (2004), sections 2 and 3.1, as the package rouge-score computes them.
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise ConfigError(
-            "the metric rouge_l needs the package rouge-score; "
+            "the ROUGE metrics need the package rouge-score; "
             'install it: pip install "cutlayer[evaluation]"'
         ) from error
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    scorer = RougeScorer([kind], use_stemmer=False)
 
     def score(reply: str, references: Sequence[str]) -> float:
-        return float(scorer.score_multi(list(references), reply)["rougeL"].fmeasure)
+        return float(scorer.score_multi(list(references), reply)[kind].fmeasure)
 
     return score
 
