@@ -3,6 +3,7 @@
 from cutlayer.client.settings import ClientSettings
 from cutlayer.client.step import Boundaries
 from cutlayer.privacy.boundary import Boundary, BoundaryName
+from cutlayer.privacy.mechanism import Withhold
 from cutlayer.privacy.run_privacy import RunPrivacy
 from cutlayer.wire.codec import get_codec
 
@@ -18,6 +19,7 @@ def generation_gate(settings: ClientSettings, run: RunPrivacy) -> Boundary:
         run.ledger,
         run.secret,
         settings.privacy.generation.max_day_vectors,
+        withholds=settings.privacy.withhold is Withhold.PRIVATE,
     )
 
 
@@ -26,6 +28,13 @@ def training_gates(settings: ClientSettings, run: RunPrivacy) -> Boundaries:
     codec, privacy = get_codec(settings.connection.codec), settings.privacy
     lower, upper = privacy.activation_rule(), privacy.gradient_rule()
     return Boundaries(
-        activations=Boundary(BoundaryName.ACTIVATIONS, lower, codec, run.ledger, run.secret),
+        activations=Boundary(
+            BoundaryName.ACTIVATIONS,
+            lower,
+            codec,
+            run.ledger,
+            run.secret,
+            withholds=privacy.withhold is Withhold.PRIVATE,
+        ),
         gradients=Boundary(BoundaryName.GRADIENTS, upper, codec, run.ledger, run.secret),
     )

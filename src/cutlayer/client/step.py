@@ -201,8 +201,13 @@ class SplitStep:
         self._parts.seed_dropout(name.step, number)
         with self._tracer.span("client", "head forward", micro=number):
             h_ND = self._parts.head_forward(chosen.rows)
-            noised_ND, released = self._boundaries.activations.release(
-                h_ND, chosen.rows, _row_names(chosen), self._weights(name)
+            gate = self._boundaries.activations
+            noised_ND, released = gate.release(
+                h_ND,
+                chosen.rows,
+                _row_names(chosen),
+                self._weights(name),
+                withheld_N=chosen.private_N if gate.withholds else None,
             )
         call = Forward(
             run_id=name.run_id,

@@ -1,9 +1,9 @@
 """The only gate: account, (clip,) noise, encode, in this order. What leaves is a `Released`.
 
 It does not send; `client` sends nothing but `Released`. It knows no text, token or label: rows are
-named by identifiers that the caller makes.
+named by identifiers that the caller makes. Which vectors stay is said by the caller's mask.
 
-Shapes: N = vectors of all rows together, D = values of one vector.
+Shapes: N = vectors of all rows together, M = those that leave, D = values of one vector.
 """
 
 import itertools
@@ -24,6 +24,7 @@ from cutlayer.privacy.ledger import Ledger, Release
 from cutlayer.privacy.mechanism import Mechanism
 from cutlayer.privacy.noise import NoiseContext, RowNoise, RunSecret, release_key
 from cutlayer.privacy.packed_rows import concatenated, sliced
+from cutlayer.privacy.withheld import Leaving, all_leave, leaving
 from cutlayer.wire.codec import Codec, Packed
 
 __all__ = ["Boundary", "BoundaryName", "Released", "is_identifier"]
@@ -155,6 +156,7 @@ class Boundary:
         ledger: Ledger,
         secret: RunSecret,
         max_day_vectors: int | None = None,
+        withholds: bool = False,
     ) -> None:
         """
         Args:
@@ -164,9 +166,9 @@ class Boundary:
             ledger: the run's ledger.
             secret: the run's secret, the same one for as long as the ledger lives.
             max_day_vectors: vectors that may pass in one UTC day; None sets no limit.
+            withholds: nothing passes without a mask of what stays.
         """
-        self.name = name
-        self.mechanism = mechanism
+        self.name, self.mechanism, self.withholds = name, mechanism, withholds
         self._codec, self._ledger = codec, ledger
         self._secret, self._max_day_vectors = secret, max_day_vectors
 
@@ -182,6 +184,7 @@ class Boundary:
         row_ids: Sequence[str],
         version: str,
         budgets: Sequence[SessionBudget] = (),
+        withheld_N: Tensor | None = None,
     ) -> tuple[Tensor, Released]:
         """Account, noise and encode what is about to leave.
 
@@ -191,21 +194,28 @@ class Boundary:
             row_ids: one identifier per row, unique within the run, never text.
             version: identifier of the weights that made `x_ND`; it changes whenever they do.
             budgets: one per row, the conversation that pays for it; empty where none does.
+            withheld_N: bool, vectors that stay here: zeros cross in their place, without noise and
+                uncounted, and no gradient comes back through them. None withholds nothing.
 
         Returns:
             The noised vectors, still in the graph, and their wire form.
 
         Raises:
-            ConfigError: values that are not finite, or rows and identifiers that do not fit.
+            ConfigError: values that are not finite, rows, identifiers or a mask that do not fit,
+                or no mask at a gate that withholds.
             BudgetExceeded: a conversation or the day has no room; no row of the call leaves.
             StorageError: the ledger cannot be written; nothing may leave.
         """
         self._check(x_ND, rows, row_ids, version)
         if budgets and len(budgets) != rows.num_rows:
             raise ConfigError(f"{self.name}: {len(budgets)} budgets for {rows.num_rows} rows")
-        keys = list(self._noise_keys(x_ND, rows, row_ids, version))
-        is_replay = self._account(keys, rows.lengths, version, budgets)
-        noised_ND = self.mechanism.apply(x_ND, RowNoise(keys, rows.lengths))
+        going = self._leaving(rows, withheld_N)
+        x_MD, payers = going.gather(x_ND), going.of_rows(budgets) if budgets else []
+        starts, names = going.of_rows(rows.starts), going.of_rows(row_ids)
+        keys = list(self._noise_keys(x_MD, going, starts, names, version))
+        is_replay = self._account(keys, going.lengths, version, payers)
+        noised_MD = self.mechanism.apply(x_MD, RowNoise(keys, going.lengths)) if keys else x_MD
+        noised_ND = going.scatter(noised_MD, rows.num_tokens)
         released = Released(
             packed=self._codec.encode(noised_ND.detach()),
             rows=rows.without_tokens(),
@@ -236,16 +246,36 @@ class Boundary:
                 "not fit its dtype; nothing was sent: lower the learning rate or use float32"
             )
 
+    def _leaving(self, rows: Rows, withheld_N: Tensor | None) -> Leaving:
+        if withheld_N is None and self.withholds:
+            raise ConfigError(
+                f'{self.name}: with privacy.withhold = "private" nothing leaves without a mask of '
+                "what is private, and a prompt has none, so such a run does not generate: judge it "
+                'by its validation loss, or open a run of its own with withhold = "none"'
+            )
+        if withheld_N is None:
+            return all_leave(rows)
+        if withheld_N.dtype != torch.bool or withheld_N.shape != (rows.num_tokens,):
+            raise ConfigError(
+                f"{self.name}: a mask of {withheld_N.dtype} {list(withheld_N.shape)} for "
+                f"{rows.num_tokens} vectors; it has one bool per vector"
+            )
+        return leaving(rows, withheld_N)
+
     def _noise_keys(
-        self, x_ND: Tensor, rows: Rows, row_ids: Sequence[str], version: str
+        self,
+        x_MD: Tensor,
+        going: Leaving,
+        starts: Sequence[int],
+        row_ids: Sequence[str],
+        version: str,
     ) -> Iterator[bytes]:
         label = self.mechanism.label
         context = NoiseContext(boundary=self.name, mechanism=label, version=version)
-        x = np.ascontiguousarray(x_ND.detach().float().cpu().numpy())
-        for row_id, start, begin, end in zip(
-            row_ids, rows.starts, rows.offsets, rows.offsets[1:], strict=False
-        ):
-            yield self._secret.noise_key(context, row_id, start, x[begin:end])
+        x = np.ascontiguousarray(x_MD.detach().float().cpu().numpy())
+        for row, start, row_id in zip(going.rows, starts, row_ids, strict=True):
+            h = x[row.begin : row.begin + row.length]
+            yield self._secret.noise_key(context, row_id, start, h, row.places)
 
     def _account(
         self,

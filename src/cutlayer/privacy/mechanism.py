@@ -1,7 +1,9 @@
 """Noise rules: what is done to a tensor before it leaves, and what that promises.
 
 It does not draw randomness (`noise`), account (`ledger`) or send (`boundary`). A new rule is a
-class under `@MECHANISMS.register`; `tests/unit/privacy/test_mechanism.py` runs over all of them.
+class under `@MECHANISMS.register` in a file that this package imports;
+`tests/unit/privacy/test_mechanism.py` runs over all of them. The rules that clip have files of
+their own; what an epsilon becomes over many releases is the accountant's.
 
 Shapes: N = vectors of all rows together, D = values of one vector.
 """
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, Self, TypeVar
 
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from cutlayer.errors import ConfigError
@@ -31,6 +33,9 @@ __all__ = [
     "PrivacyEvent",
     "PrivacySettings",
     "ReleaseUnit",
+    "Withhold",
+    "positive",
+    "refused",
 ]
 
 
@@ -71,11 +76,11 @@ class PrivacyEvent:
 
 
 class Mechanism(Protocol):
-    """A noise rule with its scale."""
+    """A noise rule with its scale and clip."""
 
     @property
     def label(self) -> str:
-        """Name and scale in one exact text; two different rules have two different labels."""
+        """Name, scale and clip in one exact text; two different rules have different labels."""
 
     @property
     def guarantee(self) -> str:
@@ -88,7 +93,7 @@ class Mechanism(Protocol):
         """The entry of releasing that many vectors."""
 
 
-Maker = Callable[[float | None], Mechanism]
+Maker = Callable[[float | None, float | None], Mechanism]
 M = TypeVar("M", bound=Maker)
 
 
@@ -99,7 +104,7 @@ class MechanismRegistry:
         self._makers: dict[str, Maker] = {}
 
     def register(self, name: str) -> Callable[[M], M]:
-        """Class decorator; the class is called with the scale, or None where none was given."""
+        """Class decorator; the class is called with scale and clip, None where none was given."""
 
         def add(maker: M) -> M:
             assert name not in self._makers, f"mechanism {name} is registered twice"
@@ -113,27 +118,55 @@ class MechanismRegistry:
         """Registered names, sorted."""
         return tuple(sorted(self._makers))
 
-    def make(self, name: str, scale: float | None = None) -> Mechanism:
+    def make(self, name: str, scale: float | None = None, clip: float | None = None) -> Mechanism:
         """The rule of that name.
 
+        Args:
+            name: one of `names`.
+            scale: in the rule's own unit, where it takes one.
+            clip: norm bound in units of the activations, where it clips.
+
         Raises:
-            ConfigError: the name is unknown, or the scale does not fit it.
+            ConfigError: the name is unknown, or scale or clip do not fit it.
         """
         if name not in self._makers:
             raise ConfigError(f"mechanism {name!r} is unknown; known: {', '.join(self.names)}")
-        return self._makers[name](scale)
+        return self._makers[name](scale, clip)
 
 
 MECHANISMS = MechanismRegistry()
+
+
+def positive(rule: str, parameter: str, value: float | None, meaning: str) -> float:
+    """A parameter that a rule needs.
+
+    Raises:
+        ConfigError: it is missing, not above 0 or not finite.
+    """
+    if value is None or not (0 < value < math.inf):
+        raise ConfigError(f"mechanism {rule} needs a {parameter} above 0 ({meaning}), got {value}")
+    return float(value)
+
+
+def refused(rule: str, parameter: str, value: float | None) -> None:
+    """A parameter that a rule has no use for.
+
+    Raises:
+        ConfigError: it is there: somebody expects something of it.
+    """
+    if value is not None:
+        raise ConfigError(
+            f"mechanism {rule} takes no {parameter}, got {value}; remove the {parameter}"
+        )
 
 
 @MECHANISMS.register("none")
 class NoNoise:
     """Everything leaves as it is; still counted in the ledger."""
 
-    def __init__(self, scale: float | None = None) -> None:
-        if scale is not None:
-            raise ConfigError(f"mechanism none takes no scale, got {scale}; remove the scale")
+    def __init__(self, scale: float | None = None, clip: float | None = None) -> None:
+        refused("none", "scale", scale)
+        refused("none", "clip", clip)
 
     label = "none"
     guarantee = "no noise: none"
@@ -157,16 +190,14 @@ class Gaussian:
         E|Z| = sigma * sqrt(2 / pi), hence sigma = n * sqrt(pi / 2).
     """
 
-    def __init__(self, scale: float | None = None) -> None:
+    def __init__(self, scale: float | None = None, clip: float | None = None) -> None:
         """
         Args:
             scale: n, mean |noise|, in units of the activations; above 0.
+            clip: none: the published rule has none; clipped_gaussian clips.
         """
-        if scale is None or not (0 < scale < math.inf):
-            raise ConfigError(
-                f"mechanism gaussian needs a scale above 0 (mean |noise|, like 0.02), got {scale}"
-            )
-        self.scale = float(scale)
+        self.scale = positive("gaussian", "scale", scale, "mean |noise|, like 0.02")
+        refused("gaussian", "clip", clip)
 
     guarantee = "no guarantee (unclipped)"
 
@@ -191,17 +222,35 @@ class Gaussian:
         return PrivacyEvent(mechanism="gaussian", scale=self.scale, num_vectors=num_vectors)
 
 
+class Withhold(StrEnum):
+    """Which vectors stay with the owner; zeros cross in their place."""
+
+    NONE = "none"
+    """All leave."""
+    PRIVATE = "private"
+    """Vectors of the record's own text stay; those of template and prompt leave."""
+
+
 class NoiseSettings(Settings):
     """What is done at the two boundaries. `mechanism` has no default on purpose."""
 
     mechanism: str
     """Noise on activations, in training and generation; a run without noise says "none"."""
     scale: float | None = None
-    """Scale of that noise; for gaussian the mean |noise|, in units of the activations."""
+    """Scale of that noise. gaussian: mean |noise|, in units of the activations; clipped_gaussian
+    and matrix_gaussian: standard deviation in clips; metric_dp: eta, per unit of distance."""
+    clip: float | None = None
+    """Norm bound, in units of the activations: of a vector, for matrix_gaussian of a whole row.
+    Only for the mechanisms that clip."""
     gradient_mechanism: str = "none"
     """Noise on gradients that leave at the upper cut; labels leak through them."""
     gradient_scale: float | None = None
-    """Scale of that noise, in units of the summed loss's gradient."""
+    """Scale of that noise; where it has a unit, that of the summed loss's gradient."""
+    gradient_clip: float | None = None
+    """Norm bound of those gradients, in units of the summed loss's gradient."""
+    withhold: Withhold = Withhold.NONE
+    """Which vectors never leave at the lower cut, in training: none, private. Zeros cross in their
+    place. With private a run cannot generate."""
 
     @model_validator(mode="before")
     @classmethod
@@ -215,23 +264,27 @@ class NoiseSettings(Settings):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        for name, scale in (
-            (self.mechanism, self.scale),
-            (self.gradient_mechanism, self.gradient_scale),
-        ):
+        for make in (self.activation_rule, self.gradient_rule):
             try:
-                MECHANISMS.make(name, scale)
+                make()
             except ConfigError as error:
                 raise ValueError(str(error)) from error
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # The digest of these settings names a run: one from before these fields keeps its digest.
+        table: dict[str, object] = dump(self)
+        later = {"clip": None, "gradient_clip": None, "withhold": Withhold.NONE}
+        return {k: v for k, v in table.items() if k not in later or v != later[k]}
+
     def activation_rule(self) -> Mechanism:
         """The rule for head outputs."""
-        return MECHANISMS.make(self.mechanism, self.scale)
+        return MECHANISMS.make(self.mechanism, self.scale, self.clip)
 
     def gradient_rule(self) -> Mechanism:
         """The rule for gradients."""
-        return MECHANISMS.make(self.gradient_mechanism, self.gradient_scale)
+        return MECHANISMS.make(self.gradient_mechanism, self.gradient_scale, self.gradient_clip)
 
 
 class PrivacySettings(NoiseSettings):

@@ -37,8 +37,15 @@ _RELEASE_KEY_BYTES = 16
 class Noise(Protocol):
     """Where a mechanism takes its randomness from."""
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Vectors of each row that is noised, for rules that look at a row as a whole."""
+
     def standard_normal(self, num_vectors: int, width: int) -> Tensor:
-        """Independent N(0, 1) values, float32 [num_vectors, width] on the CPU."""
+        """Independent N(0, 1) values, float32 [num_vectors, width] on the CPU.
+
+        A second call begins at the same values: take all that a release needs in one.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +110,22 @@ class RunSecret:
         vault = NoVault() if vault is None else vault
         write_atomic(path, vault.seal(self._key, _file_context(path)), mode=0o600)
 
-    def noise_key(self, context: NoiseContext, row_id: str, start: int, h: np.ndarray) -> bytes:
+    def noise_key(
+        self, context: NoiseContext, row_id: str, start: int, h: np.ndarray, places: bytes = b""
+    ) -> bytes:
         """The key of one row's noise, 32 bytes.
 
         Args:
             context: what the noise belongs to.
             row_id: name of the row within its run.
             start: position of the row's first vector, in tokens.
-            h: the row's vectors before noise, float32 [length, D], contiguous.
+            h: the row's vectors before noise, float32 [length, D], contiguous; those that leave.
+            places: which of the row's vectors they are; empty where it is all of them.
         """
         names = (context.boundary, context.mechanism, context.version, row_id)
         fields = [_NOISE_DOMAIN, *(name.encode() for name in names)]
         fields += [str(start).encode(), str(h.shape).encode(), hashlib.sha256(h.data).digest()]
+        fields += [places] if places else []
         return hmac.digest(self._key, _joined(fields), "sha256")
 
 
@@ -128,6 +139,11 @@ class RowNoise:
             lengths: vectors per row.
         """
         self._rows = list(zip(keys, lengths, strict=True))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """See `Noise`."""
+        return tuple(length for _, length in self._rows)
 
     def standard_normal(self, num_vectors: int, width: int) -> Tensor:
         """See `Noise`; `num_vectors` is the sum of the lengths."""
