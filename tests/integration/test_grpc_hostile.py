@@ -7,6 +7,7 @@ from contextlib import closing
 
 import grpc
 import pytest
+import torch
 from wire_fixtures import (
     EchoService,
     RawPeer,
@@ -18,9 +19,11 @@ from wire_fixtures import (
 )
 
 from cutlayer.errors import CutlayerError, ProtocolError, TransportError
+from cutlayer.wire import codec
 from cutlayer.wire.endpoints import ConnectionSettings
-from cutlayer.wire.frame import Frame
+from cutlayer.wire.frame import PRELUDE_BYTES, Frame
 from cutlayer.wire.grpc_channel import GrpcChannel
+from cutlayer.wire.messages import Decoded, Kind
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +64,9 @@ def test_an_oversized_reply_is_refused_with_the_limit(world: World, service: Ech
     [
         (b"GET / HTTP/1.1\r\nHost: trunk.example\r\n\r\n", "the peer is no cutlayer"),
         (bytes(1 << 20), "the peer is no cutlayer"),
-        (b"CUTL\x09" + bytes(40), "protocol version 9"),
+        (b"CL\x09" + bytes(40), "protocol version 9"),
         (joined(step())[:-8] + b"\xff" * 8, "padding|NaN"),
-        (joined(step())[:24] + bytes(200), "malformed"),
+        (joined(step())[:PRELUDE_BYTES] + bytes(200), "malformed"),
     ],
 )
 def test_garbage_ends_its_own_stream_only(
@@ -92,8 +95,8 @@ def test_frames_cut_anywhere_are_understood(world: World, service: EchoService) 
         data = joined(step(position=1)) + joined(step(position=2))
         for start in range(0, len(data), 7):
             peer.send(data[start : start + 7])
-        assert len(next(peer.stream)) > 24
-        assert len(next(peer.stream)) > 24
+        assert len(next(peer.stream)) > PRELUDE_BYTES
+        assert len(next(peer.stream)) > PRELUDE_BYTES
     assert service.num_calls == 2
 
 
@@ -104,6 +107,19 @@ def test_an_answer_to_a_call_never_made_is_a_protocol_error(world: World) -> Non
         yield joined(Frame(step().kind, step().header, {}, call_id=77))
 
     with pytest.raises(ProtocolError, match="call 77, which was never made"):
+        _call_fake_server(serve)
+
+
+def test_a_short_answer_of_another_size_is_a_protocol_error(world: World) -> None:
+    y = codec.encode(torch.ones(3, 3))
+    short = Frame(Kind.DECODED, Decoded(), {"y": y}, call_id=1, is_like_call=True)
+
+    def serve(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.send_initial_metadata((("cutlayer-stream", "open"),))
+        next(requests)
+        yield joined(short)
+
+    with pytest.raises(ProtocolError, match=r"tensor table describes \d+ body bytes"):
         _call_fake_server(serve)
 
 

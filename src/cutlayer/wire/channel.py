@@ -18,7 +18,7 @@ from cutlayer.errors import (
     TransportError,
     error_from_code,
 )
-from cutlayer.wire.frame import Frame, FrameLimits, decode, encode
+from cutlayer.wire.frame import Frame, FrameLimits, decode, encode, is_like_call
 from cutlayer.wire.messages import Failed, Kind
 
 __all__ = [
@@ -126,7 +126,7 @@ class LoopbackChannel:
             return future
         with self._lock:
             self.bytes_sent += num_bytes
-        submit(self._connection, arrived, lambda reply: self._receive(reply, future))
+        submit(self._connection, arrived, lambda reply: self._receive(reply, frame, future))
         return future
 
     def close(self) -> None:
@@ -136,9 +136,9 @@ class LoopbackChannel:
         if was_open:
             self._connection.close()
 
-    def _receive(self, reply: Frame, future: Future[Frame]) -> None:
+    def _receive(self, reply: Frame, call: Frame, future: Future[Frame]) -> None:
         try:
-            arrived, num_bytes = self._through_wire(reply)
+            arrived, num_bytes = self._through_wire(reply, call)
         except CutlayerError as error:
             future.set_exception(error)
             return
@@ -146,10 +146,10 @@ class LoopbackChannel:
             self.bytes_received += num_bytes
         settle(future, arrived)
 
-    def _through_wire(self, frame: Frame) -> tuple[Frame, int]:
+    def _through_wire(self, frame: Frame, call: Frame | None = None) -> tuple[Frame, int]:
         # one writable copy, as a socket would make: decoded tensors must not alias the sender's
         data = bytearray().join(encode(frame))
-        return decode(data, self._limits), len(data)
+        return decode(data, self._limits, call), len(data)
 
 
 def submit(connection: Connection, frame: Frame, send: Callable[[Frame], None]) -> None:
@@ -168,7 +168,9 @@ def reply_frame(call: Frame, done: Future[Frame]) -> Frame:
         return failed_frame(call, TransportError("the server dropped the call"))
     error = done.exception()
     if error is None:
-        return replace(done.result(), call_id=call.call_id, version=call.version)
+        reply = done.result()
+        is_like = is_like_call(reply, call)
+        return replace(reply, call_id=call.call_id, version=call.version, is_like_call=is_like)
     if not isinstance(error, CutlayerError):
         _log.error("call %s failed inside the server", call.kind.name, exc_info=error)
         error = CutlayerError("the server failed inside; its log says why")

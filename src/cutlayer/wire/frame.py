@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -28,18 +28,26 @@ __all__ = [
     "decode",
     "encode",
     "frame_bytes",
+    "is_like_call",
     "read_prelude",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """What this software speaks by itself."""
-OLDEST_PROTOCOL_VERSION = 1
+OLDEST_PROTOCOL_VERSION = 2
 """What it still understands; docs/wire.md says how a version is retired."""
 
-MAGIC = b"CUTL"
-_PRELUDE = struct.Struct("<4sBBHIIQ")
+MAGIC = b"CL"
+_PRELUDE = struct.Struct("<2sBBIII")
 PRELUDE_BYTES = _PRELUDE.size
-"""24: magic, version, kind, flags, call id, header bytes, body bytes."""
+"""16: magic, version, kind, call id, header bytes, body bytes."""
+_LIKE_CALL = 0x80
+"""Bit of the kind's byte: the one tensor is laid out as that of the call."""
+_LIKE_NAMES = {Kind.FORWARD_DONE: "y", Kind.BACKWARD_DONE: "grad", Kind.DECODED: "y"}
+"""Replies that may be like their call, and how their tensor is called."""
+_KINDS = {int(kind): kind for kind in HEADERS}
+_NO_FIELDS = b"\x90"
+_MAX_BODY_BYTES = (1 << 32) - 1
 _ALIGNMENT = 8
 
 
@@ -67,14 +75,16 @@ class Frame:
     """Matches a reply to its call; the channel sets it."""
     version: int = PROTOCOL_VERSION
     """Protocol version that the frame is written in; a reply repeats the call's."""
+    is_like_call: bool = False
+    """Write it without its tensor table, which is the call's; see `is_like_call`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prelude:
-    """The first 24 bytes of a frame, checked."""
+class Prelude(NamedTuple):
+    """The first `PRELUDE_BYTES` of a frame, checked."""
 
     version: int
     kind: Kind
+    is_like_call: bool
     call_id: int
     header_bytes: int
     body_bytes: int
@@ -103,17 +113,32 @@ _DECODERS = {
     kind: msgspec.msgpack.Decoder(tuple[header, list[_Entry]])  # type: ignore[valid-type]
     for kind, header in HEADERS.items()
 }
+_LIKE_DECODERS = {kind: msgspec.msgpack.Decoder(HEADERS[kind]) for kind in _LIKE_NAMES}
+
+
+def is_like_call(reply: Frame, call: Frame) -> bool:
+    """Whether the reply's tensor table says nothing that the call's did not say."""
+    name = _LIKE_NAMES.get(reply.kind)
+    if name is None or len(call.tensors) != 1 or list(reply.tensors) != [name]:
+        return False
+    (sent,) = call.tensors.values()
+    return _layout(reply.tensors[name]) == _layout(sent)
 
 
 def encode(frame: Frame) -> list[Buffer]:
-    """The frame as buffers to send in order. Tensors are not copied."""
+    """The frame as buffers to send in order. Tensors are not copied.
+
+    Raises:
+        ProtocolError: the tensors are larger than a frame can say.
+    """
     assert type(frame.header) is HEADERS[frame.kind], f"{frame.kind.name} with {frame.header!r}"
-    header = _ENCODER.encode((frame.header, [_entry(*item) for item in frame.tensors.items()]))
+    header = _written_header(frame)
     buffers = [buffer for packed in frame.tensors.values() for buffer in packed.buffers]
     body_bytes = sum(_aligned(len(buffer)) for buffer in buffers)
-    prelude = _PRELUDE.pack(
-        MAGIC, frame.version, frame.kind, 0, frame.call_id, len(header), body_bytes
-    )
+    if body_bytes > _MAX_BODY_BYTES:
+        raise ProtocolError(f"{frame.kind.name} frame of {body_bytes} bytes: send fewer rows")
+    kind = frame.kind | (_LIKE_CALL if frame.is_like_call else 0)
+    prelude = _PRELUDE.pack(MAGIC, frame.version, kind, frame.call_id, len(header), body_bytes)
     parts: list[Buffer] = [prelude + header + _padding(PRELUDE_BYTES + len(header))]
     for buffer in buffers:
         parts += [buffer, _padding(len(buffer))]
@@ -133,7 +158,7 @@ def read_prelude(data: Buffer, limits: FrameLimits) -> Prelude:
     """
     if len(data) < PRELUDE_BYTES:
         raise ProtocolError(f"frame is truncated: {len(data)} of {PRELUDE_BYTES} prelude bytes")
-    magic, version, kind, flags, call_id, header_bytes, body_bytes = _PRELUDE.unpack_from(data)
+    magic, version, kind_byte, call_id, header_bytes, body_bytes = _PRELUDE.unpack_from(data)
     if magic != MAGIC:
         raise ProtocolError(f"frame starts with {magic!r}, not {MAGIC!r}: the peer is no cutlayer")
     if not OLDEST_PROTOCOL_VERSION <= version <= PROTOCOL_VERSION:
@@ -141,23 +166,24 @@ def read_prelude(data: Buffer, limits: FrameLimits) -> Prelude:
             f"frame of protocol version {version}; this side speaks {OLDEST_PROTOCOL_VERSION} to "
             f"{PROTOCOL_VERSION}: upgrade the older side"
         )
-    if kind not in HEADERS:
-        raise ProtocolError(f"frame of unknown kind {kind}")
-    if flags != 0:
-        raise ProtocolError(f"frame has flags {flags:#06x}; version {version} defines none")
-    prelude = Prelude(
-        version=version,
-        kind=Kind(kind),
-        call_id=call_id,
-        header_bytes=header_bytes,
-        body_bytes=body_bytes,
-    )
+    kind = _KINDS.get(kind_byte & ~_LIKE_CALL)
+    if kind is None:
+        raise ProtocolError(f"frame of unknown kind {kind_byte & ~_LIKE_CALL}")
+    is_like = bool(kind_byte & _LIKE_CALL)
+    if is_like and kind not in _LIKE_NAMES:
+        raise ProtocolError(f"{kind.name} frame that claims to be like its call")
+    prelude = Prelude(version, kind, is_like, call_id, header_bytes, body_bytes)
     _check_sizes(prelude, limits)
     return prelude
 
 
-def decode(data: Buffer, limits: FrameLimits | None = None) -> Frame:
+def decode(data: Buffer, limits: FrameLimits | None = None, call: Frame | None = None) -> Frame:
     """Read one whole frame; its tensors' buffers are views of `data`, nothing is copied.
+
+    Args:
+        data: a frame from its first byte to its last.
+        limits: what is accepted.
+        call: what the frame answers, if that is known: the reply may be laid out like it.
 
     Raises:
         ProtocolError: the bytes are not exactly one frame within the limits.
@@ -170,12 +196,38 @@ def decode(data: Buffer, limits: FrameLimits | None = None) -> Frame:
     if len(view) > prelude.total_bytes:
         raise ProtocolError(f"{len(view) - prelude.total_bytes} bytes follow the frame's end")
     end = PRELUDE_BYTES + prelude.header_bytes
-    header, entries = _read_header(prelude, view[PRELUDE_BYTES:end])
-    _check_table(entries, limits)
+    written = view[PRELUDE_BYTES:end]
+    if prelude.is_like_call:
+        header, entries = _read_like(prelude, written, call)
+    else:
+        header, entries = _read_header(prelude, written)
+        _check_table(entries, limits)
     _check_padding(view[end : _aligned(end)])
-    body = view[_aligned(end) :]
-    tensors = _read_tensors(entries, body)
+    tensors = _read_tensors(entries, view[_aligned(end) :])
     return Frame(prelude.kind, header, tensors, prelude.call_id, prelude.version)
+
+
+def _written_header(frame: Frame) -> bytes:
+    if not frame.is_like_call:
+        return _ENCODER.encode((frame.header, [_entry(*item) for item in frame.tensors.items()]))
+    assert frame.kind in _LIKE_NAMES
+    header = _ENCODER.encode(frame.header)
+    return b"" if header == _NO_FIELDS else header
+
+
+def _read_like(
+    prelude: Prelude, data: memoryview, call: Frame | None
+) -> tuple[Header, list[_Entry]]:
+    """Header and tensor table of a frame that leaves out what its call said."""
+    name = prelude.kind.name
+    if call is None or len(call.tensors) != 1:
+        raise ProtocolError(f"{name} frame that is like a call without a tensor")
+    try:
+        header = _LIKE_DECODERS[prelude.kind].decode(data if len(data) else _NO_FIELDS)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"{name} header is malformed: {error}") from error
+    (sent,) = call.tensors.values()
+    return header, [_entry(_LIKE_NAMES[prelude.kind], sent)]
 
 
 def _check_sizes(prelude: Prelude, limits: FrameLimits) -> None:
@@ -247,6 +299,11 @@ def _entry(name: str, packed: Packed) -> _Entry:
         shape=packed.shape,
         lengths=tuple(len(buffer) for buffer in packed.buffers),
     )
+
+
+def _layout(packed: Packed) -> tuple[object, ...]:
+    lengths = [len(buffer) for buffer in packed.buffers]
+    return packed.codec, packed.dtype, packed.shape, lengths
 
 
 def _check_padding(padding: memoryview) -> None:

@@ -16,7 +16,7 @@ import grpc
 from cutlayer.errors import CutlayerError, ProtocolError, TransportError
 from cutlayer.wire.channel import settle
 from cutlayer.wire.endpoints import ConnectionSettings, check_security, is_loopback, read_tls
-from cutlayer.wire.frame import Frame, decode, encode
+from cutlayer.wire.frame import Frame, decode, encode, read_prelude
 from cutlayer.wire.grpc_map import METHOD, OPENED, SERVICE, from_grpc, options
 from cutlayer.wire.stream import Assembler, chunks
 from cutlayer.wire.tls_probe import tls_refusal
@@ -161,7 +161,7 @@ class GrpcChannel:
                 self._progress_s = time.monotonic()
                 self.bytes_received += len(chunk)
                 for data in assembler.feed(chunk):
-                    self._answer(decode(data, self._settings.limits))
+                    self._answer(data)
         except grpc.RpcError as theirs:
             error = from_grpc(theirs, self._settings.address)
         except CutlayerError as ours:
@@ -170,13 +170,19 @@ class GrpcChannel:
         finally:
             self._break(error)
 
-    def _answer(self, reply: Frame) -> None:
+    def _answer(self, data: memoryview) -> None:
+        call_id = read_prelude(data, self._settings.limits).call_id
         with self._lock:
-            call = self._pending.pop(reply.call_id, None)
-            was_asked = 1 <= reply.call_id <= self._last_id
+            call = self._pending.get(call_id)
+            was_asked = 1 <= call_id <= self._last_id
         if not was_asked:
-            raise ProtocolError(f"reply to call {reply.call_id}, which was never made")
-        if call is not None:  # else its deadline has passed
+            raise ProtocolError(f"reply to call {call_id}, which was never made")
+        if call is None:  # its deadline has passed
+            return
+        reply = decode(data, self._settings.limits, call.frame)
+        with self._lock:
+            is_awaited = self._pending.pop(call_id, None) is not None
+        if is_awaited:
             self._slots.release()
             settle(call.future, reply)
 

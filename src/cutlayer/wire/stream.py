@@ -55,9 +55,11 @@ class Assembler:
         """
         view = memoryview(chunk)
         while len(view):
+            if not self._filled and len(view) >= PRELUDE_BYTES:
+                self._begin(view)
             view = view[self._fill(view) :]
             if self._filled == PRELUDE_BYTES and not self._has_prelude:
-                self._begin()
+                self._begin(self._data)
             if self._has_prelude and self._filled == len(self._data):
                 yield self._take()
 
@@ -78,11 +80,11 @@ class Assembler:
         self._filled += size
         return size
 
-    def _begin(self) -> None:
-        prelude = read_prelude(self._data, self._limits)
+    def _begin(self, prelude: memoryview) -> None:
+        """Make room for the frame that starts so."""
         # unlike bytearray(n) this touches no page until bytes arrive: a claimed length is free
-        whole = np.empty(prelude.total_bytes, np.uint8).data
-        whole[:PRELUDE_BYTES] = self._data
+        whole = np.empty(read_prelude(prelude, self._limits).total_bytes, np.uint8).data
+        whole[: self._filled] = self._data[: self._filled]
         self._data = whole
         self._has_prelude = True
 

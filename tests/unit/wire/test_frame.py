@@ -3,9 +3,11 @@
 import re
 import struct
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ from cutlayer.wire.packed import Packed
 
 GOLDEN = Path(__file__).parents[2] / "data" / "decode.frame"
 DOCS = Path(__file__).parents[3] / "docs" / "wire.md"
-PRELUDE = struct.Struct("<4sBBHIIQ")
+PRELUDE = struct.Struct("<2sBBIII")
 
 
 def golden_frame() -> Frame:
@@ -41,13 +43,13 @@ def contents(message: Frame) -> tuple[object, ...]:
 def with_prelude(data: bytearray, index: int, value: object) -> bytearray:
     fields = list(PRELUDE.unpack_from(data))
     fields[index] = value
-    return bytearray(PRELUDE.pack(*fields)) + data[24:]
+    return bytearray(PRELUDE.pack(*fields)) + data[PRELUDE.size :]
 
 
 def with_table(entries: list[list[object]], body: bytes = b"") -> bytearray:
     """A DECODED frame whose tensor table is `entries`."""
     header = msgspec.msgpack.encode([[], entries])
-    data = PRELUDE.pack(b"CUTL", 1, Kind.DECODED, 0, 1, len(header), len(body)) + header
+    data = PRELUDE.pack(b"CL", 2, Kind.DECODED, 1, len(header), len(body)) + header
     return bytearray(data + bytes(-len(data) % 8) + body)
 
 
@@ -141,7 +143,7 @@ def test_golden_bytes_do_not_change() -> None:
 
 def test_the_worked_example_of_the_docs_is_the_golden_frame() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    (example,) = re.findall(r"```\n(4355544c.*?)```", text, flags=re.DOTALL)
+    (example,) = re.findall(r"```\n(434c 02.*?)```", text, flags=re.DOTALL)
     columns = [re.split(r"\s{2,}", line.strip())[0] for line in example.splitlines()]
     assert bytes.fromhex("".join(columns)) == GOLDEN.read_bytes()
 
@@ -169,10 +171,10 @@ def test_every_kind_has_a_header_and_every_number_is_fixed() -> None:
 
 
 @pytest.mark.parametrize("name", list(codec.CODECS))
-def test_a_decode_step_costs_less_than_120_bytes_of_overhead(name: str) -> None:
+def test_a_decode_step_costs_less_than_112_bytes_of_overhead(name: str) -> None:
     header = Decode(session_id="f" * 32, rows=[3], lengths=[1], positions=[4000])
     h = codec.encode(torch.ones(1, 4096), name)
-    assert frame.frame_bytes(Frame(Kind.DECODE, header, {"h": h}, 2**31)) - h.num_bytes < 120
+    assert frame.frame_bytes(Frame(Kind.DECODE, header, {"h": h}, 2**31)) - h.num_bytes < 112
 
 
 def test_encoding_copies_no_tensor() -> None:
@@ -203,16 +205,17 @@ def test_every_buffer_is_aligned_to_eight_bytes() -> None:
 @pytest.mark.parametrize(
     ("index", "value", "text"),
     [
-        (0, b"HTTP", "the peer is no cutlayer"),
-        (1, 0, "protocol version 0; this side speaks 1 to 1"),
-        (1, 2, "upgrade the older side"),
+        (0, b"HT", "the peer is no cutlayer"),
+        (1, 1, "protocol version 1; this side speaks 2 to 2"),
+        (1, 3, "upgrade the older side"),
         (2, 99, "unknown kind 99"),
-        (3, 1, "flags 0x0001"),
-        (5, 2**32 - 1, "header of 4294967295 bytes; the limit is 1048576"),
-        (6, 2**64 - 1, "the limit is 268435456"),
-        (6, 16, "truncated: 72 of 80"),
-        (6, 0, "8 bytes follow"),
-        (5, 0, "40 bytes follow"),
+        (2, 0x80 | Kind.DECODE, "DECODE frame that claims to be like its call"),
+        (2, 0x80 | Kind.DECODED, "like a call without a tensor"),
+        (4, 2**32 - 1, "header of 4294967295 bytes; the limit is 1048576"),
+        (5, 2**32 - 1, "the limit is 268435456"),
+        (5, 16, "truncated: 64 of 72"),
+        (5, 0, "8 bytes follow"),
+        (4, 0, "40 bytes follow"),
     ],
 )
 def test_a_wrong_prelude_is_refused_with_what_is_wrong(
@@ -223,8 +226,8 @@ def test_a_wrong_prelude_is_refused_with_what_is_wrong(
 
 
 def test_oversized_frames_are_refused_from_the_prelude_alone() -> None:
-    prelude = PRELUDE.pack(b"CUTL", 1, Kind.FORWARD, 0, 1, 10, 5000)
-    with pytest.raises(ProtocolError, match="FORWARD frame of 5040 bytes; the limit is 4096"):
+    prelude = PRELUDE.pack(b"CL", 2, Kind.FORWARD, 1, 10, 5000)
+    with pytest.raises(ProtocolError, match="FORWARD frame of 5032 bytes; the limit is 4096"):
         read_prelude(prelude, FrameLimits(max_frame_bytes=4096))
 
 
@@ -254,7 +257,7 @@ def test_a_wrong_tensor_table_is_refused(
         frame.decode(with_table(entries, body))
 
 
-@pytest.mark.parametrize("position", [59, 63, 70])
+@pytest.mark.parametrize("position", [52, 55, 62])
 def test_padding_that_is_not_zero_is_refused(position: int) -> None:
     data = joined(golden_frame())
     data[position] = 1
@@ -277,10 +280,87 @@ def test_a_header_of_another_kind_is_refused() -> None:
 
 def test_a_header_with_a_field_too_many_is_refused() -> None:
     header = msgspec.msgpack.encode([["s1", [0], [1], [2], "unknown"], []])
-    prelude = PRELUDE.pack(b"CUTL", 1, Kind.DECODE, 0, 1, len(header), 0)
+    prelude = PRELUDE.pack(b"CL", 2, Kind.DECODE, 1, len(header), 0)
     with pytest.raises(ProtocolError, match="DECODE header is malformed"):
-        frame.decode(prelude + header + bytes(-(24 + len(header)) % 8))
+        frame.decode(prelude + header + bytes(-(PRELUDE.size + len(header)) % 8))
 
 
 def test_a_reply_keeps_the_version_of_its_call() -> None:
-    assert frame.decode(joined(golden_frame())).version == 1
+    assert frame.decode(joined(golden_frame())).version == 2
+
+
+def like(value: float = 3.0, num_rows: int = 2) -> tuple[Frame, Frame]:
+    """A call, and a reply that is laid out as it."""
+    header = Decode(session_id="s", rows=[0], lengths=[num_rows], positions=[0])
+    x = torch.full((num_rows, 5), value)
+    call = Frame(Kind.DECODE, header, {"h": codec.encode(-x, "int8")}, call_id=9)
+    return call, Frame(Kind.DECODED, Decoded(), {"y": codec.encode(x, "int8")}, call_id=9)
+
+
+def test_a_reply_like_its_call_leaves_out_all_that_the_call_has_said() -> None:
+    call, reply = like()
+    assert frame.is_like_call(reply, call)
+    short = joined(replace(reply, is_like_call=True))
+    assert len(short) == frame.PRELUDE_BYTES + 16 + 8, "two buffers and nothing else"
+    assert contents(frame.decode(short, call=call)) == contents(reply)
+
+
+@pytest.mark.parametrize("kind", [Kind.FORWARD_DONE, Kind.BACKWARD_DONE])
+def test_a_short_reply_keeps_its_message(kind: Kind) -> None:
+    call, reply = like()
+    header = HEADERS[kind](step=3, micro=1)  # type: ignore[call-arg]
+    name = "grad" if kind is Kind.BACKWARD_DONE else "y"
+    other = Frame(kind, header, {name: reply.tensors["y"]}, 9, is_like_call=True)
+    assert frame.is_like_call(other, call)
+    assert contents(frame.decode(joined(other), call=call)) == contents(other)
+
+
+@pytest.mark.parametrize("change", ["name", "shape", "codec", "dtype", "lengths", "none", "two"])
+def test_a_reply_that_differs_from_its_call_says_so(change: str) -> None:
+    call, reply = like()
+    y = reply.tensors["y"]
+    tensors = {
+        "name": {"z": y},
+        "shape": {"y": replace(y, shape=(5, 2))},
+        "codec": {"y": replace(y, codec="raw")},
+        "dtype": {"y": replace(y, dtype="float16")},
+        "lengths": {"y": replace(y, buffers=(*y.buffers, b""))},
+        "none": {},
+        "two": {"y": y, "z": y},
+    }[change]
+    assert not frame.is_like_call(replace(reply, tensors=tensors), call)
+
+
+@pytest.mark.parametrize("num_rows", [1, 4])
+def test_a_short_reply_to_a_call_of_another_size_is_refused(num_rows: int) -> None:
+    call, _ = like(num_rows=num_rows)
+    data = joined(replace(like()[1], is_like_call=True))
+    with pytest.raises(ProtocolError, match=r"describes \d+ body bytes, the frame has 24"):
+        frame.decode(data, call=call)
+
+
+def test_a_short_reply_to_a_call_without_a_tensor_is_refused() -> None:
+    call, reply = like()
+    data = joined(replace(reply, is_like_call=True))
+    (h,) = call.tensors.values()
+    for other in (None, replace(call, tensors={}), replace(call, tensors={"h": h, "g": h})):
+        with pytest.raises(ProtocolError, match="like a call without a tensor"):
+            frame.decode(data, call=other)
+
+
+def test_a_short_reply_may_not_bring_a_table_or_padding_that_is_not_zero() -> None:
+    call, reply = like()
+    data = joined(replace(reply, is_like_call=True))
+    prelude = data[:8] + (2).to_bytes(4, "little") + data[12:16]
+    with pytest.raises(ProtocolError, match="DECODED header is malformed"):
+        frame.decode(prelude + b"\x90\x90" + bytes(6) + data[16:], call=call)
+    data[-1] = 1
+    with pytest.raises(ProtocolError, match="padding"):
+        frame.decode(data, call=call)
+
+
+def test_a_tensor_beyond_four_gigabytes_is_refused_by_its_sender() -> None:
+    half = np.empty(1 << 31, np.uint8).data  # never touched, so it takes no memory
+    packed = Packed(codec="raw", dtype="float32", shape=(1,), buffers=(half, half))
+    with pytest.raises(ProtocolError, match="4294967296 bytes: send fewer rows"):
+        frame.encode(Frame(Kind.DECODED, Decoded(), {"y": packed}))

@@ -4,12 +4,14 @@ Every mutant decodes or raises ProtocolError; anything else is a bug that a peer
 """
 
 import random
+from dataclasses import replace
 
 from wire_samples import joined, sample_frames
 
 from cutlayer.errors import ProtocolError
 from cutlayer.wire import codec, frame
-from cutlayer.wire.frame import FrameLimits
+from cutlayer.wire.frame import PRELUDE_BYTES, Frame, FrameLimits
+from cutlayer.wire.messages import Kind
 
 NUM_CASES = 20_000
 CASES = range(NUM_CASES)
@@ -41,9 +43,9 @@ def mutate(data: bytearray, rng: random.Random) -> bytearray:
     return data
 
 
-def is_accepted(data: bytearray, limits: FrameLimits) -> bool:
+def is_accepted(data: bytearray, limits: FrameLimits, call: Frame | None = None) -> bool:
     try:
-        for packed in frame.decode(data, limits).tensors.values():
+        for packed in frame.decode(data, limits, call).tensors.values():
             codec.decode(packed)
     except ProtocolError:
         return False
@@ -64,9 +66,21 @@ def test_no_mutated_header_gets_anything_but_a_protocol_error() -> None:
     seeds = corpus()
     for _ in range(NUM_CASES // 4):
         seed = rng.choice(seeds)
-        size = int.from_bytes(seed[12:16], "little")
-        header = mutate(bytearray(seed[24 : 24 + size]), rng)
-        body = seed[-(-(24 + size) // 8) * 8 :]
-        prelude = seed[:12] + len(header).to_bytes(4, "little") + seed[16:24]
-        padding = bytes(-(24 + len(header)) % 8)
+        size = int.from_bytes(seed[8:12], "little")
+        header = mutate(bytearray(seed[PRELUDE_BYTES : PRELUDE_BYTES + size]), rng)
+        body = seed[-(-(PRELUDE_BYTES + size) // 8) * 8 :]
+        prelude = seed[:8] + len(header).to_bytes(4, "little") + seed[12:PRELUDE_BYTES]
+        padding = bytes(-(PRELUDE_BYTES + len(header)) % 8)
         is_accepted(bytearray(prelude + header + padding + body), FrameLimits())
+
+
+def test_no_mutant_of_a_short_reply_gets_anything_but_a_protocol_error() -> None:
+    rng = random.Random(11)
+    (call,) = [one for one in sample_frames() if one.kind is Kind.DECODE]
+    h = next(iter(call.tensors.values()))
+    call = replace(call, tensors={"h": h})
+    replies = [one for one in sample_frames() if one.kind in (Kind.DECODED, Kind.FORWARD_DONE)]
+    seeds = [joined(replace(one, tensors={"y": h}, is_like_call=True)) for one in replies]
+    assert all(is_accepted(seed, FrameLimits(), call) for seed in seeds)
+    for _ in range(NUM_CASES // 8):
+        is_accepted(mutate(bytearray(rng.choice(seeds)), rng), FrameLimits(), call)

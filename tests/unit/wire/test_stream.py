@@ -9,7 +9,7 @@ from wire_samples import joined, sample_frames
 
 from cutlayer.errors import ProtocolError
 from cutlayer.wire import frame
-from cutlayer.wire.frame import FrameLimits
+from cutlayer.wire.frame import PRELUDE_BYTES, FrameLimits
 from cutlayer.wire.stream import CHUNK_BYTES, Assembler, chunks
 
 FRAMES = [bytes(joined(message)) for message in sample_frames()]
@@ -54,14 +54,14 @@ def test_an_assembled_frame_decodes_without_a_copy() -> None:
 
 def test_an_oversized_frame_is_refused_before_its_body_comes() -> None:
     assembler = Assembler(FrameLimits(max_frame_bytes=64))
-    assert list(assembler.feed(FRAMES[0][:23])) == []
+    assert list(assembler.feed(FRAMES[0][: PRELUDE_BYTES - 1])) == []
     with pytest.raises(ProtocolError, match="the limit is 64"):
-        list(assembler.feed(FRAMES[0][23:24]))
+        list(assembler.feed(FRAMES[0][PRELUDE_BYTES - 1 : PRELUDE_BYTES]))
 
 
 def test_a_claimed_length_takes_no_memory_that_was_not_sent() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    prelude = FRAMES[0][:16] + (250 << 20).to_bytes(8, "little")
+    prelude = FRAMES[0][:12] + (250 << 20).to_bytes(4, "little")
     waiting = [Assembler(FrameLimits()) for _ in range(4)]
     for assembler in waiting:
         assert list(assembler.feed(prelude)) == []

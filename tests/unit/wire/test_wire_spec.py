@@ -43,8 +43,8 @@ def test_no_field_is_forgotten_by_the_comparison(field: str) -> None:
 
 
 def test_a_protocol_version_outside_the_supported_range_says_who_upgrades() -> None:
-    with pytest.raises(SpecMismatch, match="speaks 1 to 1; upgrade the older side"):
-        compare(MINE, replace(MINE, protocol=2))
+    with pytest.raises(SpecMismatch, match="speaks 2 to 2; upgrade the older side"):
+        compare(MINE, replace(MINE, protocol=3))
 
 
 def test_fields_of_another_version_are_named() -> None:
