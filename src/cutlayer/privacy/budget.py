@@ -1,18 +1,77 @@
-"""How many vectors may leave: one conversation, and all generations of a UTC day.
+"""How much may leave: vectors of a conversation and of a UTC day, and epsilon of a run and more.
 
-It counts vectors, not epsilon, and spends nothing by itself: the ledger asks here under its lock,
-before it writes a line, and spends after. A replay costs nothing.
+It spends nothing by itself: the ledger asks here under its lock, before it writes a line, and
+spends after. A replay costs nothing. Where epsilons are kept for longer than a run: `account`.
 """
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, time, timedelta
+from enum import StrEnum
 
 from pydantic import Field
 
 from cutlayer.errors import BudgetExceeded
+from cutlayer.privacy.guarantee import PrivacyUnit
 from cutlayer.settings import Settings
 
-__all__ = ["GenerationBudgetSettings", "SessionBudget", "check_day", "check_sessions"]
+__all__ = [
+    "BudgetScope",
+    "BudgetedBoundary",
+    "EpsilonBudgetSettings",
+    "GenerationBudgetSettings",
+    "SessionBudget",
+    "check_day",
+    "check_epsilon",
+    "check_sessions",
+]
+
+
+class BudgetScope(StrEnum):
+    """How long an epsilon budget lasts."""
+
+    RUN = "run"
+    DAY = "day"
+    FOREVER = "forever"
+
+
+class BudgetedBoundary(StrEnum):
+    """Boundaries whose releases have an epsilon; the values are those of `BoundaryName`."""
+
+    ACTIVATIONS = "activations"
+    GRADIENTS = "gradients"
+    GENERATION = "generation"
+
+
+class EpsilonBudgetSettings(Settings):
+    """How much may be learnt; only with mechanisms that clip. Absent limits are no limits."""
+
+    run_epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Epsilon of one run, restarts included."""
+    day_epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Epsilon of all runs of this account in one UTC day."""
+    forever_epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Epsilon of all runs of this account together, for ever."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """Delta of these epsilons; well below one over the number of rows."""
+    unit: PrivacyUnit = PrivacyUnit.ROW
+    """What they protect: token vector, row, client."""
+    boundaries: tuple[BudgetedBoundary, ...] = tuple(BudgetedBoundary)
+    """Whose releases they count: activations, gradients, generation. Federation updates have no
+    epsilon and are never counted."""
+
+    @property
+    def limits(self) -> dict[BudgetScope, float]:
+        """The limits that are set."""
+        given = {
+            BudgetScope.RUN: self.run_epsilon,
+            BudgetScope.DAY: self.day_epsilon,
+            BudgetScope.FOREVER: self.forever_epsilon,
+        }
+        return {scope: limit for scope, limit in given.items() if limit is not None}
+
+    def covers(self, boundary: str) -> bool:
+        """Whether releases at this boundary count."""
+        return boundary in self.boundaries
 
 
 class GenerationBudgetSettings(Settings):
@@ -92,4 +151,31 @@ def check_day(boundary: str, num_vectors: int, num_spent: int, limit: int, now: 
         f"{boundary}: {num_vectors} vectors would leave and {max(limit - num_spent, 0)} of {limit} "
         f"are left for {day} (privacy.generation.max_day_vectors); nothing was sent: wait until "
         f"{opens.isoformat()}, when the budget opens again, or raise the limit"
+    )
+
+
+def check_epsilon(
+    boundary: str, budget: EpsilonBudgetSettings, scope: BudgetScope, wanted: float, spent: float
+) -> None:
+    """Refuse a release that would bring an epsilon above its limit.
+
+    Args:
+        boundary: name of the gate.
+        budget: the limits.
+        scope: which of them; it is set.
+        wanted: epsilon after the release.
+        spent: epsilon before it.
+
+    Raises:
+        BudgetExceeded: it would be more than the limit.
+    """
+    limit = budget.limits[scope]
+    if wanted <= limit:
+        return
+    wait = ", wait for the next UTC day" if scope is BudgetScope.DAY else ""
+    raise BudgetExceeded(
+        f"{boundary}: epsilon per {budget.unit} would be {wanted:.4g} and {spent:.4g} of {limit:g} "
+        f"is spent, {max(0.0, limit - spent):.4g} left (privacy.budget.{scope}_epsilon, delta "
+        f"{budget.delta:g}, replace one, RDP); nothing was sent: stop here{wait}, raise the limit, "
+        "or begin a run with more noise (`cutlayer privacy plan`)"
     )

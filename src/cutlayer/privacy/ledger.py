@@ -16,45 +16,14 @@ from types import TracebackType
 
 import msgspec
 
-from cutlayer.errors import StorageError
+from cutlayer.privacy.account import Charge, Guard, LedgerView
 from cutlayer.privacy.budget import SessionBudget, check_day, check_sessions
+from cutlayer.privacy.ledger_line import LedgerLine, Release, line_of, parse_line, payment_of
 from cutlayer.privacy.mechanism import PrivacyEvent
-from cutlayer.storage.log import DurableLog
+from cutlayer.privacy.spending import BoundaryTotals, RunSpending, Staged
+from cutlayer.storage.log import Anchor, DurableLog
 
 __all__ = ["Ledger", "LedgerLine", "LedgerSummary", "Release"]
-
-
-class LedgerLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line of the file."""
-
-    time: str
-    """When, ISO 8601 in UTC."""
-    run: str
-    """Run identifier."""
-    boundary: str
-    """Which gate: activations, gradients or generation."""
-    mechanism: str
-    """Noise rule."""
-    scale: float | None
-    """Its scale; null where it has none."""
-    version: str
-    """Weights that made the vectors."""
-    keys: list[str]
-    """One release key per row, 32 hex digits."""
-    vectors: int
-    """Vectors released for these rows; replayed rows of the same frame are not in the line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """One row that is about to leave."""
-
-    key: str
-    """Release key, 32 hex digits."""
-    num_vectors: int
-    """Its vectors."""
-    budget: SessionBudget | None = None
-    """The conversation that pays for them, where one does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +66,12 @@ class Ledger:
         self._rules: set[str] = set()
         self._num_lines = 0
         self._num_replayed_vectors = 0
+        self._spending = RunSpending()
+        self._guard: Guard | None = None
+        self._account: Anchor | None = None
         for record in log.read():
-            self._take(_parse(record, f"{log.path} line {self._num_lines + 1}"))
+            line = parse_line(record, f"{log.path} line {self._num_lines + 1}")
+            self._take(line, self._spending.after(payment_of(line)))
 
     def __enter__(self) -> "Ledger":
         return self
@@ -132,7 +105,8 @@ class Ledger:
             Whether all of it is a replay (then nothing was written).
 
         Raises:
-            BudgetExceeded: a conversation or the day has no room; nothing was written or spent.
+            BudgetExceeded: a conversation, the day or an epsilon has no room; nothing was written.
+            ConfigError: the rule's arithmetic is unknown, or it has none where an epsilon is kept.
             StorageError: the line cannot be written; nothing may leave.
         """
         with self._lock:
@@ -144,9 +118,11 @@ class Ledger:
                 if max_day_vectors is not None:
                     spent = self._num_day_vectors[boundary, _day(now.isoformat())]
                     check_day(boundary, num_fresh, spent, max_day_vectors, now)
-                line = self._line(now, boundary, event, version, list(fresh), num_fresh)
+                line = line_of(now, self._run_id, boundary, event, version, list(fresh.values()))
+                staged = self._spending.after(payment_of(line))
+                line = self._charged(line, staged, now)
                 self._log.append(msgspec.to_builtins(line))
-                self._take(line)
+                self._take(line, staged)
                 for budget, num_vectors in paying.items():
                     budget.spend(num_vectors)
             self._num_replayed_vectors += event.num_vectors - num_fresh
@@ -163,37 +139,53 @@ class Ledger:
                 rules=tuple(sorted(self._rules)),
             )
 
+    def guarded_by(self, guard: Guard) -> None:
+        """Ask this account before every release from now on.
+
+        Raises:
+            StorageError: the account or this ledger was edited, cut back, removed or replaced.
+        """
+        with self._lock:
+            view = LedgerView(anchor=self._log.anchor, account=self._account, check=self._log.check)
+            now = self._now().astimezone(UTC)
+            guard.meet(self._run_id, self._spending.boundaries(), view, now)
+            self._guard = guard
+
+    def spending(self) -> dict[str, BoundaryTotals]:
+        """What each boundary has spent."""
+        with self._lock:
+            return self._spending.boundaries()
+
     def close(self) -> None:
         """Release the file."""
         self._log.close()
 
-    def _line(
-        self,
-        now: datetime,
-        boundary: str,
-        event: PrivacyEvent,
-        version: str,
-        keys: list[str],
-        vectors: int,
-    ) -> LedgerLine:
-        return LedgerLine(
-            time=now.isoformat(timespec="milliseconds"),
-            run=self._run_id,
-            boundary=boundary,
-            mechanism=event.mechanism,
-            scale=event.scale,
-            version=version,
-            keys=keys,
-            vectors=vectors,
+    def _charged(self, line: LedgerLine, staged: Staged, now: datetime) -> LedgerLine:
+        """The account first: a crash in between leaves a release counted that never left."""
+        if self._guard is None:
+            return line
+        anchor = self._guard.charge(
+            Charge(
+                run=self._run_id,
+                boundary=line.boundary,
+                now=now,
+                totals=staged.totals,
+                ledger=self._log.anchor,
+            )
         )
+        return msgspec.structs.replace(line, account=(anchor.num_lines, anchor.last_hash))
 
-    def _take(self, line: LedgerLine) -> None:
+    def _take(self, line: LedgerLine, staged: Staged) -> None:
+        self._spending.take(staged)
+        if line.account is not None:
+            self._account = Anchor(*line.account)
         self._known.update(bytes.fromhex(key) for key in line.keys)
         self._num_vectors[line.boundary] += line.vectors
         self._num_day_vectors[line.boundary, _day(line.time)] += line.vectors
         self._num_lines += 1
         scale = "" if line.scale is None else f" scale={line.scale!r}"
-        self._rules.add(f"{line.mechanism}{scale}")
+        clip = "" if line.clip is None else f" clip={line.clip!r}"
+        self._rules.add(f"{line.mechanism}{scale}{clip}")
 
 
 def _per_session(releases: Iterable[Release]) -> Counter[SessionBudget]:
@@ -207,15 +199,3 @@ def _per_session(releases: Iterable[Release]) -> Counter[SessionBudget]:
 def _day(time: str) -> str:
     """The date of an ISO 8601 time; lines are in UTC."""
     return time[:10]
-
-
-def _parse(record: dict[str, object], where: str) -> LedgerLine:
-    try:
-        line = msgspec.convert(record, LedgerLine)
-        if not all(len(bytes.fromhex(key)) == 16 for key in line.keys):
-            raise ValueError("a release key has 32 hex digits")
-        return line
-    except (msgspec.ValidationError, ValueError) as error:
-        raise StorageError(
-            f"{where} is not a ledger line: {error}; put the original file back"
-        ) from error

@@ -11,23 +11,27 @@ accidents and careless edits, not an owner who recomputes the chain.
 import base64
 import binascii
 import fcntl
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from cutlayer.errors import StorageError
+from cutlayer.storage.chain_lines import (
+    START,
+    Seal,
+    as_object,
+    bad_line,
+    check_links,
+    make_line,
+    parse_line,
+)
 from cutlayer.storage.files import explain_os_errors, sync_folder, write_all, write_atomic
 from cutlayer.storage.vault import NoVault, Vault
 
 __all__ = ["Anchor", "DurableLog", "locked_log", "read_log", "reseal_log"]
-
-_START = "0" * 64
-_Seal = Callable[[bytes, int], bytes]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class DurableLog:
         self._vault = NoVault() if vault is None else vault
         self._seal = _sealer(path, self._vault)
         self._is_broken = False
-        self._num_lines, self._num_bytes, self._last_hash = 0, 0, _START
+        self._num_lines, self._num_bytes, self._last_hash = 0, 0, START
         with explain_os_errors(f"open log {path}"):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -92,7 +96,7 @@ class DurableLog:
             StorageError: full disk or file error; the line is not in the log.
         """
         self._check_usable()
-        line, new_hash = _make_line(self._num_lines, self._last_hash, record, self._seal)
+        line, new_hash = make_line(self._num_lines, self._last_hash, record, self._seal)
         try:
             with explain_os_errors(f"append to {self.path}"):
                 write_all(self._descriptor, line)
@@ -120,7 +124,7 @@ class DurableLog:
         Raises:
             StorageError: fewer lines than the anchor says, or another line in its place.
         """
-        last_hash = _START
+        last_hash = START
         for number, entry in enumerate(_entries(self.path)):
             if number >= anchor.num_lines:
                 break
@@ -188,7 +192,7 @@ def read_log(path: Path, vault: Vault | None = None) -> Iterator[dict[str, objec
     for entry in _entries(path):
         if "record" in entry:
             # Also with a key: a log may have begun before encryption was switched on.
-            yield _as_object(entry["record"], path, entry["n"])
+            yield as_object(entry["record"], path, entry["n"])
         else:
             yield _unseal(entry, path, vault)
 
@@ -201,9 +205,9 @@ def reseal_log(path: Path, old: Vault, new: Vault) -> None:
     """
 
     def lines() -> Iterator[bytes]:
-        last_hash = _START
+        last_hash = START
         for number, record in enumerate(read_log(path, old)):
-            line, last_hash = _make_line(number, last_hash, record, _sealer(path, new))
+            line, last_hash = make_line(number, last_hash, record, _sealer(path, new))
             yield line
 
     write_atomic(path, lines())
@@ -232,52 +236,22 @@ def _lock(descriptor: int, path: Path) -> None:
         raise StorageError(f"{path} is used by another process; stop it first") from error
 
 
-def _sealer(path: Path, vault: Vault) -> _Seal | None:
+def _sealer(path: Path, vault: Vault) -> Seal | None:
     if isinstance(vault, NoVault):
         return None
     return lambda data, number: vault.seal(data, _context(path, number))
 
 
-def _make_line(
-    number: int, previous: str, record: Mapping[str, object], seal: _Seal | None
-) -> tuple[bytes, str]:
-    entry: dict[str, object] = {"n": number, "prev": previous}
-    if seal is None:
-        entry["record"] = dict(record)
-    else:
-        entry["sealed"] = base64.b64encode(seal(_dump(record), number)).decode()
-    new_hash = _entry_hash(entry)
-    return _dump(entry | {"hash": new_hash}) + b"\n", new_hash
-
-
 def _entries(path: Path) -> Iterator[dict[str, object]]:
-    previous = _START
+    previous = START
     with explain_os_errors(f"read log {path}"), path.open("rb") as file:
         for number, line in enumerate(file):
             if _is_unfinished(line) and not file.peek(1):
                 return
-            entry = _parse(line, path, number)
-            _check_links(entry, path, number, previous)
+            entry = parse_line(line, path, number)
+            check_links(entry, path, number, previous)
             previous = str(entry["hash"])
             yield entry
-
-
-def _parse(line: bytes, path: Path, number: int) -> dict[str, object]:
-    try:
-        entry = json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StorageError(_bad_line(path, number, "is not JSON")) from error
-    return _as_object(entry, path, number)
-
-
-def _check_links(entry: dict[str, object], path: Path, number: int, previous: str) -> None:
-    if {*entry} not in ({"n", "prev", "hash", "record"}, {"n", "prev", "hash", "sealed"}):
-        raise StorageError(_bad_line(path, number, "has other fields than a log line"))
-    if entry["n"] != number or entry["prev"] != previous:
-        raise StorageError(_bad_line(path, number, "does not follow the line before"))
-    unhashed = {key: value for key, value in entry.items() if key != "hash"}
-    if entry["hash"] != _entry_hash(unhashed):
-        raise StorageError(_bad_line(path, number, "was changed after it was written"))
 
 
 def _unseal(entry: dict[str, object], path: Path, vault: Vault) -> dict[str, object]:
@@ -286,27 +260,8 @@ def _unseal(entry: dict[str, object], path: Path, vault: Vault) -> dict[str, obj
     try:
         sealed = base64.b64decode(str(entry["sealed"]), validate=True)
     except binascii.Error as error:
-        raise StorageError(_bad_line(path, number, "is not base64")) from error
-    return _parse(vault.open(sealed, _context(path, number)), path, number)
-
-
-def _as_object(value: object, path: Path, number: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise StorageError(_bad_line(path, number, "is not a JSON object"))
-    return value
-
-
-def _bad_line(path: Path, number: object, problem: str) -> str:
-    line = number + 1 if isinstance(number, int) else number
-    return f"{path} line {line} {problem}; restore the file from a copy, do not edit it"
-
-
-def _dump(value: Mapping[str, object]) -> bytes:
-    return json.dumps(dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _entry_hash(entry: Mapping[str, object]) -> str:
-    return hashlib.sha256(_dump(entry)).hexdigest()
+        raise StorageError(bad_line(path, number, "is not base64")) from error
+    return parse_line(vault.open(sealed, _context(path, number)), path, number)
 
 
 def _context(path: Path, number: int) -> str:
