@@ -218,8 +218,8 @@ class OwnerAccount:
             raise ConfigError(
                 f"{line.boundary}: privacy.budget.{scope}_epsilon counts releases without a "
                 f"guarantee ({_unbounded(newest, scope, line)}), so no epsilon can be kept; "
-                "nothing was sent: use mechanisms that clip at every boundary, leave a boundary out "
-                "of privacy.budget.boundaries, or give other data another privacy.account_file"
+                "nothing was sent: use mechanisms that clip at every boundary, leave a boundary "
+                "out of privacy.budget.boundaries, or give other data another privacy.account_file"
             )
         wanted, spent = rdp_epsilon(after, budget.delta), rdp_epsilon(before, budget.delta)
         check_epsilon(line.boundary, budget, scope, wanted, spent)

@@ -213,7 +213,7 @@ class Boundary:
         x_MD, payers = going.gather(x_ND), going.of_rows(budgets) if budgets else []
         starts, names = going.of_rows(rows.starts), going.of_rows(row_ids)
         keys = list(self._noise_keys(x_MD, going, starts, names, version))
-        is_replay = self._account(keys, going.lengths, version, payers)
+        is_replay = self._account(keys, names, going.lengths, version, payers)
         noised_MD = self.mechanism.apply(x_MD, RowNoise(keys, going.lengths)) if keys else x_MD
         noised_ND = going.scatter(noised_MD, rows.num_tokens)
         released = Released(
@@ -280,15 +280,23 @@ class Boundary:
     def _account(
         self,
         keys: Sequence[bytes],
+        names: Sequence[str],
         lengths: Sequence[int],
         version: str,
         budgets: Sequence[SessionBudget],
     ) -> bool:
-        """Count what leaves, one key and one length per row of it; whether it is a replay."""
+        """Count what leaves, one key, name and length per row of it; whether it is a replay."""
         payers: Sequence[SessionBudget | None] = budgets or [None] * len(keys)
+        # In generation all rows have one name: conversations are not told apart.
+        is_told_apart = self.name is not BoundaryName.GENERATION
         releases = [
-            Release(key=release_key(key), num_vectors=length, budget=payer)
-            for key, length, payer in zip(keys, lengths, payers, strict=True)
+            Release(
+                key=release_key(key),
+                num_vectors=length,
+                budget=payer,
+                row=self._secret.row_digest(name) if is_told_apart else None,
+            )
+            for key, name, length, payer in zip(keys, names, lengths, payers, strict=True)
         ]
         event, limit = self.mechanism.event(sum(lengths)), self._max_day_vectors
         return self._ledger.account(self.name, event, version, releases, limit)

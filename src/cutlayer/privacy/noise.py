@@ -31,6 +31,7 @@ _SECRET_BYTES = 32
 _NONCE = bytes(16)
 _NOISE_DOMAIN = b"cutlayer noise 1"
 _RELEASE_DOMAIN = b"cutlayer release key 1"
+_ROW_DOMAIN = b"cutlayer ledger row 1"
 _RELEASE_KEY_BYTES = 16
 
 
@@ -127,6 +128,14 @@ class RunSecret:
         fields += [str(start).encode(), str(h.shape).encode(), hashlib.sha256(h.data).digest()]
         fields += [places] if places else []
         return hmac.digest(self._key, _joined(fields), "sha256")
+
+    def row_digest(self, row_id: str) -> str:
+        """Name of a row in the ledger, 32 hex digits, the same in every version of the weights.
+
+        Who has not the secret cannot test a guess of the row's name.
+        """
+        digest = hmac.digest(self._key, _joined([_ROW_DOMAIN, row_id.encode()]), "sha256")
+        return digest[:_RELEASE_KEY_BYTES].hex()
 
 
 class RowNoise:

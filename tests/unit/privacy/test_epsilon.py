@@ -175,7 +175,7 @@ def test_a_multiplier_that_means_nothing_is_refused(multiplier: float | None):
     event = PrivacyEvent(
         mechanism="odd", scale=1.0, num_vectors=1, form=NoiseForm.PURE, multiplier=multiplier
     )
-    with pytest.raises(ConfigError, match="odd: multiplier .* nothing was sent"):
+    with pytest.raises(ConfigError, match=r"odd: multiplier .* nothing was sent"):
         RdpAccountant().compose(event)
 
 
