@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,14 +29,14 @@ from cutlayer.storage.files import private_folder, read_private, write_atomic
 from cutlayer.storage.log import read_log
 from cutlayer.storage.steps import StepStore
 from cutlayer.wire.messages import Backward, Forward
-from cutlayer.wire.recording import read_recording
+from cutlayer.wire.recording import open_recording
 
 _EXIT_S = 240.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """One run: a server folder, a client folder, a recording."""
+    """One run: a server folder, a client folder, a recording of each client process."""
 
     folder: Path
     port: int
@@ -50,6 +51,11 @@ class World:
     def server_toml(self) -> Path:
         """Settings of the trunk server."""
         return self.folder / "server.toml"
+
+    @property
+    def recordings(self) -> list[Path]:
+        """In the order in which the processes started."""
+        return sorted(self.folder.glob("*.recording"))
 
 
 @dataclass
@@ -112,7 +118,6 @@ mechanism = "gaussian"
 scale = 0.02
 [run]
 folder = "{folder / "client"}"
-record_folder = "{folder / "recording"}"
 [adapter]
 rank = 4
 alpha = 8
@@ -153,12 +158,27 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def start(command: str, settings: Path, log: Path) -> subprocess.Popen[bytes]:
+def start_client(world: World) -> subprocess.Popen[bytes]:
+    """A client whose frames are recorded, each process's in its own file."""
+    recording = world.folder / f"{len(world.recordings):03d}.recording"
+    log = world.folder / "client.log"
+    return start("train", world.client_toml, log, "--record", str(recording))
+
+
+def start(command: str, settings: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
     """A real `cutlayer` process whose output goes to a log."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "cutlayer.cli.main", command, "--config", str(settings)],
+            [
+                sys.executable,
+                "-m",
+                "cutlayer.cli.main",
+                command,
+                "--config",
+                str(settings),
+                *options,
+            ],
             stdout=out,
             stderr=out,
             stdin=subprocess.DEVNULL,
@@ -171,7 +191,7 @@ def run_whole(world: World) -> float:
     server = start("serve", world.server_toml, world.folder / "server.log")
     begin_s = time.monotonic()
     try:
-        client = start("train", world.client_toml, world.folder / "client.log")
+        client = start_client(world)
         _expect_success(client, world)
     finally:
         server.terminate()
@@ -185,7 +205,7 @@ def run_killed(world: World, num_kills: int, longest_s: float, seed: int) -> int
     sides = [index % 2 == 0 for index in range(num_kills)]
     moments.shuffle(sides)
     server = start("serve", world.server_toml, world.folder / "server.log")
-    client = start("train", world.client_toml, world.folder / "client.log")
+    client = start_client(world)
     kills = 0
     try:
         for is_client in sides:
@@ -196,7 +216,7 @@ def run_killed(world: World, num_kills: int, longest_s: float, seed: int) -> int
             victim.wait()
             kills += 1
             if is_client:
-                client = start("train", world.client_toml, world.folder / "client.log")
+                client = start_client(world)
             else:
                 server = start("serve", world.server_toml, world.folder / "server.log")
         _expect_success(client, world)
@@ -212,7 +232,7 @@ def compare(killed: World, whole: World, kills: int) -> Outcome:
     history = _history(killed)
     steps = [record.step for record in history]
     wanted = set(range(1, killed.num_steps + 1))
-    sent, replayed = _sent_vectors(killed.folder / "recording")
+    sent, replayed = _sent_vectors(killed.recordings)
     accounted = _accounted_vectors(killed.folder / "client" / "ledger.jsonl")
     short = sum(max(0, sent[name] - accounted.get(name, 0)) for name in sent)
     return Outcome(
@@ -266,14 +286,15 @@ def _weights(world: World) -> list[bytes]:
     return [file[name] for file in files for name in sorted(file) if name.endswith(".safetensors")]
 
 
-def _sent_vectors(recording: Path) -> tuple[dict[str, int], int]:
+def _sent_vectors(recordings: Sequence[Path]) -> tuple[dict[str, int], int]:
     """Vectors of different content that were recorded before they were sent, by gate."""
     seen: set[bytes] = set()
     vectors = {str(BoundaryName.ACTIVATIONS): 0, str(BoundaryName.GRADIENTS): 0}
     replayed = 0
     gates = {Forward: ("h", BoundaryName.ACTIVATIONS), Backward: ("grad", BoundaryName.GRADIENTS)}
-    for connection in sorted(recording.iterdir()):
-        for recorded in read_recording(connection):
+    for path in recordings:
+        # A process that is killed leaves its recording without an end.
+        for recorded in open_recording(path, accepts_truncated=True).frames():
             if not recorded.is_sent or type(recorded.frame.header) not in gates:
                 continue
             name, gate = gates[type(recorded.frame.header)]

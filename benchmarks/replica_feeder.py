@@ -29,7 +29,7 @@ from cutlayer.wire.endpoints import ConnectionSettings, TlsFiles
 from cutlayer.wire.frame import Frame
 from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.messages import Forward, Hello, OpenRun, Welcome
-from cutlayer.wire.recording import read_recording
+from cutlayer.wire.recording import open_recording
 
 __all__ = ["FeedRequest", "FeedResult"]
 
@@ -43,7 +43,7 @@ class FeedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Of the front."""
     kit: str
     recording: str
-    """Folder of the recorded frames."""
+    """File of the recorded frames."""
     core: int | None = None
     """Run on this core alone."""
     model_folder: str = ""
@@ -103,7 +103,7 @@ def _settings(request: FeedRequest, folder: Path) -> ClientSettings:
         "model": {"path": request.model_folder, "lower": request.lower, "upper": request.upper},
         "connection": {"address": request.address, "codec": "bf16", "tls": _tls(request.kit)},
         "privacy": {"mechanism": "none"},
-        "run": {"folder": str(folder / "run"), "record_folder": request.recording},
+        "run": {"folder": str(folder / "run"), "record_file": request.recording},
     }
     return parse_settings(ClientSettings, table, "benchmark client")
 
@@ -137,10 +137,11 @@ def _send_all(channel: GrpcChannel, frames: list[Frame]) -> None:
         future.result()
 
 
-def _recorded_calls(folder: Path) -> Iterator[Frame]:
+def _recorded_calls(path: Path) -> Iterator[Frame]:
     """What the client sent to its replica; the other connection only asked for the place."""
-    newest = max(folder.iterdir(), key=lambda path: path.name)
-    return (recorded.frame for recorded in read_recording(newest) if recorded.is_sent)
+    recorded = list(open_recording(path).frames())
+    last = max(item.connection for item in recorded)
+    return (item.frame for item in recorded if item.is_sent and item.connection == last)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """`cutlayer train`: fine-tune as the settings say, and show how. Training is in `client`."""
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +21,14 @@ __all__ = ["train"]
 SettingsOption = Annotated[
     bool, typer.Option("--show-settings/--hide-settings", help="Print the resolved settings.")
 ]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option("--record", metavar="FILE", help="Write all frames, as the server sees them."),
+]
+TruthOption = Annotated[
+    bool,
+    typer.Option("--truth", help="With --record: write the private tokens to FILE.truth too."),
+]
 
 
 def train(
@@ -26,6 +36,8 @@ def train(
     set_: SetOption = None,
     shows_settings: SettingsOption = True,
     trace: TraceOption = None,
+    record: RecordOption = None,
+    with_truth: TruthOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune; started again, it goes on from the newest step that both sides have saved.
@@ -40,7 +52,9 @@ def train(
     from cutlayer.trace import Trace, written
 
     out = Output(as_json)
-    settings = load_settings(ClientSettings, config, set_ or ())
+    recording = [] if record is None else [f"run.record_file={json.dumps(str(record))}"]
+    recording += ["run.record_truth=true"] if with_truth else []
+    settings = load_settings(ClientSettings, config, [*(set_ or ()), *recording])
     warn_of_expiry(settings.connection, out)
     tracer = None if trace is None else Trace(f"client {settings.run.folder.name}")
     with Client(settings, tracer=tracer) as client, written(tracer, trace):

@@ -21,7 +21,7 @@ from cutlayer.client.gates import generation_gate, training_gates
 from cutlayer.client.generate import Generator
 from cutlayer.client.link import Link
 from cutlayer.client.member import Learner
-from cutlayer.client.own_model import opener, own_model, run_identity
+from cutlayer.client.own_model import opener, own_model, run_call, run_identity
 from cutlayer.client.parts import TrainedParts
 from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.client.run_state import Progress, RunState
@@ -30,6 +30,7 @@ from cutlayer.client.session import GenerationSession, SplitModel
 from cutlayer.client.settings import ClientSettings, SamplingSettings, TrainSettings
 from cutlayer.client.step import SplitStep
 from cutlayer.client.train import Report, Trainer, TrainingData
+from cutlayer.client.witness import witness_of
 from cutlayer.data.load import Dataset, load_dataset
 from cutlayer.data.template import RowLimits
 from cutlayer.errors import ConfigError, DataError
@@ -86,7 +87,10 @@ class Client:
             seed=0 if settings.train is None else settings.train.seed,
         )
         own = own_model(settings, self._folder, {**self.head.leaves, **self.tail.leaves})
-        self._connect = opener(settings) if connect is None else lambda place: connect()
+        self._witness = witness_of(settings, own, {**self.head.leaves, **self.tail.leaves})
+        self._connect = self._witness.connect(
+            opener(settings) if connect is None else lambda place: connect()
+        )
         self._own, self.federation_bytes = own, (0, 0)
         self.trunk = RemoteTrunk(Link(self._connect, own))
 
@@ -109,6 +113,7 @@ class Client:
     def close(self) -> None:
         """End the connection and release the run folder."""
         self.trunk.close()
+        self._witness.close()
         self._drafting.save()
         self._state.close()
 
@@ -180,6 +185,7 @@ class Client:
     def _train_together(
         self, rows: Dataset, settings: TrainSettings, on_step: Callable[[Report], None]
     ) -> Progress:
+        self._witness.learn(rows.train, rows.validation)
         step, opened = self._split_step(settings), self._open_run(settings)
         learner = Learner(
             parts=self._parts, trunk=self.trunk, step=step, settings=settings, open_run=opened
@@ -195,6 +201,7 @@ class Client:
 
     def trainer(self, data: TrainingData, settings: TrainSettings) -> Trainer:
         """A run over rows of token ids, for whoever has no data files."""
+        self._witness.learn(data.train, data.validation)
         return Trainer(
             self._parts,
             self.trunk,
@@ -308,7 +315,7 @@ class Client:
             head=self.head,
             tail=self.tail,
             trunk=self.trunk,
-            boundary=generation_gate(self.settings, self._state.privacy),
+            boundary=self._witness.gate(generation_gate(self.settings, self._state.privacy)),
             run_id=self.run_id if is_trained and self._parts.trunk_trains else None,
             step=step,
             max_session_vectors=self.settings.privacy.generation.max_session_vectors,
@@ -322,20 +329,12 @@ class Client:
 
     def _split_step(self, settings: TrainSettings) -> SplitStep:
         self._parts.use_adapters(True)
-        gates = training_gates(self.settings, self._state.privacy)
+        gates = self._witness.gates(training_gates(self.settings, self._state.privacy))
         observe = self._drafting.observe
         return SplitStep(self._parts, self.trunk, gates, settings.in_flight, self._tracer, observe)
 
     def _open_run(self, settings: TrainSettings) -> OpenRun:
-        return OpenRun(
-            run_id=self.run_id,
-            adapter=self.settings.adapter.model_dump(mode="json"),
-            optimizer=settings.optimizer.model_dump(),
-            clip_norm=settings.clip_norm,
-            wants_input_grad=self._parts.head_trains,
-            seed=settings.seed,
-            saved_steps=[],
-        )
+        return run_call(self.run_id, self.settings.adapter, settings, self._parts.head_trains)
 
     def _note(self, event: AuditEvent, step: int) -> None:
         self._state.audit.record(

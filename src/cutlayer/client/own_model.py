@@ -1,20 +1,20 @@
 """What a client believes of the model, and how it reaches its server. It does not connect."""
 
-import time
 from collections.abc import Mapping
 
 from cutlayer.client.link import Connect, OwnModel
 from cutlayer.client.settings import ClientSettings, TrainSettings
+from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.agreement import hash_leaves, known_manifest
 from cutlayer.model.folder import ModelFolder
 from cutlayer.settings import parse_settings, settings_digest
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.endpoints import ConnectionSettings
 from cutlayer.wire.grpc_channel import GrpcChannel
-from cutlayer.wire.recording import RecordingChannel
+from cutlayer.wire.messages import OpenRun
 from cutlayer.wire.spec import Spec
 
-__all__ = ["opener", "own_model", "placed", "run_identity"]
+__all__ = ["opener", "own_model", "placed", "run_call", "run_identity"]
 
 
 def own_model(settings: ClientSettings, folder: ModelFolder, loaded: Mapping[str, str]) -> OwnModel:
@@ -55,16 +55,26 @@ def run_identity(
     }
 
 
+def run_call(
+    run_id: str, adapter: AdapterSettings, train: TrainSettings, wants_input_grad: bool
+) -> OpenRun:
+    """What the server is told of a run; whoever sends it adds the saved steps."""
+    return OpenRun(
+        run_id=run_id,
+        adapter=adapter.model_dump(mode="json"),
+        optimizer=train.optimizer.model_dump(),
+        clip_norm=train.clip_norm,
+        wants_input_grad=wants_input_grad,
+        seed=train.seed,
+        saved_steps=[],
+    )
+
+
 def opener(settings: ClientSettings) -> Connect:
     """Opens channels by gRPC to the server of the settings, or to a replica that it names."""
 
     def connect(place: str | None) -> Channel:
-        channel: Channel = GrpcChannel(placed(settings.connection, place))
-        if settings.run.record_folder is not None:
-            # One folder a connection: a lost one leaves its recording as it is.
-            folder = settings.run.record_folder / f"connection-{time.time_ns()}"
-            channel = RecordingChannel(channel, folder)
-        return channel
+        return GrpcChannel(placed(settings.connection, place))
 
     return connect
 

@@ -66,8 +66,10 @@ class RunSettings(Settings):
     """Adapters, optimizer, ledger, secret, audit log; mode 0700."""
     key_file: Path | None = None
     """Key that encrypts all of it at rest; None stores it plain."""
-    record_folder: Path | None = None
-    """Write every frame as the server sees it, for audits; None records nothing."""
+    record_file: Path | None = None
+    """Write every frame as the server sees it here, for audits; None records nothing."""
+    record_truth: bool = False
+    """Write the private tokens behind it too, to that name with .truth, for scoring attacks."""
     event_folder: Path | None = None
     """Write losses and rates of training for TensorBoard here; needs the extra tensorboard."""
 

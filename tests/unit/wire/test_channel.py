@@ -1,13 +1,10 @@
-"""The loopback channel, the recording channel, and errors as frames."""
+"""The loopback channel, and errors as frames."""
 
-import stat
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
-from wire_samples import sample_frames
 
 from cutlayer.errors import (
     EXIT_CODES,
@@ -15,14 +12,12 @@ from cutlayer.errors import (
     CutlayerError,
     PermissionRefused,
     ProtocolError,
-    StorageError,
     TransportError,
 )
 from cutlayer.wire import codec
 from cutlayer.wire.channel import LoopbackChannel, Peer, error_of, failed_frame
 from cutlayer.wire.frame import Frame, FrameLimits, frame_bytes
 from cutlayer.wire.messages import Decode, Decoded, Failed, Kind
-from cutlayer.wire.recording import RecordingChannel, read_recording
 
 PEER = Peer(name="hospital", roles=frozenset({"train"}), serial=7, address="loopback")
 
@@ -133,70 +128,3 @@ def test_an_unknown_error_code_is_a_protocol_error() -> None:
     error = error_of(Failed(code="os.system", message="boo"))
     assert type(error) is ProtocolError
     assert "'os.system'" in str(error)
-
-
-def test_a_recording_holds_each_frame_in_order(tmp_path: Path) -> None:
-    channel = RecordingChannel(LoopbackChannel(Doubler(), PEER), tmp_path / "recording")
-    replies = [channel.call(step(x=torch.full((1, 4), float(n)))).result(0) for n in range(3)]
-    with pytest.raises(CacheFull):
-        channel.call(step("full")).result(0)
-    frames = list(read_recording(tmp_path / "recording"))
-    assert [item.number for item in frames] == list(range(1, 9))
-    assert [item.is_sent for item in frames] == [True, False] * 4
-    assert [item.frame.call_id for item in frames] == [1, 1, 2, 2, 3, 3, 4, 4]
-    assert codec.decode(frames[4].frame.tensors["h"]).tolist() == [[2.0] * 4]
-    assert codec.decode(frames[5].frame.tensors["y"]).tolist() == [[4.0] * 4]
-    assert frames[7].frame.kind is Kind.FAILED
-    sizes = sum(frame_bytes(item.frame) for item in frames if item.is_sent)
-    assert channel.bytes_sent == sizes
-    assert channel.bytes_received > sum(frame_bytes(reply) for reply in replies)
-
-
-def test_a_recording_is_readable_by_its_owner_only(tmp_path: Path) -> None:
-    folder = tmp_path / "recording"
-    RecordingChannel(LoopbackChannel(Doubler(), PEER), folder).call(step()).result(0)
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert (stat.S_IMODE(folder.stat().st_mode), modes) == (0o700, {0o600})
-
-
-def test_a_frame_that_cannot_be_recorded_is_not_sent(tmp_path: Path) -> None:
-    service = Doubler()
-    channel = RecordingChannel(LoopbackChannel(service, PEER), tmp_path / "recording")
-    (tmp_path / "recording").rmdir()
-    with pytest.raises(StorageError, match="cannot record"):
-        channel.call(step())
-    assert service.seen == []
-
-
-def test_a_recording_is_never_mixed_with_another(tmp_path: Path) -> None:
-    (tmp_path / "00000001-sent-hello.frame").touch()
-    with pytest.raises(StorageError, match="not empty"):
-        RecordingChannel(LoopbackChannel(Doubler(), PEER), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "error"),
-    [
-        ("00000001-sent-decode.frame", b"garbage", ProtocolError),
-        ("noise.frame", b"", StorageError),
-    ],
-)
-def test_a_damaged_recording_is_an_error(
-    tmp_path: Path, name: str, content: bytes, error: type[CutlayerError]
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(error):
-        list(read_recording(tmp_path))
-
-
-def test_a_missing_recording_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="nowhere"):
-        list(read_recording(tmp_path / "nowhere"))
-
-
-def test_every_kind_of_frame_can_be_recorded(tmp_path: Path) -> None:
-    channel = RecordingChannel(LoopbackChannel(Doubler(), PEER), tmp_path / "r")
-    for message in sample_frames():
-        channel._write(message, "sent")
-    kinds = [item.frame.kind for item in read_recording(tmp_path / "r")]
-    assert kinds == [message.kind for message in sample_frames()]
