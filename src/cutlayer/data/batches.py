@@ -37,6 +37,8 @@ class Batch:
     """Id of each row, in order."""
     private_N: Tensor = field(repr=False)
     """Bool, whether a token is text of the record, not the template's own."""
+    withheld_N: Tensor = field(repr=False)
+    """Bool, whether a token's vector stays where a gate withholds."""
 
     @property
     def num_scored(self) -> int:
@@ -149,16 +151,14 @@ def batch(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
     """
     chosen = [examples[index] for index in indices]
     labels = [label for example in chosen for label in example.labels]
-    private = [
-        is_private
-        for example in chosen
-        for is_private in example.is_private or [True] * len(example.tokens)
-    ]
+    private = [example.is_private or [True] * len(example.tokens) for example in chosen]
+    withheld = [e.is_withheld or flags for e, flags in zip(chosen, private, strict=True)]
     return Batch(
         rows=pack([example.tokens for example in chosen]),
         labels_N=torch.tensor(labels, dtype=torch.int64),
         row_ids=tuple(example.row_id for example in chosen),
-        private_N=torch.tensor(private, dtype=torch.bool),
+        private_N=torch.tensor([flag for row in private for flag in row], dtype=torch.bool),
+        withheld_N=torch.tensor([flag for row in withheld for flag in row], dtype=torch.bool),
     )
 
 

@@ -55,6 +55,8 @@ class Example:
     """Number of the record, unique over training and validation: noise is keyed by it."""
     is_private: list[bool] = field(default_factory=list, repr=False)
     """Per token whether it is text of the record, not the template's own; empty: all are."""
+    is_withheld: list[bool] = field(default_factory=list, repr=False)
+    """Per token whether its vector stays where a gate withholds; empty: the private ones."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""Which private tokens of a row may leave where the others stay: the few that tell the answer.
+
+It releases nothing (`privacy.boundary`). What tells is learnt from the owner's own training rows
+and never leaves; tokens that few rows have are never chosen, so that names and numbers stay.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from cutlayer.data.load import Dataset
+from cutlayer.data.template import NOT_SCORED, Example
+from cutlayer.errors import ConfigError
+
+__all__ = ["mark_withheld", "tell"]
+
+_MIN_ROWS = 5
+"""A token that fewer training rows have is never chosen."""
+_MAX_ANSWERS = 64
+
+Answer = tuple[int, ...]
+
+
+def mark_withheld(rows: Dataset, keep_share: float) -> Dataset:
+    """The same rows, each told which of its tokens stay.
+
+    Args:
+        rows: training rows say what tells; validation rows are marked by the same table.
+        keep_share: private tokens of a row that leave all the same, 0 to 1; rounded down.
+
+    Raises:
+        ConfigError: the rows have too many different completions to tell apart.
+    """
+    bits = tell(rows.train) if keep_share else {}
+    return dataclasses.replace(
+        rows,
+        train=[_marked(row, bits, keep_share) for row in rows.train],
+        validation=[_marked(row, bits, keep_share) for row in rows.validation],
+    )
+
+
+def tell(rows: Sequence[Example]) -> dict[int, float]:
+    """What the presence of a token tells about the completion, in bits of mutual information.
+
+    With K = the token is in the row and A = the completion, over the rows given:
+    I(K; A) = sum over k, a of P(k, a) log2(P(k, a) / (P(k) P(a))).
+
+    Raises:
+        ConfigError: more different completions than a table is of use for.
+
+    Source: Manning, Raghavan and Schuetze, Introduction to Information Retrieval (2008), 13.5.1.
+    """
+    answers = Counter(_answer(row) for row in rows)
+    if len(answers) > _MAX_ANSWERS:
+        raise ConfigError(
+            f"privacy.keep_share needs rows whose completions repeat: these have {len(answers)} "
+            f"different ones, at most {_MAX_ANSWERS} are told apart; set privacy.keep_share = 0"
+        )
+    with_token: Counter[int] = Counter()
+    together: Counter[tuple[int, Answer]] = Counter()
+    for row in rows:
+        for token in {row.tokens[place] for place in _choosable(row)}:
+            with_token[token] += 1
+            together[token, _answer(row)] += 1
+    return {
+        token: _bits(number, len(rows), [(together[token, a], n) for a, n in answers.items()])
+        for token, number in with_token.items()
+        if number >= _MIN_ROWS
+    }
+
+
+def _bits(num_with: int, num_rows: int, answers: Iterable[tuple[int, int]]) -> float:
+    """Mutual information; per answer how many of its rows have the token, and how many it has."""
+    bits = 0.0
+    for num_both, num_answer in answers:
+        for both, of_token in ((num_both, num_with), (num_answer - num_both, num_rows - num_with)):
+            if both:
+                bits += both / num_rows * math.log2(both * num_rows / (of_token * num_answer))
+    return bits
+
+
+def _marked(row: Example, bits: Mapping[int, float], keep_share: float) -> Example:
+    choosable = _choosable(row)
+    ranked = sorted(choosable, key=lambda place: -bits.get(row.tokens[place], -1.0))
+    first: dict[int, int] = {}
+    for place in ranked:
+        if row.tokens[place] in bits:
+            first.setdefault(row.tokens[place], place)
+    kept = set(list(first.values())[: int(keep_share * len(choosable))])
+    private = row.is_private or [True] * len(row.tokens)
+    withheld = [flag and place not in kept for place, flag in enumerate(private)]
+    return dataclasses.replace(row, is_withheld=withheld)
+
+
+def _choosable(row: Example) -> list[int]:
+    """Places of private tokens that are not the answer."""
+    private = row.is_private or [True] * len(row.tokens)
+    return [
+        place
+        for place, (flag, label) in enumerate(zip(private, row.labels, strict=True))
+        if flag and label == NOT_SCORED
+    ]
+
+
+def _answer(row: Example) -> Answer:
+    return tuple(label for label in row.labels if label != NOT_SCORED)

@@ -1,0 +1,62 @@
+"""The few tokens that may leave: those that tell the answer, never rare ones, never the answer."""
+
+import pytest
+
+from cutlayer.data.batches import batch
+from cutlayer.data.load import Dataset
+from cutlayer.data.telling import mark_withheld, tell
+from cutlayer.data.template import Example
+from cutlayer.errors import ConfigError
+
+GOOD, BAD, THE, COLON = 1, 2, 3, 4
+
+
+def _row(number: int, *text: int, answer: int) -> Example:
+    tokens = [*text, COLON, answer]
+    labels = [-100] * (len(text) + 1) + [answer]
+    return Example(tokens, labels, number, [True] * len(text) + [False, True])
+
+
+def _rows() -> list[Example]:
+    """Word 1 goes with answer 8, word 2 with 9, word 3 with both, and each row has its own word."""
+    rows = [_row(n, THE, GOOD, 100 + n, THE, answer=8) for n in range(6)]
+    return rows + [_row(n, THE, BAD, 100 + n, THE, answer=9) for n in range(6, 12)]
+
+
+def test_bits_are_those_of_the_definition() -> None:
+    bits = tell(_rows())
+    assert bits[GOOD] == pytest.approx(1.0)
+    assert bits[BAD] == pytest.approx(1.0)
+    assert bits[THE] == pytest.approx(0.0)
+
+
+def test_what_few_rows_have_is_never_chosen() -> None:
+    assert not any(token >= 100 for token in tell(_rows()))
+    everything = mark_withheld(Dataset(train=_rows(), validation=[], num_skipped=0), 1.0)
+    row = everything.train[0]
+    assert row.is_withheld == [False, False, True, True, False, True]
+
+
+def test_a_share_of_the_private_tokens_leaves_and_tells_the_most() -> None:
+    rows = mark_withheld(Dataset(train=_rows(), validation=_rows()[:2], num_skipped=0), 0.25)
+    for row in (*rows.train, *rows.validation):
+        leaving = [t for t, stays in zip(row.tokens, row.is_withheld, strict=True) if not stays]
+        assert leaving in ([GOOD, COLON], [BAD, COLON])
+
+
+def test_without_a_share_all_that_is_private_stays() -> None:
+    rows = mark_withheld(Dataset(train=_rows(), validation=[], num_skipped=0), 0.0)
+    assert all(row.is_withheld == row.is_private for row in rows.train)
+
+
+def test_a_batch_says_what_stays() -> None:
+    rows = mark_withheld(Dataset(train=_rows(), validation=[], num_skipped=0), 0.25).train
+    assert batch(rows, [0]).withheld_N.tolist() == rows[0].is_withheld
+    plain = batch(_rows(), [0])
+    assert plain.withheld_N.equal(plain.private_N)
+
+
+def test_completions_that_never_repeat_are_refused() -> None:
+    rows = [_row(n, THE, answer=1000 + n) for n in range(65)]
+    with pytest.raises(ConfigError, match="keep_share"):
+        mark_withheld(Dataset(train=rows, validation=[], num_skipped=0), 0.1)
