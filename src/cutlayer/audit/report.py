@@ -180,7 +180,7 @@ def _warnings(trials: Sequence[Trial], min_tokens: int) -> list[str]:
     if unfinished:
         names = ", ".join(sorted({one.attack for one in unfinished}))
         found.append(
-            f"Time ran out for {names} at some positions; with more (audit.seconds_per_attack) "
+            f"Time ran out for {names} at some positions; with more (audit.seconds_per_setting) "
             "they may recover more."
         )
     return found

@@ -60,8 +60,11 @@ class AuditPlan(Settings):
     """Times that each row leaves, as in so many epochs; repeats help attacks that average."""
     train_steps: int | None = Field(default=None, ge=1)
     """Steps of the fine-tune before phase trained; None takes the client's own."""
-    seconds_per_attack: float = Field(default=120.0, gt=0)
-    """Time of each attack on each setting; what is unfinished then takes the best so far."""
+    canaries: int = Field(default=4, ge=0)
+    """Secrets of random digits that are put among the rows, to see whether they come back whole."""
+    seconds_per_setting: float = Field(default=1080.0, gt=0)
+    """Time of all attacks on one setting; each gets an equal share of what is left. What is
+    unfinished then takes the best so far."""
     public: str | None = "asset:bbcnews"
     """Public text for attacks that learn: text or data file, folder, or asset:NAME; none skips
     them."""

@@ -8,6 +8,7 @@ import typer
 from cutlayer.cli import (
     api,
     assets,
+    audit,
     demo,
     doctor,
     eval,
@@ -44,6 +45,7 @@ app.command("generate")(generate.generate)
 app.command("chat")(generate.chat)
 app.command("api")(api.api)
 app.command("eval")(eval.evaluate)
+app.add_typer(audit.app, name="audit")
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.add_typer(assets.app, name="assets")
