@@ -1,5 +1,6 @@
 """The gates of a run, as its settings want them; what passes them is decided in `privacy`."""
 
+from cutlayer.client.accounts import check_gradients, keep_account
 from cutlayer.client.settings import ClientSettings
 from cutlayer.client.step import Boundaries
 from cutlayer.privacy.boundary import Boundary, BoundaryName
@@ -12,6 +13,7 @@ __all__ = ["generation_gate", "training_gates"]
 
 def generation_gate(settings: ClientSettings, run: RunPrivacy) -> Boundary:
     """What generation releases goes through here."""
+    keep_account(settings, run)
     return Boundary(
         BoundaryName.GENERATION,
         settings.privacy.activation_rule(),
@@ -25,6 +27,8 @@ def generation_gate(settings: ClientSettings, run: RunPrivacy) -> Boundary:
 
 def training_gates(settings: ClientSettings, run: RunPrivacy) -> Boundaries:
     """What training releases at the lower and at the upper cut."""
+    check_gradients(settings)
+    keep_account(settings, run)
     codec, privacy = get_codec(settings.connection.codec), settings.privacy
     lower, upper = privacy.activation_rule(), privacy.gradient_rule()
     return Boundaries(

@@ -113,6 +113,7 @@ class OwnerAccount:
         self._shared = shared
         self._log = SharedLog(path)
         self._newest: dict[tuple[str, str], AccountLine] = {}
+        self._lost: dict[str, BoundaryTotals] = {}
 
     def meet(
         self,
@@ -133,6 +134,7 @@ class OwnerAccount:
             if own:
                 last = max(own, key=lambda line: line.ledger_lines)
                 ledger.check(Anchor(last.ledger_lines, last.ledger_hash))
+            self._find_lost(run, boundaries, now)
             # The run may be older than the account: what it released counts from now on.
             for name, totals in boundaries.items():
                 if (run, name) not in self._newest:
@@ -189,15 +191,30 @@ class OwnerAccount:
     def _take(self, line: AccountLine) -> None:
         self._newest[line.run, line.boundary] = line
 
+    def _find_lost(self, run: str, boundaries: Mapping[str, BoundaryTotals], now: datetime) -> None:
+        """What was written here and not in the ledger, after a crash in between, stays counted."""
+        nothing = BoundaryTotals(ever=Totals(), today=Totals(), day="")
+        for name, old in self.boundaries(run).items():
+            totals = boundaries.get(name, nothing)
+            found = self._line(
+                Charge(run=run, boundary=name, now=now, totals=totals, ledger=Anchor(0, ""))
+            )
+            today = found.today if found.day == old.day else Totals()
+            lost = BoundaryTotals(
+                ever=old.ever.minus(found.ever), today=old.today.minus(today), day=old.day
+            )
+            if lost.ever != Totals():
+                self._lost[name] = lost
+
     def _line(self, charge: Charge) -> AccountLine:
-        totals, old = charge.totals, self._newest.get((charge.run, charge.boundary))
+        totals = charge.totals
         ever, today = totals.ever, totals.today
         if charge.boundary in self._shared:
             ever, today = ever.with_shared_rows(), today.with_shared_rows()
-        if old is not None:
-            # A release that was written here and crashed before the ledger stays counted.
-            ever = ever.or_larger(old.ever)
-            today = today.or_larger(old.today) if old.day == totals.day else today
+        lost = self._lost.get(charge.boundary)
+        if lost is not None:
+            ever = ever + lost.ever
+            today = today + lost.today if lost.day == totals.day else today
         return AccountLine(
             time=charge.now.isoformat(timespec="milliseconds"),
             run=charge.run,

@@ -151,6 +151,11 @@ class Ledger:
             guard.meet(self._run_id, self._spending.boundaries(), view, now)
             self._guard = guard
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether an account is asked."""
+        return self._guard is not None
+
     def spending(self) -> dict[str, BoundaryTotals]:
         """What each boundary has spent."""
         with self._lock:

@@ -12,13 +12,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from cutlayer.errors import ConfigError
-from cutlayer.privacy.budget import GenerationBudgetSettings
+from cutlayer.privacy.budget import (
+    BudgetedBoundary,
+    EpsilonBudgetSettings,
+    GenerationBudgetSettings,
+)
 from cutlayer.privacy.noise import Noise
 from cutlayer.settings import Settings
 
@@ -251,6 +256,9 @@ class NoiseSettings(Settings):
     withhold: Withhold = Withhold.NONE
     """Which vectors never leave at the lower cut, in training: none, private. Zeros cross in their
     place. With private a run cannot generate."""
+    denoiser: bool = False
+    """Whether the tail learns to take the noise off what the trunk returns. It stays at the owner,
+    and such a run cannot be exported."""
 
     @model_validator(mode="before")
     @classmethod
@@ -275,7 +283,7 @@ class NoiseSettings(Settings):
     def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
         # The digest of these settings names a run: one from before these fields keeps its digest.
         table: dict[str, object] = dump(self)
-        later = {"clip": None, "gradient_clip": None, "withhold": Withhold.NONE}
+        later = {"clip": None, "gradient_clip": None, "withhold": Withhold.NONE, "denoiser": False}
         return {k: v for k, v in table.items() if k not in later or v != later[k]}
 
     def activation_rule(self) -> Mechanism:
@@ -292,7 +300,25 @@ class PrivacySettings(NoiseSettings):
 
     generation: GenerationBudgetSettings = GenerationBudgetSettings()
     """How much may leave in generation; training does not spend it."""
+    budget: EpsilonBudgetSettings = EpsilonBudgetSettings()
+    """How much may be learnt from all releases together; only with mechanisms that clip."""
+    account_file: Path | None = None
+    """What all runs over the same data have spent, one file for all of them; None is
+    privacy-account.jsonl beside the run folder. Deleting a run does not touch it."""
+
+    @model_validator(mode="after")
+    def _can_keep_an_epsilon(self) -> Self:
+        lower = (BudgetedBoundary.ACTIVATIONS, BudgetedBoundary.GENERATION)
+        is_kept = self.budget.limits and any(map(self.budget.covers, lower))
+        if is_kept and self.activation_rule().event(1).form is None:
+            raise ValueError(
+                f"privacy.budget keeps an epsilon and mechanism {self.mechanism} has none: it "
+                f"promises {self.activation_rule().guarantee!r}; use a mechanism that clips, or "
+                "remove the budget"
+            )
+        return self
 
     def noise(self) -> NoiseSettings:
         """The noise alone, which a run keeps for ever; its budgets may change."""
-        return NoiseSettings.model_validate(self.model_dump(exclude={"generation"}))
+        others = PrivacySettings.model_fields.keys() - NoiseSettings.model_fields.keys()
+        return NoiseSettings.model_validate(self.model_dump(exclude=others))

@@ -49,12 +49,12 @@ class Totals:
             client=self.client + other.client,
         )
 
-    def or_larger(self, other: "Totals") -> "Totals":
-        """An upper bound of both."""
+    def minus(self, other: "Totals") -> "Totals":
+        """What of this is not in the other."""
         return Totals(
-            vector=larger(self.vector, other.vector),
-            row=larger(self.row, other.row),
-            client=larger(self.client, other.client),
+            vector=self.vector.minus(other.vector),
+            row=self.row.minus(other.row),
+            client=self.client.minus(other.client),
         )
 
 

@@ -36,6 +36,16 @@ class Spent:
             self.is_unbounded or other.is_unbounded,
         )
 
+    def minus(self, other: "Spent") -> "Spent":
+        """What of this is not in the other."""
+        counts = dict(other.pure)
+        left = [(epsilon, count - counts.get(epsilon, 0)) for epsilon, count in self.pure]
+        return Spent(
+            max(0.0, self.gaussian - other.gaussian),
+            tuple((epsilon, count) for epsilon, count in left if count > 0),
+            self.is_unbounded and not other.is_unbounded,
+        )
+
     def times(self, count: int) -> "Spent":
         """This, `count` times over."""
         if count == 0:

@@ -1,0 +1,81 @@
+"""The owner's account as a client's settings want it, and which releases concern every row.
+
+It keeps nothing (`privacy.account`).
+"""
+
+from pathlib import Path
+
+from cutlayer.client.settings import ClientSettings
+from cutlayer.errors import ConfigError
+from cutlayer.model.partition import Part
+from cutlayer.privacy.account import ACCOUNT_FILE, OwnerAccount
+from cutlayer.privacy.budget import BudgetedBoundary
+from cutlayer.privacy.run_privacy import RunPrivacy
+
+__all__ = ["account_path", "check_gradients", "keep_account", "shared_boundaries"]
+
+
+def account_path(settings: ClientSettings) -> Path:
+    """Where the account lies: never inside a run folder, which a purge empties.
+
+    Raises:
+        ConfigError: the setting points into the run folder.
+    """
+    folder, given = settings.run.folder, settings.privacy.account_file
+    path = folder.parent / ACCOUNT_FILE if given is None else given
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"privacy.account_file={path} lies in the run folder {folder} and would go with it; "
+            "choose a path outside"
+        )
+    return path
+
+
+def shared_boundaries(settings: ClientSettings) -> frozenset[str]:
+    """Boundaries at which every release depends on all rows.
+
+    A gradient depends on the tail's weights, which learn from all rows; head outputs do so where
+    the head has blocks and trains.
+    """
+    shared = {str(BudgetedBoundary.GRADIENTS)}
+    if settings.model.lower > 0 and Part.HEAD in settings.adapter.parts:
+        shared |= {str(BudgetedBoundary.ACTIVATIONS), str(BudgetedBoundary.GENERATION)}
+    return frozenset(shared)
+
+
+def keep_account(settings: ClientSettings, run: RunPrivacy) -> None:
+    """Let the account see every release of a run from now on.
+
+    It is kept where an epsilon exists or a budget is set, and also where the file is there already,
+    so that a run without noise does not go unseen by the others' budgets.
+
+    Raises:
+        StorageError: account or ledger was edited, cut back, removed or replaced.
+    """
+    if run.ledger.is_guarded:
+        return
+    privacy, path = settings.privacy, account_path(settings)
+    rules = (privacy.activation_rule(), privacy.gradient_rule())
+    has_epsilon = any(rule.event(1).form is not None for rule in rules)
+    if has_epsilon or privacy.budget.limits or privacy.account_file or path.exists():
+        run.ledger.guarded_by(OwnerAccount(path, privacy.budget, shared_boundaries(settings)))
+
+
+def check_gradients(settings: ClientSettings) -> None:
+    """Refuse a training run that would break its own budget with its first gradient.
+
+    Raises:
+        ConfigError: gradients will leave without a guarantee under a budget in epsilon.
+    """
+    budget, parts = settings.privacy.budget, settings.adapter.parts
+    leave = Part.TRUNK in parts or (Part.HEAD in parts and settings.model.lower > 0)
+    if not leave or not budget.limits or not budget.covers(BudgetedBoundary.GRADIENTS):
+        return
+    if settings.privacy.gradient_rule().event(1).form is None:
+        raise ConfigError(
+            "privacy.budget keeps an epsilon and gradients leave with "
+            f"{settings.privacy.gradient_rule().guarantee!r}, through which labels leak: set "
+            "privacy.gradient_mechanism to one that clips, train the tail alone "
+            '(adapter.parts = ["tail"]), or say with privacy.budget.boundaries that gradients do '
+            "not count"
+        )
