@@ -29,7 +29,6 @@ __all__ = [
 TOPICS = ("business", "entertainment", "politics", "sports", "tech")
 """The answers, in the order of the choices."""
 
-_NUM_WORDS = 30
 _PROMPT = "News: {text}\nTopic (business, entertainment, politics, sports or tech):"
 _COMPLETION = " {topic}"
 
@@ -63,7 +62,9 @@ class _Article:
     """Hash of the opening: a fixed order that no seed and no file name touches."""
 
 
-def topics(folder: Path, seed: int, num_train: int = 360, num_heldout: int = 300) -> TopicData:
+def topics(
+    folder: Path, seed: int, num_train: int = 360, num_heldout: int = 300, num_words: int = 30
+) -> TopicData:
     """Choose the rows of the demo.
 
     Args:
@@ -71,13 +72,14 @@ def topics(folder: Path, seed: int, num_train: int = 360, num_heldout: int = 300
         seed: of the training rows; the held-out rows do not depend on it.
         num_train: training rows, shared out over the topics as evenly as it goes.
         num_heldout: held-out rows, a multiple of the number of topics.
+        num_words: words of each article's beginning.
 
     Raises:
         DataError: a topic's folder is missing or has too few articles.
     """
     if num_heldout % len(TOPICS):
         raise DataError(f"num_heldout={num_heldout} is no multiple of {len(TOPICS)} topics")
-    articles = _unique(article for topic in TOPICS for article in _read(folder, topic))
+    articles = _unique(article for topic in TOPICS for article in _read(folder, topic, num_words))
     train: list[_Article] = []
     heldout: list[TopicRecord] = []
     for place, topic in enumerate(TOPICS):
@@ -140,12 +142,12 @@ def _task(example: Example, choices: tuple[tuple[int, ...], ...]) -> ChoiceTask:
     return ChoiceTask(prompt, choices, choices.index(answer))
 
 
-def _read(folder: Path, topic: str) -> list[_Article]:
+def _read(folder: Path, topic: str, num_words: int) -> list[_Article]:
     with explain_os_errors(f"read {folder / topic}"):
         paths = sorted((folder / topic).glob("*.txt"))
         if not paths:
             raise DataError(f"{folder / topic} has no article; fetch the asset bbcnews again")
-        return [_article(_decode(path.read_bytes()), topic) for path in paths]
+        return [_article(_decode(path.read_bytes()), topic, num_words) for path in paths]
 
 
 def _decode(raw: bytes) -> str:
@@ -156,8 +158,8 @@ def _decode(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
-def _article(text: str, topic: str) -> _Article:
-    opening = " ".join(text.split()[:_NUM_WORDS])
+def _article(text: str, topic: str, num_words: int) -> _Article:
+    opening = " ".join(text.split()[:num_words])
     _, _, body = text.strip().partition("\n")
     return _Article(
         record=TopicRecord(opening, topic),
