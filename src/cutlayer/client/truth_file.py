@@ -19,7 +19,7 @@ from cutlayer.model.rows import Rows
 from cutlayer.privacy.packed_rows import sliced
 from cutlayer.wire.packed import Packed
 
-__all__ = ["TruthLine", "TruthWriter", "read_truth", "vector_chain"]
+__all__ = ["TruthLine", "TruthWriter", "read_truth", "vector_chain", "vector_digests"]
 
 _CHAIN_BYTES = 8
 
@@ -87,7 +87,7 @@ class TruthWriter:
             StorageError: the file cannot be written.
         """
         assert rows.tokens_N is not None
-        tokens_N = rows.tokens_N.tolist()
+        tokens_N, digests = rows.tokens_N.tolist(), vector_digests(packed)
         private_N = [] if withheld_N is None else withheld_N.tolist()
         for index, (name, start) in enumerate(zip(row_ids, rows.starts, strict=True)):
             begin, end = rows.offsets[index], rows.offsets[index + 1]
@@ -98,7 +98,7 @@ class TruthWriter:
                 tokens=tokens_N[begin:end],
                 labels=[] if known is None else list(known.labels),
                 private=private_N[begin:end] if known is None else list(known.is_private),
-                chain=vector_chain(sliced(packed, begin, end), start),
+                chain=list(vector_chain(digests[begin:end], start)),
             )
             self._append(line)
 
@@ -116,21 +116,27 @@ class TruthWriter:
             raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
 
 
-def vector_chain(packed: Packed, start: int) -> list[str]:
-    """One digest per vector of a row, each of all bytes up to it; 16 hex digits.
+def vector_digests(packed: Packed) -> list[bytes]:
+    """SHA-256 of each vector's own bytes, over all buffers."""
+    return [
+        hashlib.sha256(b"".join(sliced(packed, index, index + 1).buffers)).digest()
+        for index in range(packed.shape[0])
+    ]
 
-    A row's vectors may be sent again in other pieces: a piece's first vectors have the same chain.
+
+def vector_chain(digests: Iterable[bytes], start: int) -> Iterator[str]:
+    """One name per vector, which depends on all vectors up to it; 16 hex digits.
+
+    Vectors may be sent again in other pieces: a piece's first vectors have the same chain.
 
     Args:
-        packed: vectors of one row, [L, D].
+        digests: `vector_digests` of one row's consecutive vectors.
         start: position of the first one.
     """
-    digest, chain = hashlib.sha256(f"{start}:".encode()), []
-    for index in range(packed.shape[0]):
-        for buffer in sliced(packed, index, index + 1).buffers:
-            digest.update(buffer)
-        chain.append(digest.hexdigest()[: 2 * _CHAIN_BYTES])
-    return chain
+    running = hashlib.sha256(f"{start}:".encode())
+    for digest in digests:
+        running.update(digest)
+        yield running.hexdigest()[: 2 * _CHAIN_BYTES]
 
 
 def read_truth(path: Path) -> Iterator[TruthLine]:
