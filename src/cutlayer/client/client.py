@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cutlayer.client.chat import Chat, TextPiece
+from cutlayer.client.checked_trunk import checked_trunk
 from cutlayer.client.draft_parts import DraftParts
 from cutlayer.client.engine import Engine
 from cutlayer.client.event_files import reporting
@@ -23,7 +24,6 @@ from cutlayer.client.link import Link
 from cutlayer.client.member import Learner
 from cutlayer.client.own_model import opener, own_model, run_call, run_identity
 from cutlayer.client.parts import TrainedParts
-from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.client.run_state import Progress, RunState
 from cutlayer.client.schedule import batch_plan
 from cutlayer.client.session import GenerationSession, SplitModel
@@ -92,7 +92,7 @@ class Client:
             opener(settings) if connect is None else lambda place: connect()
         )
         self._own, self.federation_bytes = own, (0, 0)
-        self.trunk = RemoteTrunk(Link(self._connect, own))
+        self.trunk = checked_trunk(Link(self._connect, own), settings, self._folder, self._state)
 
     @classmethod
     def from_file(cls, path: Path, overrides: Iterable[str] = ()) -> "Client":

@@ -9,10 +9,15 @@ Shapes: N = tokens of all rows of a call, D = hidden size.
 from collections.abc import Sequence
 from contextlib import suppress
 
+from torch import Tensor
+
 from cutlayer.client.link import Link, PendingCall, header_of
+from cutlayer.client.returned import DecodeCall, ReturnChecks
+from cutlayer.client.settings import CheckSettings
 from cutlayer.errors import ProtocolError, SessionLost, TransportError
 from cutlayer.model.adapters import AdapterState
 from cutlayer.privacy.boundary import Released
+from cutlayer.privacy.history import ReleasedHistory
 from cutlayer.wire.codec import decode
 from cutlayer.wire.frame import Frame
 from cutlayer.wire.messages import (
@@ -41,9 +46,15 @@ _CLOSE_S = 5.0
 class RemoteTrunk:
     """The trunk's calls over one link; used from one thread."""
 
-    def __init__(self, link: Link) -> None:
-        """All calls go over this link."""
+    def __init__(self, link: Link, checks: ReturnChecks | None = None) -> None:
+        """All calls go over this link.
+
+        Args:
+            link: to the server.
+            checks: of what it returns, for whoever uses that; None takes the defaults.
+        """
         self._link = link
+        self.checks = checks or ReturnChecks(CheckSettings())
 
     @property
     def bytes_sent(self) -> int:
@@ -66,15 +77,18 @@ class RemoteTrunk:
 
     def open_run(self, call: OpenRun) -> int:
         """The newest step that both sides have, where the run now stands."""
+        self.checks.require_trust()
         self._link.forget_calls()
         return header_of(self._link.send(Kind.OPEN_RUN, call).result(), RunOpened).step
 
     def forward(self, released: Released, call: Forward) -> PendingCall:
         """Send a micro-batch up; the reply's tensor `y` is [N, D]."""
+        self.checks.require_trust()
         return self._link.send(Kind.FORWARD, call, {"h": released.packed})
 
     def backward(self, released: Released, call: Backward) -> PendingCall:
         """Send a gradient up; the reply's tensor `grad` is [N, D] where the head trains."""
+        self.checks.require_trust()
         return self._link.send(Kind.BACKWARD, call, {"grad": released.packed})
 
     def save(self, run_id: str, step: int, finished: Step | None, pin: bool) -> None:
@@ -118,6 +132,7 @@ class RemoteTrunk:
             rows: numbers of the rows, ascending.
             max_lengths: token limits of rows that are to be opened, 0 for others; none for none.
         """
+        self.checks.require_trust()
         call = Decode(
             session_id=session_id,
             rows=list(rows),
@@ -126,6 +141,33 @@ class RemoteTrunk:
             max_lengths=list(max_lengths),
         )
         return self._link.send(Kind.DECODE, call, {"h": released.packed})
+
+    def check(
+        self,
+        released: Released,
+        y_ND: Tensor,
+        past: Sequence[ReleasedHistory],
+        run_id: str | None,
+        step: int | None,
+    ) -> None:
+        """Check what `decode` returned.
+
+        Args:
+            released: what was sent.
+            y_ND: the reply.
+            past: all that each row has released, in the order of the call.
+            run_id: whose adapter answers; None is the base model.
+            step: which saved step of it.
+
+        Raises:
+            PeerMisbehaved: an honest trunk would not have returned it.
+        """
+
+        def declare() -> AdapterState | None:
+            return None if run_id is None or step is None else self.pull_adapter(run_id, step)
+
+        asked = DecodeCall(released=released, past=past, weights=f"{run_id}:{step}")
+        self.checks.decoded(asked, y_ND, declare)
 
     def close_rows(self, session_id: str, rows: Sequence[int]) -> None:
         """Give the cache of some rows back, if the server is there; nobody waits for its answer."""

@@ -145,6 +145,7 @@ class GenerationSession:
     @torch.inference_mode()
     def begin(self, feeds: Sequence[Feed]) -> Pending:
         """Send what `step` sends, without waiting: several may be under way, in order."""
+        self._model.trunk.checks.require_trust()
         feeds = tuple(sorted(feeds, key=lambda feed: feed.row))
         rows = [self._rows[feed.row] for feed in feeds]
         for feed, row in zip(feeds, rows, strict=True):
@@ -173,6 +174,9 @@ class GenerationSession:
         """
         try:
             y_ND = self._answer(pending)
+            model, rows = self._model, [self._rows[feed.row] for feed in pending.feeds]
+            past = [row.history for row in rows]
+            model.trunk.check(pending.released, y_ND, past, model.run_id, model.step)
             logits_SV = self._tail(pending, y_ND)
         except BaseException as error:
             if isinstance(error, TransportError):

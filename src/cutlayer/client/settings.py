@@ -15,6 +15,7 @@ from cutlayer.web.settings import ApiSettings
 from cutlayer.wire.endpoints import ConnectionSettings
 
 __all__ = [
+    "CheckSettings",
     "ClientSettings",
     "DraftKind",
     "GenerationSettings",
@@ -189,6 +190,16 @@ class GenerationSettings(Settings):
     """Guesses that are verified together."""
 
 
+class CheckSettings(Settings):
+    """What is checked of the server's replies beyond their form; docs/malicious-server.md."""
+
+    profile: bool = True
+    """Compare sizes and directions of replies with those of earlier ones; costs next to nothing."""
+    spot_check_every: int | None = Field(default=None, ge=1)
+    """Recompute a row of one in so many steps, and of as many generation calls, drawn at random;
+    needs the trunk's weights in the model folder and memory for them. None recomputes nothing."""
+
+
 class ClientSettings(Settings):
     """One data owner."""
 
@@ -212,6 +223,8 @@ class ClientSettings(Settings):
     """How to choose tokens."""
     generation: GenerationSettings = GenerationSettings()
     """How streams share the machine and the link."""
+    checks: CheckSettings = CheckSettings()
+    """What is checked of the server's replies."""
     api: ApiSettings = ApiSettings()
     """The OpenAI-compatible endpoint and its chat page; docs/api.md."""
 

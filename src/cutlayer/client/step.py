@@ -18,6 +18,7 @@ from torch import Tensor
 from cutlayer.client.link import PendingCall
 from cutlayer.client.parts import TrainedParts
 from cutlayer.client.remote_trunk import RemoteTrunk, trunk_sq_norm
+from cutlayer.client.returned import TrainingCall
 from cutlayer.client.run_state import StepRecord
 from cutlayer.data.batches import Batch
 from cutlayer.errors import ConfigError
@@ -119,6 +120,7 @@ class SplitStep:
 
     def gradients(self, name: StepName, batches: Sequence[Batch]) -> StepSums:
         """Accumulate a step's gradients: micro-batches flow through, in order, several at once."""
+        self._trunk.checks.begin_step(name.step, [chosen.rows for chosen in batches])
         ahead: deque[_Micro] = deque()
         behind: deque[_Micro] = deque()
         loss_sum = sq_norm = 0.0
@@ -129,12 +131,12 @@ class SplitStep:
                 loss_sum += self._tail(name, ahead[0])
                 behind.append(ahead.popleft())
             if len(behind) == self._in_flight:
-                sq_norm = self._head_backward(behind.popleft())
+                sq_norm = self._head_backward(name, behind.popleft())
         while ahead:
             loss_sum += self._tail(name, ahead[0])
             behind.append(ahead.popleft())
         while behind:
-            sq_norm = self._head_backward(behind.popleft())
+            sq_norm = self._head_backward(name, behind.popleft())
         return StepSums(
             loss_sum=finite(loss_sum, "loss", name.step),
             num_scored=sum(chosen.num_scored for chosen in batches),
@@ -198,6 +200,7 @@ class SplitStep:
     def _send_up(
         self, name: StepName, number: int, chosen: Batch, is_evaluation: bool
     ) -> tuple[Tensor, PendingCall]:
+        self._trunk.checks.require_trust()
         self._parts.seed_dropout(name.step, number)
         with self._tracer.span("client", "head forward", micro=number):
             h_ND = self._parts.head_forward(chosen.rows)
@@ -225,6 +228,7 @@ class SplitStep:
     def _tail(self, name: StepName, micro: _Micro) -> float:
         """Down, tail, loss, gate, gradient up; the summed loss."""
         y_ND = micro.forward.tensor("y")
+        self._trunk.checks.forward(_asked(name, micro, micro.forward), y_ND)
         self._observe(micro.noised_ND.detach(), y_ND)
         y_ND.requires_grad_()
         self._note_call("forward call", micro)
@@ -248,15 +252,17 @@ class SplitStep:
         micro.sent_s = time.time()
         return self._trunk.backward(released, call)
 
-    def _head_backward(self, micro: _Micro) -> float:
+    def _head_backward(self, name: StepName, micro: _Micro) -> float:
         """Gradient down, head's backward; the trunk's squared norm after the last micro-batch."""
         if micro.backward is None:
             return 0.0
         reply = micro.backward.result()
         self._note_call("backward call", micro)
         if self.wants_input_grad:
+            grad_ND = micro.backward.tensor("grad")
+            self._trunk.checks.backward(_asked(name, micro, micro.backward), grad_ND)
             with self._tracer.span("client", "head backward", micro=micro.number):
-                micro.noised_ND.backward(micro.backward.tensor("grad"))
+                micro.noised_ND.backward(grad_ND)
         return trunk_sq_norm(reply) if micro.is_last else 0.0
 
     def _note_call(self, what: str, micro: _Micro) -> None:
@@ -266,9 +272,11 @@ class SplitStep:
 
     def _loss_of(self, name: StepName, chosen: Batch) -> tuple[float, int]:
         with torch.no_grad():
-            _, call = self._send_up(name, 0, chosen, is_evaluation=True)
+            noised_ND, call = self._send_up(name, 0, chosen, is_evaluation=True)
+            y_ND = call.tensor("y")
+            self._trunk.checks.evaluation(name.step, noised_ND, y_ND)
             loss_sum, num_scored = completion_loss_sum(
-                self._parts.tail, call.tensor("y"), chosen.rows, chosen.labels_N
+                self._parts.tail, y_ND, chosen.rows, chosen.labels_N
             )
         return float(loss_sum), num_scored
 
@@ -288,6 +296,11 @@ def finite(value: float, name: str, step: int) -> float:
             "last saved step: lower train.lr, or use float32"
         )
     return value
+
+
+def _asked(name: StepName, micro: _Micro, call: PendingCall) -> TrainingCall:
+    (sent,) = call.frame.tensors.values()
+    return TrainingCall(step=name.step, micro=micro.number, rows=micro.batch.rows, sent=sent)
 
 
 def _row_names(chosen: Batch) -> list[str]:

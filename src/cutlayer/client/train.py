@@ -132,8 +132,20 @@ class Trainer:
         sums = self._split.gradients(
             self._name(step), [batch(self._data.train, chunk) for chunk in chunks]
         )
+        self._compare_if_drawn()
         lr = learning_rate(step, self._data.plan.num_steps, self._settings)
         return self._split.finish(self._name(step), sums, lr, self._settings.clip_norm)
+
+    def _compare_if_drawn(self) -> None:
+        """Have the server declare its adapter, only now that its replies are here."""
+        checks = self._trunk.checks
+        if not checks.wants_step:
+            return
+        declared = None
+        if checks.wants_adapter:
+            self._save_if_unsaved()
+            declared = self._trunk.pull_adapter(self._state.run_id, self.progress.step)
+        checks.compare_step(declared, self.progress.history)
 
     def _name(self, step: int) -> StepName:
         weights = f"step{self.progress.step}"
