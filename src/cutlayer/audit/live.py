@@ -14,16 +14,18 @@ from torch import Tensor
 
 from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.grid import TrialSpec, settings_of
+from cutlayer.audit.observations import read_evidence
 from cutlayer.audit.results import Utility
-from cutlayer.audit.seen import Tap, evidence_of, hidden_of
 from cutlayer.audit.settings import AuditPlan, Phase
-from cutlayer.audit.truth import Hidden
+from cutlayer.audit.truth import Hidden, hidden_rows
 from cutlayer.audit.utility import Question, measure_utility
 from cutlayer.audit.verdict import verdict_key
 from cutlayer.client.client import Client
 from cutlayer.client.run_state import RunState
 from cutlayer.client.settings import ClientSettings, Schedule, TrainSettings
 from cutlayer.client.train import Trainer, TrainingData
+from cutlayer.client.truth_file import read_truth
+from cutlayer.client.witness import truth_path
 from cutlayer.data.batches import BatchPlan
 from cutlayer.data.template import Example
 from cutlayer.errors import ConfigError
@@ -33,7 +35,8 @@ from cutlayer.privacy.mechanism import Mechanism
 from cutlayer.server.server import TrunkServer
 from cutlayer.server.settings import ServerSettings
 from cutlayer.settings import parse_settings
-from cutlayer.wire.channel import LoopbackChannel, Peer
+from cutlayer.wire.channel import Channel, LoopbackChannel, Peer
+from cutlayer.wire.recording import open_recording
 
 __all__ = ["Material", "Seen", "run_setting"]
 
@@ -90,28 +93,23 @@ def run_setting(spec: TrialSpec, material: Material, folder: Path) -> Seen:
         ConfigError: the client's settings do not allow it.
     """
     settings = _settings(spec, material, folder)
-    with _client(settings, folder) as (client, tap):
+    file = folder / "run.recording"
+    with _server(settings, folder) as connect:
         began_s = time.monotonic()
-        step = _tune(client) if spec.phase is Phase.TRAINED else 0
+        step = _tune(settings, connect) if spec.phase is Phase.TRAINED else 0
         tuned_s = time.monotonic() - began_s
-        plan = _plan(material, step)
-        asked: list[Example] = []
-        trainer = _trainer(client, material.rows, asked, plan)
-        tap.is_on = True
-        trainer.run()
-        tap.is_on = False
-        utility = measure_utility(material.heldout, material.asked, _loss(trainer, asked))
-        key = verdict_key(settings, {**client.head.leaves, **client.tail.leaves})
-        guarantee, epsilon = client.guarantee, _epsilon(client)
+        _record(settings, connect, material, step, file)
+        scored = _score(settings, connect, material, step)
+    recorded = read_evidence(open_recording(file))
     return Seen(
-        evidence=evidence_of(tap.calls),
-        hidden=hidden_of(tap.calls, plan, material.rows),
+        evidence=recorded.evidence,
+        hidden=hidden_rows(recorded, read_truth(truth_path(file))),
         rule=settings.privacy.activation_rule(),
         gradient_rule=settings.privacy.gradient_rule(),
-        guarantee=guarantee,
-        epsilon=epsilon,
-        verdict_key=key,
-        utility=utility,
+        guarantee=scored.guarantee,
+        epsilon=scored.epsilon,
+        verdict_key=scored.verdict_key,
+        utility=scored.utility,
         adapt=_adapters(settings),
         tune_seconds=tuned_s,
     )
@@ -119,9 +117,9 @@ def run_setting(spec: TrialSpec, material: Material, folder: Path) -> Seen:
 
 def _settings(spec: TrialSpec, material: Material, folder: Path) -> ClientSettings:
     """Of the run: the owner's, with a folder of its own and a length where it has none."""
-    run = {"folder": folder / "run"}
+    run: dict[str, object] = {"folder": folder / "run"}
     train = material.client.train
-    table = {} if train is None else train.model_dump()
+    table: dict[str, object] = {} if train is None else train.model_dump()
     if material.plan.train_steps is not None:
         table |= {"steps": material.plan.train_steps, "epochs": None}
     elif table.get("steps") is None and table.get("epochs") is None:
@@ -131,11 +129,16 @@ def _settings(spec: TrialSpec, material: Material, folder: Path) -> ClientSettin
                 "train.epochs in the client's settings"
             )
         table |= {"steps": 1}
-    return settings_of(spec, material.client, run=run, train=table)
+    sections: dict[str, dict[str, object]] = {"run": run, "train": table}
+    if "checks" in ClientSettings.model_fields:
+        # The server is our own, and vectors that are withheld look odd to a profile.
+        sections["checks"] = {"profile": False}
+    return settings_of(spec, material.client, **sections)
 
 
 @contextmanager
-def _client(settings: ClientSettings, folder: Path) -> Iterator[tuple[Client, Tap]]:
+def _server(settings: ClientSettings, folder: Path) -> Iterator[Callable[[], Channel]]:
+    """A trunk in this process; what connects to it."""
     model = settings.model.model_dump(exclude={"revision", "digest", "decode_threads"})
     table = {
         "model": model,
@@ -144,16 +147,58 @@ def _client(settings: ClientSettings, folder: Path) -> Iterator[tuple[Client, Ta
     }
     server = TrunkServer(parse_settings(ServerSettings, table, "the audit's server"))
     try:
-        tap = Tap(lambda: LoopbackChannel(server, _OWNER))
-        with Client(settings, connect=tap.connect) as client:
-            yield client, tap
+        yield lambda: LoopbackChannel(server, _OWNER)
     finally:
         server.stop(grace_s=0)
 
 
-def _tune(client: Client) -> int:
+def _tune(settings: ClientSettings, connect: Callable[[], Channel]) -> int:
     """Fine-tune as the settings say; the step reached."""
-    return client.train().step
+    with Client(settings, connect=connect) as client:
+        return client.train().step
+
+
+def _record(
+    settings: ClientSettings,
+    connect: Callable[[], Channel],
+    material: Material,
+    step: int,
+    file: Path,
+) -> None:
+    """Let every row leave at the weights of `step`, in front of a recorder."""
+    run = settings.run.model_copy(update={"record_file": file, "record_truth": True})
+    recorded = settings.model_copy(update={"run": run})
+    with Client(recorded, connect=connect) as client:
+        _trainer(client, material.rows, [], _plan(material, step)).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    utility: Utility
+    guarantee: str
+    epsilon: str
+    verdict_key: str
+
+
+def _score(
+    settings: ClientSettings, connect: Callable[[], Channel], material: Material, step: int
+) -> _Scored:
+    """The score at the same weights, not recorded; what left of the rows is accounted before."""
+    with Client(settings, connect=connect) as client:
+        asked: list[Example] = []
+        guarantee, epsilon = client.guarantee, _epsilon(client)
+        utility = Utility()
+        if material.heldout:
+            trainer = _trainer(client, material.rows, asked, _plan(material, step))
+            trainer.run()
+            loss = _loss(trainer, asked)
+            utility = measure_utility(material.heldout, material.asked, loss)
+        return _Scored(
+            utility=utility,
+            guarantee=guarantee,
+            epsilon=epsilon,
+            verdict_key=verdict_key(settings, {**client.head.leaves, **client.tail.leaves}),
+        )
 
 
 def _plan(material: Material, step: int) -> BatchPlan:

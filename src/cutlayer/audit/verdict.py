@@ -33,7 +33,7 @@ __all__ = [
     "verdicts_folder",
 ]
 
-NOT_AUDITED = "audit: not audited: run cutlayer audit to see what an attacker recovers from this"
+NOT_AUDITED = "not audited: run cutlayer audit to see what an attacker recovers from this"
 _OPEN, _LEAKS, _PARTLY = 0.9, 0.5, 0.1
 
 

@@ -60,11 +60,21 @@ def train(
     with Client(settings, tracer=tracer) as client, written(tracer, trace):
         _keep_settings(settings, out if shows_settings else None)
         out.say(f"privacy: {client.guarantee}")
+        verdict = _audit_verdict(client)
+        out.say(verdict)
         with TrainingProgress(client) as shown:
             progress = client.train(shown.show)
-        result = _result(client, progress, shown)
+        result = {**_result(client, progress, shown), "audit": verdict}
     _print(result, out)
     out.result(result)
+
+
+def _audit_verdict(client: "Client") -> str:
+    """What an audit found of these settings, or that none was made."""
+    from cutlayer.audit.verdict import find_verdict, verdict_key, verdict_line, verdicts_folder
+
+    key = verdict_key(client.settings, {**client.head.leaves, **client.tail.leaves})
+    return verdict_line(find_verdict(key, verdicts_folder(None)))
 
 
 def _keep_settings(settings: "ClientSettings", out: Output | None) -> None:
