@@ -15,6 +15,7 @@ from cutlayer.cli import (
     export,
     generate,
     leave,
+    privacy,
     provision,
     purge,
     runs,
@@ -49,6 +50,7 @@ app.add_typer(audit.app, name="audit")
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.add_typer(assets.app, name="assets")
+app.add_typer(privacy.app, name="privacy")
 app.command("purge")(purge.purge)
 
 

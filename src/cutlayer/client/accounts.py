@@ -3,6 +3,9 @@
 It keeps nothing (`privacy.account`).
 """
 
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cutlayer.client.settings import ClientSettings
@@ -10,9 +13,21 @@ from cutlayer.errors import ConfigError
 from cutlayer.model.partition import Part
 from cutlayer.privacy.account import ACCOUNT_FILE, OwnerAccount
 from cutlayer.privacy.budget import BudgetedBoundary
-from cutlayer.privacy.run_privacy import RunPrivacy
+from cutlayer.privacy.ledger_line import parse_line, payment_of
+from cutlayer.privacy.report import PrivacyReport, budget_states, privacy_report
+from cutlayer.privacy.run_privacy import LEDGER_FILE, RunPrivacy
+from cutlayer.privacy.spending import BoundaryTotals, RunSpending
+from cutlayer.storage.log import read_log
+from cutlayer.storage.vault import open_run_vault, open_vault
 
-__all__ = ["account_path", "check_gradients", "keep_account", "shared_boundaries"]
+__all__ = [
+    "account_path",
+    "check_gradients",
+    "keep_account",
+    "report_from_files",
+    "report_of_run",
+    "shared_boundaries",
+]
 
 
 def account_path(settings: ClientSettings) -> Path:
@@ -79,3 +94,52 @@ def check_gradients(settings: ClientSettings) -> None:
             '(adapter.parts = ["tail"]), or say with privacy.budget.boundaries that gradients do '
             "not count"
         )
+
+
+def report_from_files(settings: ClientSettings) -> PrivacyReport:
+    """What a run has told so far; another process may be using it meanwhile.
+
+    Raises:
+        ConfigError: there is no such run.
+        StorageError: a file cannot be read or trusted.
+    """
+    folder = settings.run.folder
+    if not (folder / LEDGER_FILE).exists():
+        raise ConfigError(f"{folder} holds no run (no {LEDGER_FILE}); check run.folder")
+    vault = open_run_vault(folder, open_vault(settings.run.key_file))
+    spending, num_vectors, run = RunSpending(), Counter[str](), ""
+    for number, record in enumerate(read_log(folder / LEDGER_FILE, vault)):
+        line = parse_line(record, f"{folder / LEDGER_FILE} line {number + 1}")
+        spending.take(spending.after(payment_of(line)))
+        num_vectors[line.boundary] += line.vectors
+        run = line.run
+    return _report(settings, spending.boundaries(), num_vectors, run, is_tight=True)
+
+
+def report_of_run(settings: ClientSettings, run: RunPrivacy, run_id: str) -> PrivacyReport:
+    """What an open run has told so far, by the fast accountant.
+
+    Args:
+        settings: the client's.
+        run: its open secret and ledger.
+        run_id: its identifier.
+    """
+    ledger = run.ledger
+    vectors = ledger.summary().num_vectors
+    return _report(settings, ledger.spending(), vectors, run_id, is_tight=False)
+
+
+def _report(
+    settings: ClientSettings,
+    totals: Mapping[str, BoundaryTotals],
+    num_vectors: Mapping[str, int],
+    run_id: str,
+    is_tight: bool,
+) -> PrivacyReport:
+    budget, shared = settings.privacy.budget, shared_boundaries(settings)
+    path, today = account_path(settings), datetime.now(UTC).date().isoformat()
+    account = OwnerAccount(path, budget, shared) if budget.limits and path.exists() else None
+    states = budget_states(account, budget, run_id, today)
+    return privacy_report(
+        totals, num_vectors, shared, budget.delta, budgets=states, is_tight=is_tight
+    )

@@ -33,6 +33,7 @@ _GRID = 1e-5
 """Step of a privacy loss distribution as a share of its epsilon."""
 _MAX_STEP = 0.5
 _MAX_PLD_EPSILON, _MAX_PLD_RELEASES = 1e7, 2_000_000
+_SMALL_PURE = 0.01
 _MAX_PURE = 30.0
 """From here on randomised response is a coin of float precision; epsilons are added."""
 
@@ -128,6 +129,10 @@ def _one_pure_rdp(epsilon: float) -> np.ndarray:
 
     if epsilon > _MAX_PURE:
         return np.full(len(_ORDERS), epsilon)
+    if epsilon < _SMALL_PURE:
+        # Bun and Steinke (arXiv 1605.02065), proposition 3.3. The library's subtraction loses all
+        # digits here and may come out negative.
+        return np.asarray(_ORDERS) * (epsilon**2 / 2)
     relation = dp_accounting.NeighboringRelation.REPLACE_ONE
     accountant = RdpAccountant(_ORDERS, relation)
     share = 2 / (1 + math.exp(epsilon))
