@@ -85,6 +85,7 @@ class Client:
             settings.adapter,
             (settings.train or TrainSettings(steps=1)).optimizer,
             seed=0 if settings.train is None else settings.train.seed,
+            denoises=settings.privacy.denoiser,
         )
         own = own_model(settings, self._folder, {**self.head.leaves, **self.tail.leaves})
         self._witness = witness_of(settings, own, {**self.head.leaves, **self.tail.leaves})

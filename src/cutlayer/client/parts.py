@@ -12,11 +12,14 @@ from torch import Tensor
 
 from cutlayer.errors import StorageError
 from cutlayer.model.adapters import Adapter, AdapterSettings, attach
+from cutlayer.model.denoiser import DENOISER_PREFIX, attach_denoiser
 from cutlayer.model.optimizer import AdamWSettings, PartOptimizer
 from cutlayer.model.partition import Head, Part, Tail
 from cutlayer.model.rows import Rows
 
 __all__ = ["TrainedParts", "head_output"]
+
+_DENOISER = "denoiser"
 
 
 class TrainedParts:
@@ -29,7 +32,17 @@ class TrainedParts:
         adapter: AdapterSettings,
         optimizer: AdamWSettings,
         seed: int,
+        denoises: bool = False,
     ) -> None:
+        """
+        Args:
+            head: the owner's first blocks.
+            tail: the owner's last blocks.
+            adapter: what is trained.
+            optimizer: how.
+            seed: of dropout and of the denoiser.
+            denoises: whether the tail has a denoiser, which learns with it.
+        """
         self.head = head
         self.tail = tail
         self._seed = seed
@@ -41,6 +54,9 @@ class TrainedParts:
         self._optimizers = {
             name: PartOptimizer(attached, optimizer) for name, attached in self._adapters.items()
         }
+        self._denoiser = attach_denoiser(tail, seed) if denoises else None
+        if self._denoiser is not None:
+            self._optimizers[_DENOISER] = PartOptimizer(self._denoiser, optimizer)
 
     @property
     def head_trains(self) -> bool:
@@ -102,7 +118,7 @@ class TrainedParts:
         self.step(scale, lr)
 
     def adapter_states(self) -> dict[str, dict[str, Tensor]]:
-        """Copies of both adapters' weights, by part."""
+        """Copies of both adapters' weights, by part; the denoiser is no part of them."""
         return {name: dict(adapter.state()) for name, adapter in self._adapters.items()}
 
     def update_keys(self) -> list[str]:
@@ -136,7 +152,9 @@ class TrainedParts:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Adapters and optimizers, by file name."""
-        adapters = {name: dict(adapter.state()) for name, adapter in self._adapters.items()}
+        adapters = self.adapter_states()
+        if self._denoiser is not None:
+            adapters[str(Part.TAIL)] |= self._denoiser.state()
         moments = {f"{name}_optimizer": o.state() for name, o in self._optimizers.items()}
         return {**adapters, **moments}
 
@@ -152,8 +170,12 @@ class TrainedParts:
                 "were adapter.parts changed?"
             )
         for name, adapter in self._adapters.items():
-            adapter.load(dict(tensors[name]))
-            self._optimizers[name].load(tensors[f"{name}_optimizer"])
+            state = tensors[name]
+            adapter.load({k: v for k, v in state.items() if not k.startswith(DENOISER_PREFIX)})
+        if self._denoiser is not None:
+            self._denoiser.load(tensors[str(Part.TAIL)])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load(tensors[f"{name}_optimizer"])
 
 
 def head_output(head: Head, rows: Rows) -> Tensor:

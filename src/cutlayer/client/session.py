@@ -21,6 +21,7 @@ from cutlayer.client.draft_parts import DraftParts
 from cutlayer.client.link import PendingCall
 from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.errors import CutlayerError, ProtocolError, SessionLost, TransportError
+from cutlayer.model.denoiser import Passed, denoised
 from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.partition import Head, Tail
 from cutlayer.model.rows import Rows, pack
@@ -62,8 +63,8 @@ class Pending:
     """A call of the trunk under way."""
 
     feeds: tuple[Feed, ...]
-    sent_ND: Tensor
-    """What was released, before it was encoded."""
+    passed: Passed
+    """What was released, and what it was before the gate."""
     released: Released
     call: PendingCall
     session_id: str
@@ -153,7 +154,7 @@ class GenerationSession:
             row.cut_back()
         starts = [row.length for row in rows]
         try:
-            sent_ND, released = self._release(feeds, rows)
+            passed, released = self._release(feeds, rows)
             for index, row in enumerate(rows):
                 row.history.record(released, index)
             self.num_round_trips += 1
@@ -163,7 +164,7 @@ class GenerationSession:
             raise
         assert self._session_id is not None
         return Pending(
-            feeds=feeds, sent_ND=sent_ND, released=released, call=call, session_id=self._session_id
+            feeds=feeds, passed=passed, released=released, call=call, session_id=self._session_id
         )
 
     @torch.inference_mode()
@@ -177,7 +178,7 @@ class GenerationSession:
             model, rows = self._model, [self._rows[feed.row] for feed in pending.feeds]
             past = [row.history for row in rows]
             model.trunk.check(pending.released, y_ND, past, model.run_id, model.step)
-            logits_SV = self._tail(pending, y_ND)
+            logits_SV = self._tail(pending, denoised(self._model.tail, y_ND, pending.passed))
         except BaseException as error:
             if isinstance(error, TransportError):
                 # A connection that comes back may repeat old calls: not upon these rows.
@@ -186,7 +187,7 @@ class GenerationSession:
             raise
         drafting = self._model.drafting
         if drafting is not None and drafting.learns:
-            drafting.observe(pending.sent_ND, y_ND)
+            drafting.observe(pending.passed.sent_ND, y_ND)
         return list(logits_SV.split([feed.num_logits for feed in pending.feeds]))
 
     def drop(self, pending: Pending) -> None:
@@ -232,7 +233,7 @@ class GenerationSession:
             with suppress(CutlayerError):
                 self._model.trunk.close_session(session_id)
 
-    def _release(self, feeds: Sequence[Feed], rows: Sequence[CachedRow]) -> tuple[Tensor, Released]:
+    def _release(self, feeds: Sequence[Feed], rows: Sequence[CachedRow]) -> tuple[Passed, Released]:
         """Through head and gate; with noise each piece by itself."""
         pieces = [[feed.tokens] if self._is_plain else feed.pieces() for feed in feeds]
         tokens = [piece for row in pieces for piece in row]
@@ -251,7 +252,7 @@ class GenerationSession:
             self._model.version,
             [row.budget for row in states],
         )
-        return sent_ND, released.merged([len(own) for own in pieces])
+        return Passed(h_ND=h_ND, sent_ND=sent_ND), released.merged([len(own) for own in pieces])
 
     def _head(self, packed: Rows, caches: Sequence[RowCache]) -> Tensor:
         if self._is_plain:

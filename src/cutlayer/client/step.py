@@ -22,6 +22,7 @@ from cutlayer.client.returned import TrainingCall
 from cutlayer.client.run_state import StepRecord
 from cutlayer.data.batches import Batch
 from cutlayer.errors import ConfigError
+from cutlayer.model.denoiser import Passed, denoised
 from cutlayer.model.loss import completion_loss_sum
 from cutlayer.model.optimizer import gradient_scale
 from cutlayer.privacy.boundary import Boundary
@@ -77,7 +78,7 @@ class _Micro:
     number: int
     is_last: bool
     batch: Batch
-    noised_ND: Tensor
+    passed: Passed
     forward: PendingCall
     backward: PendingCall | None = None
     sent_s: float = 0.0
@@ -187,19 +188,19 @@ class SplitStep:
 
     def _forward(self, name: StepName, number: int, chosen: Batch, is_last: bool) -> _Micro:
         """Head, gate, up."""
-        noised_ND, call = self._send_up(name, number, chosen, is_evaluation=False)
+        passed, call = self._send_up(name, number, chosen, is_evaluation=False)
         return _Micro(
             number=number,
             is_last=is_last,
             batch=chosen,
-            noised_ND=noised_ND,
+            passed=passed,
             forward=call,
             sent_s=time.time(),
         )
 
     def _send_up(
         self, name: StepName, number: int, chosen: Batch, is_evaluation: bool
-    ) -> tuple[Tensor, PendingCall]:
+    ) -> tuple[Passed, PendingCall]:
         self._trunk.checks.require_trust()
         self._parts.seed_dropout(name.step, number)
         with self._tracer.span("client", "head forward", micro=number):
@@ -223,18 +224,20 @@ class SplitStep:
         pending = self._trunk.forward(released, call)
         # With one call only: that call is repeated until it is answered.
         self.pending_commit = None
-        return noised_ND, pending
+        return Passed(h_ND=h_ND.detach(), sent_ND=noised_ND), pending
 
     def _tail(self, name: StepName, micro: _Micro) -> float:
         """Down, tail, loss, gate, gradient up; the summed loss."""
         y_ND = micro.forward.tensor("y")
         self._trunk.checks.forward(_asked(name, micro, micro.forward), y_ND)
-        self._observe(micro.noised_ND.detach(), y_ND)
+        self._observe(micro.passed.sent_ND.detach(), y_ND)
         y_ND.requires_grad_()
         self._note_call("forward call", micro)
         with self._tracer.span("client", "tail", micro=micro.number):
+            tail = self._parts.tail
+            clean_ND = denoised(tail, y_ND, micro.passed)
             loss_sum, _ = completion_loss_sum(
-                self._parts.tail, y_ND, micro.batch.rows, micro.batch.labels_N
+                tail, clean_ND, micro.batch.rows, micro.batch.labels_N
             )
             loss_sum.backward()
         assert y_ND.grad is not None
@@ -262,7 +265,7 @@ class SplitStep:
             grad_ND = micro.backward.tensor("grad")
             self._trunk.checks.backward(_asked(name, micro, micro.backward), grad_ND)
             with self._tracer.span("client", "head backward", micro=micro.number):
-                micro.noised_ND.backward(grad_ND)
+                micro.passed.sent_ND.backward(grad_ND)
         return trunk_sq_norm(reply) if micro.is_last else 0.0
 
     def _note_call(self, what: str, micro: _Micro) -> None:
@@ -272,12 +275,11 @@ class SplitStep:
 
     def _loss_of(self, name: StepName, chosen: Batch) -> tuple[float, int]:
         with torch.no_grad():
-            noised_ND, call = self._send_up(name, 0, chosen, is_evaluation=True)
-            y_ND = call.tensor("y")
-            self._trunk.checks.evaluation(name.step, noised_ND, y_ND)
-            loss_sum, num_scored = completion_loss_sum(
-                self._parts.tail, y_ND, chosen.rows, chosen.labels_N
-            )
+            passed, call = self._send_up(name, 0, chosen, is_evaluation=True)
+            y_ND, tail = call.tensor("y"), self._parts.tail
+            self._trunk.checks.evaluation(name.step, passed.sent_ND, y_ND)
+            clean_ND = denoised(tail, y_ND, passed)
+            loss_sum, num_scored = completion_loss_sum(tail, clean_ND, chosen.rows, chosen.labels_N)
         return float(loss_sum), num_scored
 
     def _weights(self, name: StepName) -> str:

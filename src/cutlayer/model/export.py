@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cutlayer.errors import ModelError, StorageError
 from cutlayer.model.adapters import AdapterSettings, AdapterState
+from cutlayer.model.denoiser import DENOISER_PREFIX
 from cutlayer.model.families import meta_model
 from cutlayer.model.folder import TOKENIZER_FILES, ModelFolder, resolve_model
 from cutlayer.model.partition import Part
@@ -115,9 +116,15 @@ def join_states(states: Sequence[AdapterState], settings: AdapterSettings) -> Ad
     """One state of all parts, checked.
 
     Raises:
-        ModelError: the states overlap, are empty, not finite, or do not fit the settings.
+        ModelError: the states overlap, are empty, not finite, do not fit the settings, or have a
+            denoiser.
     """
     joined: AdapterState = {}
+    if any(key.startswith(DENOISER_PREFIX) for state in states for key in state):
+        raise ModelError(
+            "the tail has a denoiser, which no adapter and no merged model can hold: generate with "
+            "this run, or train one with privacy.denoiser = false to export it"
+        )
     for state in states:
         if both := sorted(joined.keys() & state.keys()):
             raise ModelError(f"two parts hold {both[0]}; export the parts of one cut")

@@ -4,17 +4,17 @@ It does not talk to the other side: the other parts' squared norm comes in as a 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from cutlayer.errors import ModelError
-from cutlayer.model.adapters import Adapter
 from cutlayer.settings import Settings
 
-__all__ = ["AdamWSettings", "PartOptimizer", "gradient_scale"]
+__all__ = ["AdamWSettings", "PartOptimizer", "Trained", "gradient_scale"]
 
 
 class AdamWSettings(Settings):
@@ -30,10 +30,23 @@ class AdamWSettings(Settings):
     """Decoupled decay, per unit of learning rate."""
 
 
+class Trained(Protocol):
+    """What learns: an adapter, or the tail's denoiser."""
+
+    def trained_keys(self) -> list[str]:
+        """Names of `parameters`, in their order."""
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """The weights that learn."""
+
+    def sq_norm(self) -> float:
+        """Squared L2 norm of their gradients."""
+
+
 class PartOptimizer:
     """The optimizer of one part; all parts take the same step from the same scalars."""
 
-    def __init__(self, adapter: Adapter, settings: AdamWSettings) -> None:
+    def __init__(self, adapter: Trained, settings: AdamWSettings) -> None:
         self._adapter = adapter
         self._names = adapter.trained_keys()
         self._parameters = list(adapter.parameters())
