@@ -155,6 +155,8 @@ class HeadSearch:
         """Log-likelihoods [places, V] of every token for single vectors; zeros where withheld."""
         x_LX = sought.x_LX[places.start : places.stop]
         variances_L = torch.tensor([self.excess.variance(x_X) for x_X in x_LX])
+        stretch = self._shortlist.stretch(len(sought.x_LX))
+        x_LX, variances_L = x_LX * stretch, variances_L * stretch**2
         scores_LV = self._shortlist.scores(x_LX, variances_L)
         if places.start == 0:
             scores_LV[0] = self._shortlist.first_scores(x_LX[0], float(variances_L[0]))
@@ -258,8 +260,9 @@ class _Row:
         mine_K = tried.beams_K == beam
         expected_KX = self._search._space.expected(tried.h_KD[mine_K], self._factor)
         usual_KX = self._search._shortlist.prototypes(tried.tokens_K[mine_K])
-        x_X = self._sought.x_LX[self.depth]
-        shift_X = (expected_KX - usual_KX).mean(0)
+        stretch = self._search._shortlist.stretch(len(self._sought.x_LX))
+        x_X = self._sought.x_LX[self.depth] * stretch
+        shift_X = (expected_KX * stretch - usual_KX).mean(0)
         tokens_K = self._search._shortlist.near(x_X, shift_X, self._search._widths.wider)
         wider = self._try(torch.full_like(tokens_K, beam), tokens_K)
         if not self._fits(wider):

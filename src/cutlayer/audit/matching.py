@@ -8,6 +8,7 @@ Shapes: L = vectors of one row, D = hidden size.
 
 import hashlib
 from collections.abc import Callable
+from copy import copy
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from cutlayer.audit.calibration import Calibration, calibrate
 from cutlayer.audit.chains import Chain, guesses_of, known_places
 from cutlayer.audit.head_search import Found, HeadSearch, Sought, Widths
 from cutlayer.audit.knowledge import Knowledge
-from cutlayer.audit.known_noise import Space, are_withheld
+from cutlayer.audit.known_noise import ReleasedSpace, Space, are_withheld
 from cutlayer.audit.search_prior import CountPrior, LanguagePrior, Prior, count_log_probs
 from cutlayer.audit.shortlist import Shortlist, TokenStates
 
@@ -53,8 +54,19 @@ class Matching:
         known = known or calibrate(knowledge, seed=0)
         self.shortlist = Shortlist(space, known, TokenStates(head, seconds_left))
         self._counts_V = count_log_probs(knowledge.public_rows, len(knowledge.embedding_VD))
+        self._seconds_left, self._widths = seconds_left, widths
         self._search = HeadSearch(head, space, self.shortlist, seconds_left, widths)
         self._by_content: dict[str, Found] = {}
+
+    def averaged(self, number: int) -> "Matching":
+        """The same for means over `number` independent releases."""
+        other = copy(self)
+        other._space = ReleasedSpace(self._space.noise.averaged(number))
+        other._search = HeadSearch(
+            self._knowledge.parts[0], other._space, self.shortlist, self._seconds_left, self._widths
+        )
+        other._by_content = {}
+        return other
 
     def find(self, chain: Chain, h_LD: Tensor) -> list[Guess]:
         """Guesses for the pieces of a row.
@@ -73,15 +85,23 @@ class Matching:
             chain, found.tokens, found.confidences, found.num_fallbacks, found.num_unfinished
         )
 
+    def each_alone(self, chain: Chain) -> tuple[int, ...]:
+        """Each vector's own best token, without a search."""
+        sought = self._sought(chain, chain.h_LD)
+        return self._search.find_each_alone(sought, CountPrior(self._counts_V)).tokens
+
     def _found(self, chain: Chain, h_LD: Tensor) -> Found:
-        sought = Sought(
+        sought = self._sought(chain, h_LD)
+        if not chain.has_beginning:
+            return self._search.find_each_alone(sought, CountPrior(self._counts_V))
+        return self._search.find(sought, self._prior(sought))
+
+    def _sought(self, chain: Chain, h_LD: Tensor) -> Sought:
+        return Sought(
             x_LX=self._space.observed(h_LD),
             withheld_L=are_withheld(h_LD),
             known=known_places(chain, self._knowledge.template),
         )
-        if not chain.has_beginning:
-            return self._search.find_each_alone(sought, CountPrior(self._counts_V))
-        return self._search.find(sought, self._prior(sought))
 
     def _prior(self, sought: Sought) -> Prior:
         beyond = self._search.excess.share(self.shortlist.token_variance)

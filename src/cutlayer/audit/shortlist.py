@@ -22,6 +22,8 @@ __all__ = ["Shortlist", "TokenStates"]
 _CHUNK = 256
 _ROUGHNESS = 0.01
 """Share of a value by which states in bfloat16 are off, after some blocks."""
+_USUAL_LENGTH = 48
+"""Tokens of a row for whose clip prototypes are made."""
 _SHRINKAGE = 0.01
 """Share of the mean variance that is added to all directions."""
 
@@ -94,7 +96,9 @@ class Shortlist:
         self.space = space
         pairs = [(row[1:], states_LD[1:]) for row, states_LD in _rows(known)]
         tokens_N = torch.tensor([token for tokens, _ in pairs for token in tokens])
-        x_NX = space.expected(torch.cat([states_LD for _, states_LD in pairs]), self.factor(48))
+        x_NX = space.expected(
+            torch.cat([states_LD for _, states_LD in pairs]), self.factor(_USUAL_LENGTH)
+        )
         head = states.faster()
         prototypes_VX = self._prototypes(states, head, tokens_N, x_NX)
         off_NX = x_NX - prototypes_VX[tokens_N]
@@ -105,14 +109,23 @@ class Shortlist:
         self._centre_X = prototypes_VX.mean(0)
         self._prototypes_VX = (prototypes_VX - self._centre_X) @ self._basis_XX
         self.token_variance = float(self._prototypes_VX.var(0).median())
-        """Median variance of a value between tokens."""
+        """Median over values of the variance between tokens."""
+        self.mean_token_variance = float(self._prototypes_VX.var(0).mean())
+        """Mean over values; a few large values may dominate it."""
         first_VD = states.rough(head, ())
-        self._first_VX = None if first_VD is None else space.expected(first_VD, self.factor(48))
+        self._first_VX = (
+            None if first_VD is None else space.expected(first_VD, self.factor(_USUAL_LENGTH))
+        )
 
     def factor(self, length: int) -> float:
         """What a clip of whole rows would leave of a row of that length."""
         norms_L = mean_square_norms(self._known.states_LD, length)
         return self.space.noise.row_factor(norms_L)
+
+    def stretch(self, length: int) -> float:
+        """What a vector of a row of that length is to be multiplied by before it is compared with
+        prototypes: a clip of whole rows shrinks long rows more."""
+        return self.factor(_USUAL_LENGTH) / self.factor(length)
 
     def scores(self, x_LX: Tensor, variance_L: Tensor) -> Tensor:
         """Log-likelihood [L, V] of every token for each vector, up to a constant per vector.
@@ -159,7 +172,7 @@ class Shortlist:
         prefix = next(iter(self._known.rows))[:12]
         all_VD = states.rough(head, prefix)
         if all_VD is not None:
-            return self.space.expected(all_VD, self.factor(48))
+            return self.space.expected(all_VD, self.factor(_USUAL_LENGTH))
         return _regression(states.embedding_VD[tokens_N], x_NX, states.embedding_VD)
 
 

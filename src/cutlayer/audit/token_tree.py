@@ -61,6 +61,11 @@ class TokenTree:
         self._pending = call
         return cast(Tensor, output.last_hidden_state[0])
 
+    def pending(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, H, K, E] that one block made in the last call."""
+        assert self._pending is not None, "nothing was run"
+        return self._pending.new[layer]
+
     def keep(self, chosen_K: Tensor) -> None:
         """Make some tokens of the last call nodes, in the order given, behind the others."""
         call = self._pending
