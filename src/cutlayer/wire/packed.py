@@ -4,6 +4,7 @@ It does not code values (`codec`) nor frame them (`frame`).
 """
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -71,21 +72,24 @@ def peak_of(x: Tensor) -> float:
     """Largest magnitude, or an error if a value is NaN or infinite."""
     if x.numel() == 0:
         return 0.0
-    # aminmax passes NaN on, and is ten times faster than isfinite().all()
-    low, high = torch.aminmax(x)
-    peak = max(-float(low), float(high))
-    if not torch.isfinite(low) or not torch.isfinite(high):
+    low, high = _ends(x)
+    if not (isfinite(low) and isfinite(high)):
         raise not_finite("encode", tuple(x.shape))
-    return peak
+    return max(-low, high)
 
 
 def checked_finite(x: Tensor, packed: Packed) -> Tensor:
     """`x` as it is, or an error if a value that came out of `packed` is NaN or infinite."""
-    if x.numel():
-        low, high = torch.aminmax(x)
-        if not torch.isfinite(low) or not torch.isfinite(high):
-            raise not_finite(f"decode {packed.codec}", packed.shape)
+    if x.numel() and not all(map(isfinite, _ends(x))):
+        raise not_finite(f"decode {packed.codec}", packed.shape)
     return x
+
+
+def _ends(x: Tensor) -> tuple[float, float]:
+    """Smallest and largest value; NaN where one is NaN."""
+    # Ten times faster than isfinite().all(); as numbers, a token pays no further tensor calls.
+    low, high = torch.aminmax(x)
+    return float(low), float(high)
 
 
 def not_finite(action: str, shape: tuple[int, ...]) -> ProtocolError:
