@@ -20,7 +20,7 @@ from cutlayer.audit.truth import Hidden
 from cutlayer.errors import ConfigError
 from cutlayer.model.folder import ModelFolder
 
-__all__ = ["Bench", "Case", "attack_evidence", "run_trial"]
+__all__ = ["Bench", "Case", "attack_evidence", "case_of", "run_trial"]
 
 _NUM_EXAMPLES = 3
 _NOTHING = -1
@@ -64,7 +64,7 @@ def run_trial(spec: TrialSpec, bench: Bench, watch: Watch) -> Trial:
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cutlayer-audit-") as folder:
         seen = run_setting(spec, bench.material, Path(folder))
-    case = _case(spec, bench, seen)
+    case = case_of(spec, bench, seen)
     attacks = _all_attacks(bench, case, watch)
     seconds = time.monotonic() - began_s - seen.tune_seconds
     rows = {hidden.row_id: hidden for hidden in seen.hidden.values()}
@@ -107,7 +107,8 @@ def attack_evidence(name: str, case: Case, seconds: float, watch: Watch) -> Atta
         return AttackResult(attack=name, aim=attack.aim, about=attack.about, skipped=str(error))
 
 
-def _case(spec: TrialSpec, bench: Bench, seen: Seen) -> Case:
+def case_of(spec: TrialSpec, bench: Bench, seen: Seen) -> Case:
+    """What attacks on a run need, and what scoring needs beside it."""
     plan = bench.material.plan
     knowledge = Knowledge(
         folder=bench.model,
