@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cutlayer.audit.evidence import Evidence, Observation
+from cutlayer.audit.evidence import Evidence, Observation, Update
 from cutlayer.audit.knowledge import Knowledge
 from cutlayer.data.assets import asset_path, is_cached
+from cutlayer.model.adapters import AdapterSettings, attach
+from cutlayer.model.checkpoint import load_parts
 from cutlayer.model.folder import ModelFolder, resolve_model
 from cutlayer.model.loss import NOT_SCORED, completion_loss_sum
 from cutlayer.model.partition import Cut
@@ -36,6 +38,7 @@ __all__ = [
     "text_rows",
     "tiny_knowledge",
     "tiny_world",
+    "update_of",
     "world_of",
 ]
 
@@ -195,7 +198,32 @@ def same_norm_noise(evidence: Evidence, seed: int = 0) -> Evidence:
             input_gradient_LD=noised(seen.input_gradient_LD),
         )
         observations.append(changed)
-    return replace(evidence, observations=tuple(observations))
+    updates = [
+        replace(
+            update, tensors={name: _noise_like(x, generator) for name, x in update.tensors.items()}
+        )
+        for update in evidence.updates
+    ]
+    return Evidence(observations=tuple(observations), updates=tuple(updates))
+
+
+def update_of(
+    knowledge: Knowledge,
+    rows: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    lr: float = 0.01,
+    rank: int = 8,
+) -> Update:
+    """What one plain gradient step over all rows changes of fresh adapters of head and tail."""
+    head, trunk, tail = load_parts(knowledge.folder, knowledge.cut)
+    adapters = [attach(part, AdapterSettings(rank=rank)) for part in (head, tail)]
+    packed = pack(rows)
+    labels_N = torch.tensor([label for row in labels for label in row])
+    y_ND = trunk(head(packed), packed.without_tokens())
+    loss_sum, num_scored = completion_loss_sum(tail, y_ND, packed, labels_N)
+    (loss_sum / num_scored).backward()
+    changes = {key: -lr * x for adapter in adapters for key, x in adapter.gradients().items()}
+    return Update(round=1, tensors=changes)
 
 
 def random_rows(num_rows: int, min_length: int, seed: int = 0) -> list[list[int]]:
@@ -249,6 +277,11 @@ def _observe(
     y_LD.backward(gradient_LD)
     assert h_LD.grad is not None
     return replace(seen, gradient_LD=gradient_LD, input_gradient_LD=h_LD.grad)
+
+
+def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(x.shape, generator=generator)
+    return noise * (x.norm() / noise.norm())
 
 
 def _noise(name: str, length: int) -> RowNoise:
