@@ -1,10 +1,8 @@
 """One file an attack; importing this package registers them all (`cutlayer.audit.registry`)."""
 
 from cutlayer.audit.attacks import (
-    adapter_inversion,
     bisr_b,
     bisr_bf,
-    canary_extraction,
     kv_reuse,
     label_inference,
     language_prior,
@@ -19,10 +17,8 @@ from cutlayer.audit.attacks import (
 )
 
 __all__ = [
-    "adapter_inversion",
     "bisr_b",
     "bisr_bf",
-    "canary_extraction",
     "kv_reuse",
     "label_inference",
     "language_prior",
