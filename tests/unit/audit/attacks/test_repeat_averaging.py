@@ -75,7 +75,7 @@ def test_a_head_that_moves_a_little_is_averaged_too(tmp_path: Path) -> None:
 
 
 def test_noise_of_the_same_norm_gives_no_more_than_chance(tmp_path: Path) -> None:
-    world = _world(tmp_path)
+    world = tiny_world(tmp_path, rule=MECHANISMS.make("gaussian", SCALE), num_epochs=3)
     assert _averaged(replace(world, evidence=same_norm_noise(world.evidence))) < 0.1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from cutlayer.audit.attack import Effort
 from cutlayer.audit.attacks.smashed_data_matching import SmashedDataMatching
 from cutlayer.privacy.mechanism import MECHANISMS
-from tests.audit_worlds import World, same_norm_noise, tiny_world
+from tests.audit_worlds import World, random_rows, same_norm_noise, tiny_world
 
 
 def _recovery(world: World) -> float:
@@ -15,16 +15,18 @@ def _recovery(world: World) -> float:
 
 
 def test_without_noise_most_tokens_are_found(tmp_path: Path) -> None:
-    assert _recovery(tiny_world(tmp_path)) > 0.6
+    assert _recovery(tiny_world(tmp_path, random_rows(3, 8))) > 0.6
 
 
 def test_little_noise_hides_little(tmp_path: Path) -> None:
-    world = tiny_world(tmp_path, rule=MECHANISMS.make("clipped_gaussian", 0.02, 0.5))
+    world = tiny_world(
+        tmp_path, random_rows(3, 8), rule=MECHANISMS.make("clipped_gaussian", 0.02, 0.5)
+    )
     assert _recovery(world) > 0.4
 
 
 def test_noise_of_the_same_norm_gives_no_more_than_chance(tmp_path: Path) -> None:
-    world = tiny_world(tmp_path, rule=MECHANISMS.make("gaussian", 0.05))
+    world = tiny_world(tmp_path, random_rows(3, 8), rule=MECHANISMS.make("gaussian", 0.05))
     assert _recovery(replace(world, evidence=same_norm_noise(world.evidence))) < 0.1
 
 
