@@ -56,11 +56,11 @@ def measure(subject: Subject, plan: Plan, names: Sequence[str]) -> dict[str, Res
             noise = same_norm_noise(case)
             for name in names:
                 found[name]["noise"] = _attack(name, noise, plan)
-    if DEEP in names:
-        for depth in plan.depths:
-            known = found[DEEP]["none"] if depth == plan.cut[0] else None
-            case = _case(subject, (depth, plan.cut[1]), None) if known is None else None
-            found[DEEP][f"p={depth}"] = known or _attack(DEEP, _there(case), plan)
+    for depth in plan.depths if DEEP in names else ():
+        known = found[DEEP]["none"] if depth == plan.cut[0] else None
+        if known is None:
+            known = _attack(DEEP, _case(subject, (depth, plan.cut[1]), None), plan)
+        found[DEEP][f"p={depth}"] = known
     return {name: result_of(name, results) for name, results in found.items()}
 
 
@@ -153,11 +153,6 @@ def _case(subject: Subject, cut: tuple[int, int], scale: float | None) -> Case:
 
 def _attack(name: str, case: Case, plan: Plan) -> AttackResult:
     return attack_evidence(name, case, plan.seconds, lambda what, share: None)
-
-
-def _there(case: Case | None) -> Case:
-    assert case is not None
-    return case
 
 
 def _rule_text(scale: float | None) -> str:

@@ -84,7 +84,8 @@ def same_norm_noise(case: Case, seed: int = 0) -> Case:
 
 def _like(x_LD: Tensor, generator: torch.Generator) -> Tensor:
     noise_LD = torch.randn(x_LD.shape, generator=generator)
-    return noise_LD * (x_LD.norm(dim=1, keepdim=True) / noise_LD.norm(dim=1, keepdim=True))
+    scale_L1: Tensor = x_LD.norm(dim=1, keepdim=True) / noise_LD.norm(dim=1, keepdim=True)
+    return noise_LD * scale_L1
 
 
 def _subject(model: Path, data: Mapping[str, object], **plan: object) -> Subject:

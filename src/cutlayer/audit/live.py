@@ -20,6 +20,7 @@ from cutlayer.audit.settings import AuditPlan, Phase
 from cutlayer.audit.truth import Hidden, hidden_rows
 from cutlayer.audit.utility import Question, measure_utility
 from cutlayer.audit.verdict import verdict_key
+from cutlayer.client.accounts import report_from_files
 from cutlayer.client.client import Client
 from cutlayer.client.run_state import RunState
 from cutlayer.client.settings import ClientSettings, Schedule, TrainSettings
@@ -31,6 +32,8 @@ from cutlayer.data.template import Example
 from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings, attach
 from cutlayer.model.partition import Head, Tail
+from cutlayer.privacy.boundary import BoundaryName
+from cutlayer.privacy.guarantee import PrivacyUnit
 from cutlayer.privacy.mechanism import Mechanism
 from cutlayer.server.server import TrunkServer
 from cutlayer.server.settings import ServerSettings
@@ -184,9 +187,10 @@ def _score(
     settings: ClientSettings, connect: Callable[[], Channel], material: Material, step: int
 ) -> _Scored:
     """The score at the same weights, not recorded; what left of the rows is accounted before."""
+    epsilon = _epsilon(settings)
     with Client(settings, connect=connect) as client:
         asked: list[Example] = []
-        guarantee, epsilon = client.guarantee, _epsilon(client)
+        guarantee = client.guarantee
         utility = Utility()
         if material.heldout:
             trainer = _trainer(client, material.rows, asked, _plan(material, step))
@@ -237,8 +241,21 @@ def _loss(trainer: Trainer, asked: list[Example]) -> Callable[[Example], float]:
     return loss
 
 
-def _epsilon(client: Client) -> str:
-    return client.guarantee
+def _epsilon(settings: ClientSettings) -> str:
+    """What has left so far may tell about one row, at the lower cut and with gradients."""
+    report = report_from_files(settings)
+    by_boundary = {
+        promise.boundary: promise.pld or promise.rdp
+        for promise in report.promises
+        if promise.rdp.unit is PrivacyUnit.ROW
+    }
+    if not by_boundary:
+        return "nothing has left"
+    lower = by_boundary.get(str(BoundaryName.ACTIVATIONS))
+    gradients = by_boundary.get(str(BoundaryName.GRADIENTS))
+    if lower is None or not lower.is_bounded or gradients is None:
+        return str(lower)
+    return f"{lower}; returned gradients: {gradients}"
 
 
 def _adapters(settings: ClientSettings) -> Adapt:

@@ -244,3 +244,13 @@ def test_the_audit_leaves_the_owners_run_folder_alone(world: World) -> None:
 def test_the_clients_settings_are_read_back_as_they_were_written(world: World) -> None:
     back = load_settings(ClientSettings, world.folder / "client.toml")
     assert back.model == world.client.model
+
+
+def test_a_clipped_rule_has_an_epsilon_with_its_unit_and_an_unclipped_one_none(
+    world: World,
+) -> None:
+    rules = ["clipped_gaussian scale=20 clip=5", "gaussian scale=0.5"]
+    clipped, unclipped = world.audit(rules=rules).run().trials
+    assert clipped.epsilon.startswith("epsilon ")
+    assert "per row" in clipped.epsilon
+    assert unclipped.epsilon == "no guarantee (unclipped)"
