@@ -18,7 +18,7 @@ from cutlayer.model.rows import Rows
 __all__ = ["refine"]
 
 _NUM_STEPS = 64
-_STEP_SHARE = 0.05
+_STEP_SHARE = 0.3
 """Learning rate as a share of the embedding's standard deviation."""
 
 

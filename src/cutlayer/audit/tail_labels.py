@@ -19,6 +19,8 @@ __all__ = ["LabelGuess", "LabelReader", "RowLabels"]
 
 _NUM_ITERATIONS = 40
 _NUM_ROUNDS = 3
+_EXPLAINED = 0.01
+"""Share of the gradient that may stay unexplained at the end."""
 _NUM_LIKELY, _NUM_NEAR = 64, 192
 _LOG_SCORED = math.log(0.5)
 _SURE = 0.9
@@ -74,19 +76,23 @@ class LabelReader:
         expected_LD = row.expected_states()
         # The last vector predicts nothing of this row.
         places = range(min(last, length - 2) + 1)
-        known_LD = torch.zeros_like(gradient_LD)
+        states_LD = torch.zeros_like(gradient_LD)
         for _ in range(_NUM_ROUNDS):
             target_LD = self._unclipped(row, gradient_LD, labels_L)
-            rest_LD = target_LD - row.from_states(known_LD).detach()
-            states_LD = known_LD + row.to_states(rest_LD, _NUM_ITERATIONS)
-            before_L = labels_L.clone()
-            known_LD = torch.zeros_like(gradient_LD)
+            rest_LD = target_LD - row.from_states(states_LD).detach()
+            states_LD = states_LD + row.to_states(rest_LD, _NUM_ITERATIONS)
+            found_LD = torch.zeros_like(gradient_LD)
             for place in places:
-                guess, found_D = self._match(row, place, expected_LD[place], states_LD[place])
+                guess, found_LD[place] = self._match(
+                    row, place, expected_LD[place], states_LD[place]
+                )
                 labels_L[place + 1], confidences_L[place + 1] = guess.token, guess.confidence
-                known_LD[place] = found_D
-            if torch.equal(before_L, labels_L):
+            rest = float((target_LD - row.from_states(found_LD).detach()).norm())
+            if rest < _EXPLAINED * float(target_LD.norm()):
                 break
+            # A place without a label keeps what was solved so far: the next round goes on there.
+            is_found_L1 = (found_LD != 0).any(1, keepdim=True)
+            states_LD = torch.where(is_found_L1, found_LD, states_LD)
         self._fill_sure(row, labels_L, confidences_L, last)
         return RowLabels(labels_L=labels_L, confidences_L=confidences_L)
 

@@ -50,7 +50,7 @@ def test_labels_are_read_through_a_clip_and_little_noise(tmp_path: Path, rule: M
 
 
 def test_noise_of_the_same_norm_gives_nothing_away(tmp_path: Path) -> None:
-    world = tiny_world(tmp_path, random_rows(6, 8))
+    world = tiny_world(tmp_path, random_rows(4, 8))
     right, _, _ = labels_right(replace(world, evidence=same_norm_noise(world.evidence)))
     assert right <= 1
 
