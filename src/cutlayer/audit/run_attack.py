@@ -1,0 +1,165 @@
+"""One attack on one recording, scored where the owner gives the truth. It prints nothing."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import cutlayer.audit.attacks
+from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
+from cutlayer.audit.knowledge import Knowledge
+from cutlayer.audit.observations import Recorded, check_model, read_evidence
+from cutlayer.audit.scoring import Score, Scorer
+from cutlayer.audit.truth import hidden_rounds, hidden_rows
+from cutlayer.client.truth_file import read_truth
+from cutlayer.errors import DataError, ProtocolError
+from cutlayer.model.folder import ModelFolder
+from cutlayer.model.partition import Cut
+from cutlayer.privacy.mechanism import NoiseSettings
+from cutlayer.settings import parse_settings
+from cutlayer.wire.recording import RecordingHeader, open_recording
+
+__all__ = ["AttackRun", "knowledge_of", "public_rows", "run_attack"]
+
+assert cutlayer.audit.attacks  # registers them
+
+_MAX_PUBLIC_TOKENS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRun:
+    """What came out."""
+
+    attack: str
+    aim: Aim
+    about: str
+    threat: str
+    rule: str
+    """The noise at the lower cut, exactly."""
+    num_observations: int
+    num_updates: int
+    guesses: tuple[Guess, ...] = field(repr=False)
+    score: Score | None
+    """None without the truth."""
+    seconds: float
+
+    def values(self) -> dict[str, object]:
+        """JSON form, without a guessed token."""
+        score = None if self.score is None else {**asdict(self.score)}
+        return {
+            "attack": self.attack,
+            "aim": str(self.aim),
+            "about": self.about,
+            "threat": self.threat,
+            "rule": self.rule,
+            "observations": self.num_observations,
+            "updates": self.num_updates,
+            "guessed": len(self.guesses),
+            "score": score,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def run_attack(
+    name: str,
+    recording: Path,
+    model: ModelFolder,
+    public: Sequence[Sequence[int]] = (),
+    truth: Path | None = None,
+    seconds: float = 600.0,
+    accepts_truncated: bool = False,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> AttackRun:
+    """Run one attack on a recording.
+
+    Args:
+        name: registered name.
+        recording: the file.
+        model: the public model.
+        public: token rows of public text, for attacks that learn.
+        truth: the owner's truth, to score; None does not.
+        seconds: time for the attack.
+        accepts_truncated: see `open_recording`.
+        on_progress: told the share of the work done.
+
+    Raises:
+        ConfigError: unknown attack, or one that needs what was not recorded.
+        StorageError: a file cannot be read, is cut short or damaged.
+        SpecMismatch: a recording of another model.
+        DataError: nothing of use, or nothing private, was recorded.
+    """
+    attack = ATTACKS.make(name)
+    recorded = read_evidence(open_recording(recording, accepts_truncated=accepts_truncated))
+    knowledge = knowledge_of(recorded.header, model, public)
+    check_model(recorded, knowledge)
+    began_s = time.monotonic()
+    effort = Effort(seconds=seconds, on_progress=on_progress)
+    guesses = attack.reconstruct(recorded.evidence, knowledge, effort)
+    seconds = time.monotonic() - began_s
+    score = None if truth is None else _score(attack.aim, guesses, recorded, knowledge, truth)
+    return AttackRun(
+        attack=name,
+        aim=attack.aim,
+        about=attack.about,
+        threat=str(knowledge.threat),
+        rule=knowledge.rule.label,
+        num_observations=len(recorded.evidence.observations),
+        num_updates=len(recorded.evidence.updates),
+        guesses=tuple(guesses),
+        score=score,
+        seconds=seconds,
+    )
+
+
+def knowledge_of(
+    header: RecordingHeader, model: ModelFolder, public: Sequence[Sequence[int]] = ()
+) -> Knowledge:
+    """What the attacker of a recording knows: its cut and rules, and the public model.
+
+    Raises:
+        ProtocolError: the header names no cut.
+        ConfigError: rules that this software does not know.
+    """
+    lower, upper = header.spec.get("lower"), header.spec.get("upper")
+    if not isinstance(lower, int) or not isinstance(upper, int):
+        raise ProtocolError("the recording's header names no cut; record again")
+    rules = {key: value for key, value in header.rules.items() if value is not None}
+    noise = parse_settings(NoiseSettings, rules, "the recording's noise rules")
+    return Knowledge(
+        folder=model,
+        cut=Cut(lower, upper),
+        rule=noise.activation_rule(),
+        gradient_rule=noise.gradient_rule(),
+        public_rows=public,
+    )
+
+
+def public_rows(path: Path, model: ModelFolder) -> list[list[int]]:
+    """Token rows of a text file, one row a line.
+
+    Raises:
+        DataError: it cannot be read or has no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read public text {path}: {error.strerror}") from error
+    tokenizer = model.tokenizer()
+    rows = [tokenizer.encode(line, add_special_tokens=False) for line in lines if line.strip()]
+    if not rows:
+        raise DataError(f"{path} has no text; give public text, one row a line")
+    return [list(row[:_MAX_PUBLIC_TOKENS]) for row in rows]
+
+
+def _score(
+    aim: Aim, guesses: Sequence[Guess], recorded: Recorded, knowledge: Knowledge, truth: Path
+) -> Score:
+    rows = hidden_rows(recorded, read_truth(truth))
+    hidden = hidden_rounds(recorded, rows) if aim is Aim.BAG else rows
+    tokenizer = knowledge.tokenizer
+    scorer = Scorer(
+        text_of=lambda tokens: str(tokenizer.decode(list(tokens))),
+        public_rows=knowledge.public_rows,
+        vocab_size=knowledge.embedding_VD.shape[0],
+    )
+    return scorer.score(aim, [guess for guess in guesses if guess.number in hidden], hidden)
