@@ -1,8 +1,10 @@
 """One file an attack; importing this package registers them all (`cutlayer.audit.registry`)."""
 
 from cutlayer.audit.attacks import (
+    adapter_inversion,
     bisr_b,
     bisr_bf,
+    canary_extraction,
     kv_reuse,
     label_inference,
     language_prior,
@@ -17,8 +19,10 @@ from cutlayer.audit.attacks import (
 )
 
 __all__ = [
+    "adapter_inversion",
     "bisr_b",
     "bisr_bf",
+    "canary_extraction",
     "kv_reuse",
     "label_inference",
     "language_prior",
