@@ -33,6 +33,9 @@ _GRID = 1e-5
 """Step of a privacy loss distribution as a share of its epsilon."""
 _MAX_STEP = 0.5
 _MAX_PLD_EPSILON, _MAX_PLD_RELEASES = 1e7, 2_000_000
+_MAX_DISCRETE = 500.0
+_UPWARDS = 1 + 1e-7
+"""More than the rounding of a Fourier transform over a distribution."""
 _SMALL_PURE = 0.01
 _MAX_PURE = 30.0
 """From here on randomised response is a coin of float precision; epsilons are added."""
@@ -89,8 +92,13 @@ def pld_epsilon(spent: Spent, delta: float) -> float:
     is_too_much = bound > _MAX_PLD_EPSILON or spent.num_pure > _MAX_PLD_RELEASES
     if bound == 0 or is_too_much or any(epsilon > _MAX_PURE for epsilon, _ in spent.pure):
         return bound
+    if bound > _MAX_DISCRETE and not spent.pure:
+        # e^epsilon leaves double precision and the library's grid is one too high; the exact value.
+        from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
+
+        return min(bound, float(get_epsilon_gaussian(spent.gaussian**-0.5, delta)) * _UPWARDS)
     loss = _losses(spent, _step(spent, bound))
-    return min(bound, float(loss.get_epsilon_for_delta(delta)))
+    return min(bound, float(loss.get_epsilon_for_delta(delta)) * _UPWARDS)
 
 
 def gaussian_sum_for(epsilon: float, delta: float) -> float:
