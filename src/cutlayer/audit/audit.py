@@ -75,12 +75,13 @@ class Audit:
         names = attack_names(plan.attacks)
         client = load_settings(ClientSettings, plan.client)
         model = resolve(client.model.path, client.model.revision)
+        # Named as the owner does: the resolved folder of a converted model is a hash.
+        self._about = _about(client, plan)
         client = on_this_machine(client, model)
         self.specs = grid(plan, client)
         self._check_cuts(model.config.num_hidden_layers)
         self._bench = make_bench(plan, client, model, names)
         self._store = Store(plan.folder.absolute(), _identity(self._bench, client))
-        self._about = _about(client, plan)
 
     def run(self) -> Outcome:
         """Every setting of the grid, then the report."""
