@@ -17,7 +17,7 @@ from cutlayer.model.partition import Cut, Part
 from cutlayer.wire.messages import Kind
 from tests.hostile_trunks import LIES, Answer, Lie, LyingChannel, features, quiet_features
 from tests.tiny_models import tiny_llama_folder, tiny_model
-from tests.worlds import client_settings, loopback, running_server, server_settings
+from tests.worlds import client_settings, loopback, running_server, server_settings, write_rows
 
 FORWARDS = frozenset({Kind.FORWARD})
 BACKWARDS = frozenset({Kind.BACKWARD})
@@ -263,3 +263,15 @@ def test_recomputing_allows_for_what_a_codec_rounds(tmp_path: Path, codec: str) 
     with lied_to(folder, tmp_path, honest, frozenset(), **changes) as (client, _, _):
         assert client.train().step == 4
         assert len(client.generate_ids([[65, 66]], SamplingSettings(max_new_tokens=4))[0]) == 4
+
+
+def test_rows_that_are_evaluated_and_then_trained_on_are_no_replay(
+    model: Path, tmp_path: Path
+) -> None:
+    changes = {"connection__codec": "bf16", "train__eval_every": 1, "train__steps": 3}
+    changes |= {"train__rows_per_step": 24, "train__micro_batch_rows": 1}
+    (tmp_path / "same").mkdir()
+    rows = str(write_rows(tmp_path / "same" / "rows.jsonl", num_rows=3))
+    changes |= {"data__train": rows, "data__validation": rows}
+    with lied_to(model, tmp_path, honest, frozenset(), **changes) as (client, _, _):
+        assert client.train().step == 3

@@ -103,10 +103,10 @@ class ReturnChecks:
         micro = self._random.randrange(len(batches))
         self._drawn = step, micro, self._random.randrange(batches[micro].num_rows)
 
-    def evaluation(self, step: int, sent_ND: Tensor, y_ND: Tensor) -> None:
+    def evaluation(self, step: int, sent: Packed, y_ND: Tensor) -> None:
         """Check an output of validation rows; raises as `forward` does."""
         if self._settings.profile:
-            found = self._outputs["training"].fault(sent_ND.detach().cpu().float(), y_ND)
+            found = self._outputs["training"].fault(decode(sent).float(), y_ND)
             self._judge(found, f"output of an evaluation at step {step}", step)
 
     def forward(self, call: TrainingCall, y_ND: Tensor) -> None:

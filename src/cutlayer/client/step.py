@@ -28,6 +28,7 @@ from cutlayer.model.optimizer import gradient_scale
 from cutlayer.privacy.boundary import Boundary
 from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.messages import Backward, Forward, Step
+from cutlayer.wire.packed import Packed
 
 __all__ = ["Boundaries", "Pull", "SplitStep", "StepName", "StepSums", "finite"]
 
@@ -277,7 +278,7 @@ class SplitStep:
         with torch.no_grad():
             passed, call = self._send_up(name, 0, chosen, is_evaluation=True)
             y_ND, tail = call.tensor("y"), self._parts.tail
-            self._trunk.checks.evaluation(name.step, passed.sent_ND, y_ND)
+            self._trunk.checks.evaluation(name.step, _sent(call), y_ND)
             clean_ND = denoised(tail, y_ND, passed)
             loss_sum, num_scored = completion_loss_sum(tail, clean_ND, chosen.rows, chosen.labels_N)
         return float(loss_sum), num_scored
@@ -301,8 +302,13 @@ def finite(value: float, name: str, step: int) -> float:
 
 
 def _asked(name: StepName, micro: _Micro, call: PendingCall) -> TrainingCall:
+    return TrainingCall(step=name.step, micro=micro.number, rows=micro.batch.rows, sent=_sent(call))
+
+
+def _sent(call: PendingCall) -> Packed:
+    """As the server has it, rounded by the codec."""
     (sent,) = call.frame.tensors.values()
-    return TrainingCall(step=name.step, micro=micro.number, rows=micro.batch.rows, sent=sent)
+    return sent
 
 
 def _row_names(chosen: Batch) -> list[str]:

@@ -163,4 +163,5 @@ def _distances(span: _Span) -> Tensor:
     sizes_V = candidates_VD.norm(dim=1)
     # The embedding of padding is zero, which lies in every span.
     is_empty_V = sizes_V < 1e-6 * sizes_V.max()
-    return (rest_VD.norm(dim=1) / sizes_V.clamp_min(1e-30)).masked_fill(is_empty_V, 1.0)
+    distances_V: Tensor = rest_VD.norm(dim=1) / sizes_V.clamp_min(1e-30)
+    return distances_V.masked_fill(is_empty_V, 1.0)
