@@ -178,6 +178,8 @@ def _about_labels(trial: Trial) -> str:
     if not ran:
         return ""
     worst, share = max(ran, key=lambda pair: pair[1].value)
+    if share.value <= (worst.majority or 0.0):
+        return ""
     majority = (
         "" if worst.majority is None else f" (the commonest alone: {_percent(worst.majority)})"
     )
