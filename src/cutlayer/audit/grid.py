@@ -52,7 +52,7 @@ class TrialSpec:
     """First block of the tail."""
     rule: Rule
     withhold: str
-    """privacy.withhold."""
+    """privacy.withhold, and keep_share=X behind it where a share leaves."""
     phase: Phase
 
     @property
@@ -152,10 +152,11 @@ def with_scale(spec: TrialSpec, scale: float) -> TrialSpec:
 def _privacy(spec: TrialSpec, own: PrivacySettings) -> dict[str, object]:
     """Keys of [privacy]; those that this version does not have are left out where unused."""
     table: dict[str, object] = {"mechanism": spec.rule.mechanism, "scale": spec.rule.scale}
-    optional = {"clip": spec.rule.clip, "withhold": spec.withhold}
-    known = type(own).model_fields
-    unused = {"clip": None, "withhold": "none"}
-    return table | {k: v for k, v in optional.items() if k in known or v != unused[k]}
+    withhold, _, share = spec.withhold.partition(" keep_share=")
+    table |= {"clip": spec.rule.clip, "withhold": withhold}
+    # What withholds as its owner does keeps what the owner keeps.
+    table["keep_share"] = share or (own.keep_share if withhold == str(own.withhold) else 0.0)
+    return table
 
 
 def _own_rule(own: PrivacySettings) -> Rule:

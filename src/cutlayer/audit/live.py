@@ -7,7 +7,7 @@ nothing leaves this machine, and the owner's budgets are not spent. It does not 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +18,12 @@ from cutlayer.audit.observations import read_evidence
 from cutlayer.audit.results import Utility
 from cutlayer.audit.settings import AuditPlan, Phase
 from cutlayer.audit.truth import Hidden, hidden_rows
-from cutlayer.audit.utility import Question, measure_utility
+from cutlayer.audit.utility import (
+    Question,
+    are_single_tokens,
+    measure_choices,
+    measure_utility,
+)
 from cutlayer.audit.verdict import verdict_key
 from cutlayer.client.accounts import report_from_files
 from cutlayer.client.client import Client
@@ -28,7 +33,7 @@ from cutlayer.client.train import Trainer, TrainingData
 from cutlayer.client.truth_file import read_truth
 from cutlayer.client.witness import truth_path
 from cutlayer.data.batches import BatchPlan
-from cutlayer.data.template import Example
+from cutlayer.data.template import NOT_SCORED, Example
 from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings, attach
 from cutlayer.model.partition import Head, Tail
@@ -49,6 +54,7 @@ _ROWS_PER_CALL = 4
 _OWNER = Peer(name="audited", roles=frozenset({"train"}), serial=None, address="loopback")
 
 Adapt = Callable[[Head, Tail], None]
+Mark = Callable[[Sequence[Example]], tuple[Example, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +139,6 @@ def _settings(spec: TrialSpec, material: Material, folder: Path) -> ClientSettin
             )
         table |= {"steps": 1}
     sections: dict[str, dict[str, object]] = {"run": run, "train": table}
-    if "checks" in ClientSettings.model_fields:
-        # The server is our own, and vectors that are withheld look odd to a profile.
-        sections["checks"] = {"profile": False}
     return settings_of(spec, material.client, **sections)
 
 
@@ -172,7 +175,8 @@ def _record(
     run = settings.run.model_copy(update={"record_file": file, "record_truth": True})
     recorded = settings.model_copy(update={"run": run})
     with Client(recorded, connect=connect) as client:
-        _trainer(client, material.rows, [], _plan(material, step)).run()
+        rows = _marking(client)(material.rows)
+        _trainer(client, rows, [], _plan(material, step)).run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,16 +197,45 @@ def _score(
         guarantee = client.guarantee
         utility = Utility()
         if material.heldout:
-            trainer = _trainer(client, material.rows, asked, _plan(material, step))
+            mark = _marking(client)
+            trainer = _trainer(client, mark(material.rows), asked, _plan(material, step))
             trainer.run()
-            loss = _loss(trainer, asked)
-            utility = measure_utility(material.heldout, material.asked, loss)
+            utility = _utility(trainer, mark, material, asked)
         return _Scored(
             utility=utility,
             guarantee=guarantee,
             epsilon=epsilon,
             verdict_key=verdict_key(settings, {**client.head.leaves, **client.tail.leaves}),
         )
+
+
+def _utility(trainer: Trainer, mark: Mark, material: Material, asked: list[Example]) -> Utility:
+    heldout = mark(material.heldout)
+    if are_single_tokens(material.asked):
+        return measure_choices(heldout, material.asked, trainer.first_logits)
+    questions = [replace(question, rows=mark(question.rows)) for question in material.asked]
+    return measure_utility(heldout, questions, _loss(trainer, asked))
+
+
+def _marking(client: Client) -> Mark:
+    """Tells rows which of their tokens stay, by the table that the run's own rows gave."""
+    if not client.settings.privacy.keep_share:
+        return tuple
+    known = client.rows()
+    stays = {row.row_id: row.is_withheld for row in (*known.train, *known.validation)}
+
+    def mark(rows: Sequence[Example]) -> tuple[Example, ...]:
+        return tuple(
+            replace(row, is_withheld=_stays(row, stays.get(row.row_id, []))) for row in rows
+        )
+
+    return mark
+
+
+def _stays(row: Example, of_true: Sequence[bool]) -> list[bool]:
+    """The same with any answer: whoever is asked keeps it, whatever it is."""
+    first = next((n for n, label in enumerate(row.labels) if label != NOT_SCORED), len(row.labels))
+    return [*of_true[:first], *([True] * (len(row.tokens) - first))] if of_true else []
 
 
 def _plan(material: Material, step: int) -> BatchPlan:

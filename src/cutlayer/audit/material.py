@@ -158,9 +158,11 @@ def _canaries(plan: AuditPlan, tokenizer: PreTrainedTokenizerBase, first_id: int
         digits = " ".join(f"{generator.randrange(100):02}" for _ in range(6))
         start = tokenizer.encode("My account number is", add_special_tokens=False)
         secret = tokenizer.encode(f" {digits}", add_special_tokens=False)
-        tokens = [*start, *secret]
+        # What is scored is predicted from a public token: that leaves whatever is withheld.
+        end = tokenizer.encode(". Thank you", add_special_tokens=False)
+        tokens = [*start, *secret, *end]
         labels = [NOT_SCORED] * (len(tokens) - 1) + tokens[-1:]
-        flags = [False] * len(start) + [True] * len(secret)
+        flags = [False] * len(start) + [True] * len(secret) + [False] * len(end)
         made.append(
             Example(tokens=tokens, labels=labels, row_id=first_id + place, is_private=flags)
         )

@@ -6,7 +6,7 @@ It arranges: the run is in `live`, the attacks in `attacks`, the arithmetic in `
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cutlayer.audit.attack import ATTACKS, Aim, Attack, Effort, Guess
@@ -14,6 +14,7 @@ from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.grid import TrialSpec
 from cutlayer.audit.knowledge import Knowledge, Threat
 from cutlayer.audit.live import Material, Seen, run_setting
+from cutlayer.audit.places import with_answers, with_places
 from cutlayer.audit.results import AttackResult, Example, Trial
 from cutlayer.audit.scoring import Scorer
 from cutlayer.audit.truth import Hidden
@@ -100,8 +101,11 @@ def attack_evidence(name: str, case: Case, seconds: float, watch: Watch) -> Atta
     watch(name, 0.0)
     began_s = time.monotonic()
     try:
-        guesses = attack.reconstruct(case.evidence, case.knowledge, effort)
-        return _scored(name, attack, guesses, case, time.monotonic() - began_s)
+        lay_out = with_answers if attack.aim is Aim.LABELS else with_places
+        evidence, hidden = lay_out(case.evidence, case.hidden)
+        told = replace(case, evidence=evidence, hidden=hidden)
+        guesses = attack.reconstruct(evidence, case.knowledge, effort)
+        return _scored(name, attack, guesses, told, time.monotonic() - began_s)
     except ConfigError as error:
         # It needs what this recording or this attacker does not have, and says what.
         return AttackResult(attack=name, aim=attack.aim, about=attack.about, skipped=str(error))

@@ -26,6 +26,9 @@ class Hidden:
     """As labels are aligned, -100 where not scored; empty: nothing is."""
     private: tuple[bool, ...] = field(default=(), repr=False)
     """Whether each token is text of the record, not the template's own; empty: all are."""
+    stays: tuple[bool, ...] = field(default=(), repr=False)
+    """Whether each token's vector was withheld: the observation then has none for it, until
+    `places` lays it out; empty: none was."""
     row_id: str = ""
     """Name of the row in its run: a private token counts once, however often the row left.
     Empty: this observation is a row by itself."""
@@ -80,8 +83,14 @@ class _Piece:
     line: TruthLine
     length: int
 
+    @property
+    def num_tokens(self) -> int:
+        """Of the line; where vectors stayed it is one row whole."""
+        return len(self.line.tokens) if self.line.stays else self.length
+
     def private(self) -> Sequence[bool]:
-        return (self.line.private or [True] * len(self.line.tokens))[: self.length]
+        """Of those tokens."""
+        return (self.line.private or [True] * len(self.line.tokens))[: self.num_tokens]
 
 
 class _Finder:
@@ -117,8 +126,9 @@ def _joined(pieces: Sequence[_Piece]) -> Hidden:
     first = pieces[0]
     is_row = len(pieces) == 1 and bool(first.line.row)
     return Hidden(
-        tokens=tuple(token for piece in pieces for token in piece.line.tokens[: piece.length]),
-        labels=tuple(first.line.labels[: first.length]) if is_row else (),
+        tokens=tuple(token for piece in pieces for token in piece.line.tokens[: piece.num_tokens]),
+        labels=tuple(first.line.labels[: first.num_tokens]) if is_row else (),
         private=tuple(flag for piece in pieces for flag in piece.private()),
+        stays=tuple(first.line.stays) if len(pieces) == 1 else (),
         row_id=first.line.row if is_row else "",
     )

@@ -8,14 +8,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from cutlayer.audit.results import Utility
 from cutlayer.data.template import NOT_SCORED, Example
 
-__all__ = ["Question", "measure_utility", "questions"]
+__all__ = ["Question", "are_single_tokens", "measure_choices", "measure_utility", "questions"]
 
 _MAX_ANSWERS = 8
+_ROWS_PER_CALL = 6
 
 Tokens = tuple[int, ...]
+FirstLogits = Callable[[Sequence[Example]], Tensor]
+"""Rows -> logits_BV where each row's first scored token is predicted."""
 Loss = Callable[[Example], float]
 """Mean loss of the scored tokens of one row, in nats."""
 
@@ -70,6 +75,32 @@ def measure_utility(rows: Sequence[Example], asked: Sequence[Question], loss: Lo
     return Utility(accuracy=hits / len(asked), perplexity=_perplexity(sums), num_rows=len(asked))
 
 
+def are_single_tokens(asked: Sequence[Question]) -> bool:
+    """Whether every answer of every question is one token: one forward then serves them all."""
+    return bool(asked) and all(_num_scored(row) == 1 for one in asked for row in one.rows)
+
+
+def measure_choices(
+    rows: Sequence[Example], asked: Sequence[Question], first_logits: FirstLogits
+) -> Utility:
+    """Score held-out rows whose answers are single tokens, several rows a call.
+
+    Args:
+        rows: held-out rows.
+        asked: the same as multiple choice, in the same order.
+        first_logits: asks the split model.
+    """
+    hits, sums = 0, []
+    for first in range(0, len(rows), _ROWS_PER_CALL):
+        some = slice(first, first + _ROWS_PER_CALL)
+        logits_BV = first_logits(rows[some])
+        for logits_V, question in zip(logits_BV, asked[some], strict=True):
+            answers = [_split(row)[1][0] for row in question.rows]
+            hits += int(logits_V[answers].argmax()) == question.right
+            sums.append((-float(logits_V.log_softmax(0)[answers[question.right]]), 1))
+    return Utility(accuracy=hits / len(asked), perplexity=_perplexity(sums), num_rows=len(asked))
+
+
 def _perplexity(sums: Sequence[tuple[float, int]]) -> float:
     mean = sum(total for total, _ in sums) / max(1, sum(num for _, num in sums))
     return math.exp(min(mean, 700.0))
@@ -97,4 +128,7 @@ def _with_answer(row: Example, answer: Tokens) -> Example:
         labels=[NOT_SCORED] * len(prompt) + list(answer),
         row_id=row.row_id,
         is_private=[*flags[: len(prompt)], *([is_private] * len(answer))],
+        is_withheld=[*row.is_withheld[: len(prompt)], *([True] * len(answer))]
+        if row.is_withheld
+        else [],
     )

@@ -146,11 +146,10 @@ class Client:
         """
         if self.settings.data is None:
             raise ConfigError("the settings have no [data] section; training needs one")
-        config = self._folder.config
-        limits = RowLimits(
-            context_length=config.max_position_embeddings, vocab_size=config.vocab_size
-        )
-        return load_dataset(self.settings.data, self.tokenizer, limits)
+        vocab_size = self._folder.config.vocab_size
+        limits = RowLimits(context_length=self.context_length, vocab_size=vocab_size)
+        keep_share = self.settings.privacy.keep_share
+        return load_dataset(self.settings.data, self.tokenizer, limits, keep_share)
 
     def train(self, on_step: Callable[[Report], None] = lambda report: None) -> Progress:
         """Fine-tune to the end: alone from the newest step that both sides have, or in the rounds

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cutlayer.client.kept import Kept, kept
 from cutlayer.client.link import PendingCall
 from cutlayer.client.parts import TrainedParts
 from cutlayer.client.remote_trunk import RemoteTrunk, trunk_sq_norm
@@ -23,8 +24,9 @@ from cutlayer.client.run_state import StepRecord
 from cutlayer.data.batches import Batch
 from cutlayer.errors import ConfigError
 from cutlayer.model.denoiser import Passed, denoised
-from cutlayer.model.loss import completion_loss_sum
+from cutlayer.model.loss import loss_sum_at
 from cutlayer.model.optimizer import gradient_scale
+from cutlayer.model.partition import Tail
 from cutlayer.privacy.boundary import Boundary
 from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.messages import Backward, Forward, Step
@@ -79,6 +81,7 @@ class _Micro:
     number: int
     is_last: bool
     batch: Batch
+    kept: Kept
     passed: Passed
     forward: PendingCall
     backward: PendingCall | None = None
@@ -189,43 +192,48 @@ class SplitStep:
 
     def _forward(self, name: StepName, number: int, chosen: Batch, is_last: bool) -> _Micro:
         """Head, gate, up."""
-        passed, call = self._send_up(name, number, chosen, is_evaluation=False)
+        rows = self._kept(chosen)
+        passed, call = self._send_up(name, number, chosen, rows, is_evaluation=False)
         return _Micro(
             number=number,
             is_last=is_last,
             batch=chosen,
+            kept=rows,
             passed=passed,
             forward=call,
             sent_s=time.time(),
         )
 
+    def _kept(self, chosen: Batch) -> Kept:
+        return kept(chosen, self._boundaries.activations.withholds)
+
     def _send_up(
-        self, name: StepName, number: int, chosen: Batch, is_evaluation: bool
+        self, name: StepName, number: int, chosen: Batch, rows: Kept, is_evaluation: bool
     ) -> tuple[Passed, PendingCall]:
         self._trunk.checks.require_trust()
         self._parts.seed_dropout(name.step, number)
         with self._tracer.span("client", "head forward", micro=number):
             h_ND = self._parts.head_forward(chosen.rows)
             gate = self._boundaries.activations
-            noised_ND, released = gate.release(
+            noised_MD, released = gate.release(
                 h_ND,
                 chosen.rows,
                 _row_names(chosen),
                 self._weights(name),
-                withheld_N=chosen.private_N if gate.withholds else None,
+                withheld_N=chosen.withheld_N if gate.withholds else None,
             )
         call = Forward(
             run_id=name.run_id,
             step=name.step,
             micro=number,
-            lengths=list(chosen.rows.lengths),
+            lengths=list(rows.rows.lengths),
             commit=self.pending_commit,
             is_evaluation=is_evaluation,
         )
         pending = self._trunk.forward(released, call)
         # With one call only: that call is repeated until it is answered.
         self.pending_commit = None
-        return Passed(h_ND=h_ND.detach(), sent_ND=noised_ND), pending
+        return Passed(h_ND=rows.of(h_ND.detach()), sent_ND=noised_MD), pending
 
     def _tail(self, name: StepName, micro: _Micro) -> float:
         """Down, tail, loss, gate, gradient up; the summed loss."""
@@ -237,9 +245,7 @@ class SplitStep:
         with self._tracer.span("client", "tail", micro=micro.number):
             tail = self._parts.tail
             clean_ND = denoised(tail, y_ND, micro.passed)
-            loss_sum, _ = completion_loss_sum(
-                tail, clean_ND, micro.batch.rows, micro.batch.labels_N
-            )
+            loss_sum = _loss_sum(tail, clean_ND, micro.kept)
             loss_sum.backward()
         assert y_ND.grad is not None
         if self.wants_input_grad or self._parts.trunk_trains:
@@ -248,7 +254,7 @@ class SplitStep:
 
     def _send_gradient(self, name: StepName, micro: _Micro, grad_ND: Tensor) -> PendingCall:
         _, released = self._boundaries.gradients.release(
-            grad_ND, micro.batch.rows, _row_names(micro.batch), name.weights
+            grad_ND, micro.kept.rows, _row_names(micro.batch), name.weights
         )
         call = Backward(
             run_id=name.run_id, step=name.step, micro=micro.number, is_last=micro.is_last
@@ -274,14 +280,35 @@ class SplitStep:
         lane = f"network {micro.number % self._in_flight}"
         self._tracer.add(lane, what, micro.sent_s, time.time())
 
+    def first_logits(self, name: StepName, chosen: Batch) -> Tensor:
+        """Logits [B, V] where each row's first scored token is predicted.
+
+        Raises:
+            DataError: a row has no scored token.
+        """
+        rows = self._kept(chosen)
+        self._parts.set_training(False)
+        try:
+            with torch.no_grad():
+                clean_MD = self._returned(name, chosen, rows)
+                places_B = rows.first_places()
+                logits_BV: Tensor = self._parts.tail(clean_MD, rows.rows, select_N=places_B)
+        finally:
+            self._parts.set_training(True)
+        return logits_BV
+
     def _loss_of(self, name: StepName, chosen: Batch) -> tuple[float, int]:
         with torch.no_grad():
-            passed, call = self._send_up(name, 0, chosen, is_evaluation=True)
-            y_ND, tail = call.tensor("y"), self._parts.tail
-            self._trunk.checks.evaluation(name.step, _sent(call), y_ND)
-            clean_ND = denoised(tail, y_ND, passed)
-            loss_sum, num_scored = completion_loss_sum(tail, clean_ND, chosen.rows, chosen.labels_N)
-        return float(loss_sum), num_scored
+            rows = self._kept(chosen)
+            loss_sum = _loss_sum(self._parts.tail, self._returned(name, chosen, rows), rows)
+        return float(loss_sum), len(rows.places_S)
+
+    def _returned(self, name: StepName, chosen: Batch, rows: Kept) -> Tensor:
+        """What the trunk makes of rows that are only evaluated, as the tail takes it."""
+        passed, call = self._send_up(name, 0, chosen, rows, is_evaluation=True)
+        y_MD = call.tensor("y")
+        self._trunk.checks.evaluation(name.step, _sent(call), y_MD)
+        return denoised(self._parts.tail, y_MD, passed)
 
     def _weights(self, name: StepName) -> str:
         return name.weights if self.wants_input_grad else "frozen"
@@ -302,13 +329,17 @@ def finite(value: float, name: str, step: int) -> float:
 
 
 def _asked(name: StepName, micro: _Micro, call: PendingCall) -> TrainingCall:
-    return TrainingCall(step=name.step, micro=micro.number, rows=micro.batch.rows, sent=_sent(call))
+    return TrainingCall(step=name.step, micro=micro.number, rows=micro.kept.rows, sent=_sent(call))
 
 
 def _sent(call: PendingCall) -> Packed:
     """As the server has it, rounded by the codec."""
     (sent,) = call.frame.tensors.values()
     return sent
+
+
+def _loss_sum(tail: Tail, y_MD: Tensor, rows: Kept) -> Tensor:
+    return loss_sum_at(tail, y_MD, rows.rows, rows.places_S, rows.targets_S)
 
 
 def _row_names(chosen: Batch) -> list[str]:

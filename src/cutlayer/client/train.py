@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from torch import Tensor
 
 from cutlayer.client.parts import TrainedParts
 from cutlayer.client.remote_trunk import RemoteTrunk
@@ -114,6 +115,12 @@ class Trainer:
         chunks = self._data.validation_chunks(size)
         batches = [batch(self._data.validation, chunk) for chunk in chunks]
         return self._split.mean_loss(self._name(self.progress.step), batches)
+
+    def first_logits(self, rows: Sequence[Example]) -> Tensor:
+        """Logits [B, V] where each row's first scored token is predicted, at the weights of the
+        last finished step."""
+        chosen = batch(rows, range(len(rows)))
+        return self._split.first_logits(self._name(self.progress.step), chosen)
 
     def _advance(self) -> Report:
         step = self.progress.step + 1

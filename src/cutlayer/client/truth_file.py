@@ -45,6 +45,8 @@ class TruthLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Text of the record, not the template's own; empty: all are."""
     chain: list[str]
     """`vector_chain` of what left: finds these vectors again in any grouping."""
+    stays: list[bool] = msgspec.field(default_factory=list)
+    """Whether each token's vector was withheld; empty: none was."""
 
 
 class TruthWriter:
@@ -80,26 +82,30 @@ class TruthWriter:
         Args:
             rows: with tokens.
             row_ids: names of the rows.
-            packed: what was released, [N, D].
-            withheld_N: bool, what was withheld as private; None where all tokens are private.
+            packed: what was released, [M, D].
+            withheld_N: bool, what was withheld; None where nothing was.
 
         Raises:
             StorageError: the file cannot be written.
         """
         assert rows.tokens_N is not None
         tokens_N, digests = rows.tokens_N.tolist(), vector_digests(packed)
-        private_N = [] if withheld_N is None else withheld_N.tolist()
+        stays_N = [] if withheld_N is None or not withheld_N.any() else withheld_N.tolist()
+        first = 0
         for index, (name, start) in enumerate(zip(row_ids, rows.starts, strict=True)):
             begin, end = rows.offsets[index], rows.offsets[index + 1]
-            known = self._examples.get(name)
+            known, stays = self._examples.get(name), stays_N[begin:end]
+            last = first + end - begin - sum(stays)
             line = TruthLine(
                 row="" if known is None else name,
                 start=start,
                 tokens=tokens_N[begin:end],
                 labels=[] if known is None else list(known.labels),
-                private=private_N[begin:end] if known is None else list(known.is_private),
-                chain=list(vector_chain(digests[begin:end], start)),
+                private=[] if known is None else list(known.is_private),
+                chain=list(vector_chain(digests[first:last], start)),
+                stays=stays,
             )
+            first = last
             self._append(line)
 
     def close(self) -> None:
@@ -172,6 +178,8 @@ def _line(path: Path, number: int, data: bytes) -> TruthLine:
     except ValueError as error:
         raise StorageError(f"{path}, line {number} is damaged: {error}") from error
     count = len(line.tokens)
-    if {len(line.chain), len(line.labels) or count, len(line.private) or count} != {count}:
+    lengths = (len(line.labels), len(line.private), len(line.stays))
+    num_left = count - sum(line.stays)
+    if len(line.chain) != num_left or {length or count for length in lengths} != {count}:
         raise StorageError(f"{path}, line {number} is damaged: its lists differ in length")
     return line

@@ -12,6 +12,7 @@ from pathlib import Path
 from cutlayer.data.batches import shuffled
 from cutlayer.data.settings import DataSettings
 from cutlayer.data.sources import read_records
+from cutlayer.data.telling import mark_withheld
 from cutlayer.data.template import Example, RowLimits, RowMaker, Tokenizer
 from cutlayer.errors import DataError
 
@@ -35,8 +36,16 @@ class Dataset:
         return dataset_digest([*self.train, *self.validation])
 
 
-def load_dataset(settings: DataSettings, tokenizer: Tokenizer, limits: RowLimits) -> Dataset:
+def load_dataset(
+    settings: DataSettings, tokenizer: Tokenizer, limits: RowLimits, keep_share: float = 0.0
+) -> Dataset:
     """Read, template and split everything the settings name.
+
+    Args:
+        settings: files and form.
+        tokenizer: the model's.
+        limits: what the model can take.
+        keep_share: private tokens of a row that may leave where the others stay.
 
     Raises:
         ConfigError: the settings do not fit the tokenizer or the model.
@@ -55,6 +64,8 @@ def load_dataset(settings: DataSettings, tokenizer: Tokenizer, limits: RowLimits
     num_skipped = num_records - len(train) - len(validation)
     if settings.validation_fraction > 0:
         train, validation = _split(train, settings)
+    if keep_share:
+        train, validation = mark_withheld(train, validation, keep_share)
     return Dataset(train=train, validation=validation, num_skipped=num_skipped)
 
 

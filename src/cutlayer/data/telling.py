@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from cutlayer.data.load import Dataset
 from cutlayer.data.template import NOT_SCORED, Example
 from cutlayer.errors import ConfigError
 
@@ -22,21 +21,23 @@ _MAX_ANSWERS = 64
 Answer = tuple[int, ...]
 
 
-def mark_withheld(rows: Dataset, keep_share: float) -> Dataset:
+def mark_withheld(
+    train: Sequence[Example], validation: Sequence[Example], keep_share: float
+) -> tuple[list[Example], list[Example]]:
     """The same rows, each told which of its tokens stay.
 
     Args:
-        rows: training rows say what tells; validation rows are marked by the same table.
+        train: rows that say what tells.
+        validation: rows that are marked by the same table.
         keep_share: private tokens of a row that leave all the same, 0 to 1; rounded down.
 
     Raises:
         ConfigError: the rows have too many different completions to tell apart.
     """
-    bits = tell(rows.train) if keep_share else {}
-    return dataclasses.replace(
-        rows,
-        train=[_marked(row, bits, keep_share) for row in rows.train],
-        validation=[_marked(row, bits, keep_share) for row in rows.validation],
+    bits = tell(train) if keep_share else {}
+    return (
+        [_marked(row, bits, keep_share) for row in train],
+        [_marked(row, bits, keep_share) for row in validation],
     )
 
 

@@ -35,7 +35,7 @@ class Passed:
     h_ND: Tensor = field(repr=False)
     """Head output; it stays with the owner."""
     sent_ND: Tensor = field(repr=False)
-    """After clip and noise, zeros where a vector stayed; maybe in the graph."""
+    """After clip and noise; maybe in the graph."""
 
 
 class Denoiser(nn.Module):

@@ -15,7 +15,7 @@ from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.partition import Tail
 from cutlayer.model.rows import Rows
 
-__all__ = ["NOT_SCORED", "completion_loss_sum", "scored_places"]
+__all__ = ["NOT_SCORED", "completion_loss_sum", "loss_sum_at", "scored_places"]
 
 NOT_SCORED = -100
 """The label of a token that nobody has to predict."""
@@ -45,13 +45,33 @@ def completion_loss_sum(
         ConfigError: labels do not fit the rows.
     """
     places_S, targets_S = scored_places(rows, labels_N)
+    return loss_sum_at(tail, y_ND, rows, places_S, targets_S, caches), len(places_S)
+
+
+def loss_sum_at(
+    tail: Tail,
+    y_ND: Tensor,
+    rows: Rows,
+    places_S: Tensor,
+    targets_S: Tensor,
+    caches: Sequence[RowCache] | None = None,
+) -> Tensor:
+    """Summed cross entropy, in float32, of what these places predict; a scalar.
+
+    Args:
+        tail: blocks, norm and LM head.
+        y_ND: the trunk's output.
+        rows: layout of the packed rows.
+        places_S: int64, places in the packed order.
+        targets_S: int64, the token that each predicts.
+        caches: of the tail, one per row.
+    """
     if not len(places_S):
         # Still in the graph, so that a batch without scored tokens steps back like any other.
-        return y_ND.float().sum() * 0.0, 0
+        return y_ND.float().sum() * 0.0
     logits_SV = tail(y_ND, rows, caches, select_N=places_S)
     targets_S = targets_S.to(logits_SV.device)
-    loss_sum = nn.functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum")
-    return loss_sum, len(places_S)
+    return nn.functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum")
 
 
 def scored_places(rows: Rows, labels_N: Tensor) -> tuple[Tensor, Tensor]:

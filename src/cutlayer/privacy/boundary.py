@@ -194,15 +194,16 @@ class Boundary:
             row_ids: one identifier per row, unique within the run, never text.
             version: identifier of the weights that made `x_ND`; it changes whenever they do.
             budgets: one per row, the conversation that pays for it; empty where none does.
-            withheld_N: bool, vectors that stay here: zeros cross in their place, without noise and
-                uncounted, and no gradient comes back through them. None withholds nothing.
+            withheld_N: bool, vectors that stay here: nothing crosses in their place, and the rows
+                that leave are shorter by them. None withholds nothing.
 
         Returns:
-            The noised vectors, still in the graph, and their wire form.
+            The noised vectors that leave [M, D], still in the graph, and their wire form, whose
+            rows are those that leave.
 
         Raises:
             ConfigError: values that are not finite, rows, identifiers or a mask that do not fit,
-                or no mask at a gate that withholds.
+                no mask at a gate that withholds, or a row of which nothing may leave.
             BudgetExceeded: a conversation or the day has no room; no row of the call leaves.
             StorageError: the ledger cannot be written; nothing may leave.
         """
@@ -210,20 +211,18 @@ class Boundary:
         if budgets and len(budgets) != rows.num_rows:
             raise ConfigError(f"{self.name}: {len(budgets)} budgets for {rows.num_rows} rows")
         going = self._leaving(rows, withheld_N)
-        x_MD, payers = going.gather(x_ND), going.of_rows(budgets) if budgets else []
-        starts, names = going.of_rows(rows.starts), going.of_rows(row_ids)
-        keys = list(self._noise_keys(x_MD, going, starts, names, version))
-        is_replay = self._account(keys, names, going.lengths, version, payers)
-        noised_MD = self.mechanism.apply(x_MD, RowNoise(keys, going.lengths)) if keys else x_MD
-        noised_ND = going.scatter(noised_MD, rows.num_tokens)
+        x_MD = going.gather(x_ND)
+        keys = list(self._noise_keys(x_MD, going, row_ids, version))
+        is_replay = self._account(keys, row_ids, going.rows.lengths, version, budgets)
+        noised_MD = self.mechanism.apply(x_MD, RowNoise(keys, going.rows.lengths))
         released = Released(
-            packed=self._codec.encode(noised_ND.detach()),
-            rows=rows.without_tokens(),
+            packed=self._codec.encode(noised_MD.detach()),
+            rows=going.rows,
             boundary=self.name,
             is_replay=is_replay,
             gate=_GATE,
         )
-        return noised_ND, released
+        return noised_MD, released
 
     def _check(self, x_ND: Tensor, rows: Rows, row_ids: Sequence[str], version: str) -> None:
         if x_ND.ndim != 2 or x_ND.shape[0] != rows.num_tokens or len(row_ids) != rows.num_rows:
@@ -263,19 +262,15 @@ class Boundary:
         return leaving(rows, withheld_N)
 
     def _noise_keys(
-        self,
-        x_MD: Tensor,
-        going: Leaving,
-        starts: Sequence[int],
-        row_ids: Sequence[str],
-        version: str,
+        self, x_MD: Tensor, going: Leaving, row_ids: Sequence[str], version: str
     ) -> Iterator[bytes]:
         label = self.mechanism.label
         context = NoiseContext(boundary=self.name, mechanism=label, version=version)
         x = np.ascontiguousarray(x_MD.detach().float().cpu().numpy())
-        for row, start, row_id in zip(going.rows, starts, row_ids, strict=True):
-            h = x[row.begin : row.begin + row.length]
-            yield self._secret.noise_key(context, row_id, start, h, row.places)
+        rows = going.rows
+        for place, (row_id, start) in enumerate(zip(row_ids, rows.starts, strict=True)):
+            h = x[rows.offsets[place] : rows.offsets[place + 1]]
+            yield self._secret.noise_key(context, row_id, start, h, going.places[place])
 
     def _account(
         self,

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from cutlayer.errors import ConfigError
@@ -228,12 +228,22 @@ class Gaussian:
 
 
 class Withhold(StrEnum):
-    """Which vectors stay with the owner; zeros cross in their place."""
+    """Which vectors stay with the owner; nothing crosses in their place."""
 
     NONE = "none"
     """All leave."""
     PRIVATE = "private"
     """Vectors of the record's own text stay; those of template and prompt leave."""
+
+
+_LATER = {
+    "clip": None,
+    "gradient_clip": None,
+    "withhold": Withhold.NONE,
+    "keep_share": 0.0,
+    "denoiser": False,
+}
+"""Settings that runs of the first versions did not have, and what they meant by that."""
 
 
 class NoiseSettings(Settings):
@@ -254,8 +264,11 @@ class NoiseSettings(Settings):
     gradient_clip: float | None = None
     """Norm bound of those gradients, in units of the summed loss's gradient."""
     withhold: Withhold = Withhold.NONE
-    """Which vectors never leave at the lower cut, in training: none, private. Zeros cross in their
-    place. With private a run cannot generate."""
+    """Which vectors never leave at the lower cut, in training: none, private. Nothing crosses in
+    their place, and rows are shorter by them. With private a run cannot generate."""
+    keep_share: float = Field(default=0.0, ge=0, le=1)
+    """With withhold = private: share of a row's private tokens that leaves all the same, those
+    that tell most about the completion; rare ones never do."""
     denoiser: bool = False
     """Whether the tail learns to take the noise off what the trunk returns. It stays at the owner,
     and such a run cannot be exported."""
@@ -272,6 +285,8 @@ class NoiseSettings(Settings):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
+        if self.keep_share and self.withhold is not Withhold.PRIVATE:
+            raise ValueError('keep_share needs withhold = "private": without it all leaves')
         for make in (self.activation_rule, self.gradient_rule):
             try:
                 make()
@@ -283,8 +298,7 @@ class NoiseSettings(Settings):
     def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
         # The digest of these settings names a run: one from before these fields keeps its digest.
         table: dict[str, object] = dump(self)
-        later = {"clip": None, "gradient_clip": None, "withhold": Withhold.NONE, "denoiser": False}
-        return {k: v for k, v in table.items() if k not in later or v != later[k]}
+        return {k: v for k, v in table.items() if k not in _LATER or v != _LATER[k]}
 
     def activation_rule(self) -> Mechanism:
         """The rule for head outputs."""

@@ -5,87 +5,62 @@ It decides nothing (the caller's mask does) and releases nothing (`boundary`).
 Shapes: N = vectors of all rows together, M = those that leave, D = values of one vector.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from cutlayer.errors import ConfigError
 from cutlayer.model.rows import Rows
 
-__all__ = ["Leaving", "LeavingRow", "all_leave", "leaving"]
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeavingRow:
-    """A row of which at least one vector leaves."""
-
-    index: int
-    """Place in the call."""
-    begin: int
-    """First vector among all that leave."""
-    length: int
-    """How many leave."""
-    places: bytes
-    """Which of the row's vectors they are, a byte each; empty where it is all of them."""
+__all__ = ["Leaving", "all_leave", "leaving"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaving:
     """What leaves of one call."""
 
-    rows: tuple[LeavingRow, ...]
-    """Rows of which something leaves."""
+    rows: Rows
+    """Layout of what leaves, without tokens: as many rows, shorter ones."""
+    places: tuple[bytes, ...] = field(repr=False)
+    """Which of each row's vectors they are, a byte each; empty where it is all of them."""
     index_M: Tensor | None = field(repr=False)
     """Places of the vectors among all N; None where all leave."""
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Vectors per row of `rows`."""
-        return tuple(row.length for row in self.rows)
-
-    def of_rows(self, values: Sequence[T]) -> list[T]:
-        """Of one value per row of the call, those of `rows`."""
-        return [values[row.index] for row in self.rows]
 
     def gather(self, x_ND: Tensor) -> Tensor:
         """The vectors that leave [M, D], in the graph."""
         return x_ND if self.index_M is None else x_ND[self.index_M.to(x_ND.device)]
 
-    def scatter(self, x_MD: Tensor, num_vectors: int) -> Tensor:
-        """Those vectors at their places, zeros at the others; in the graph, [N, D]."""
-        if self.index_M is None:
-            return x_MD
-        zeros_ND = x_MD.new_zeros(num_vectors, x_MD.shape[1])
-        return zeros_ND.index_copy(0, self.index_M.to(x_MD.device), x_MD)
-
 
 def all_leave(rows: Rows) -> Leaving:
     """Nothing is withheld."""
-    layout = enumerate(zip(rows.offsets, rows.lengths, strict=False))
-    whole = (
-        LeavingRow(index=index, begin=begin, length=length, places=b"")
-        for index, (begin, length) in layout
-    )
-    return Leaving(rows=tuple(whole), index_M=None)
+    return Leaving(rows=rows.without_tokens(), places=(b"",) * rows.num_rows, index_M=None)
 
 
 def leaving(rows: Rows, withheld_N: Tensor) -> Leaving:
     """What is left where some vectors are withheld.
 
     Args:
-        rows: layout of the call.
+        rows: layout of the call, from position 0.
         withheld_N: bool, True where a vector stays.
+
+    Raises:
+        ConfigError: of a row nothing is left, or a row goes on from cached vectors.
     """
+    if any(rows.starts):
+        raise ConfigError("vectors are withheld from whole rows alone, not from what goes on")
     leaves_N = ~withheld_N.detach().cpu()
-    chosen, begin = [], 0
-    for index, leaves_L in enumerate(leaves_N.split(rows.lengths)):
-        length = int(leaves_L.sum())
-        places = b"" if length == len(leaves_L) else bytes(leaves_L.to(torch.uint8).numpy())
-        if length:
-            chosen.append(LeavingRow(index=index, begin=begin, length=length, places=places))
-        begin += length
-    return Leaving(rows=tuple(chosen), index_M=leaves_N.nonzero().flatten())
+    by_row = leaves_N.split(rows.lengths)
+    lengths = tuple(int(leaves_L.sum()) for leaves_L in by_row)
+    if not all(lengths):
+        raise ConfigError(
+            f"of row {lengths.index(0)} of the call every vector is withheld, so there is nothing "
+            "to compute with; give the rows a prompt_template with words of its own, or a "
+            "keep_share"
+        )
+    places = (
+        b"" if bool(leaves_L.all()) else bytes(leaves_L.to(torch.uint8).numpy())
+        for leaves_L in by_row
+    )
+    index_M = None if bool(leaves_N.all()) else leaves_N.nonzero().flatten()
+    return Leaving(rows=Rows(lengths=lengths), places=tuple(places), index_M=index_M)

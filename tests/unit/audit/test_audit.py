@@ -1,5 +1,6 @@
 """Whole audits of a tiny model: the real client, server and path, and a real attack."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,11 +134,27 @@ def test_train_finds_the_verdict_of_its_own_setting_and_of_no_other(world: World
 
 
 def test_withheld_vectors_leave_less_to_find_and_the_rest_is_scored(world: World) -> None:
-    outcome = world.audit(withhold=["private"], utility_rows=2).run()
-    (trial,) = outcome.trials
-    assert result_of(trial) < 0.5
-    assert trial.utility is not None
-    assert trial.utility.perplexity is not None
+    lines = [{"text": "ab" * (1 + n % 5) + "xy"[n % 2], "answer": "pq"[n % 2]} for n in range(24)]
+    rows = world.folder / "answers.jsonl"
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    world.client = client_settings(
+        world.model,
+        world.folder,
+        data__train=str(rows),
+        data__completion_template="{answer}",
+        data__append_eos=False,
+        data__validation_fraction=0.3,
+    )
+    world.write_client()
+    held = ["none", "private keep_share=0.4", "private"]
+    outcome = world.audit(withhold=held, utility_rows=4).run()
+    whole, some, nothing = map(result_of, outcome.trials)
+    assert whole > 0.95
+    assert 0 < some < 0.6
+    assert nothing < some
+    for trial in outcome.trials:
+        assert trial.utility is not None
+        assert trial.utility.accuracy is not None
 
 
 def test_rows_that_leave_twice_are_scored_once(world: World) -> None:

@@ -3,7 +3,6 @@
 import pytest
 
 from cutlayer.data.batches import batch
-from cutlayer.data.load import Dataset
 from cutlayer.data.telling import mark_withheld, tell
 from cutlayer.data.template import Example
 from cutlayer.errors import ConfigError
@@ -32,25 +31,24 @@ def test_bits_are_those_of_the_definition() -> None:
 
 def test_what_few_rows_have_is_never_chosen() -> None:
     assert not any(token >= 100 for token in tell(_rows()))
-    everything = mark_withheld(Dataset(train=_rows(), validation=[], num_skipped=0), 1.0)
-    row = everything.train[0]
+    (row, *_), _ = mark_withheld(_rows(), [], 1.0)
     assert row.is_withheld == [False, False, True, True, False, True]
 
 
 def test_a_share_of_the_private_tokens_leaves_and_tells_the_most() -> None:
-    rows = mark_withheld(Dataset(train=_rows(), validation=_rows()[:2], num_skipped=0), 0.25)
-    for row in (*rows.train, *rows.validation):
+    train, validation = mark_withheld(_rows(), _rows()[:2], 0.25)
+    for row in (*train, *validation):
         leaving = [t for t, stays in zip(row.tokens, row.is_withheld, strict=True) if not stays]
         assert leaving in ([GOOD, COLON], [BAD, COLON])
 
 
 def test_without_a_share_all_that_is_private_stays() -> None:
-    rows = mark_withheld(Dataset(train=_rows(), validation=[], num_skipped=0), 0.0)
-    assert all(row.is_withheld == row.is_private for row in rows.train)
+    train, _ = mark_withheld(_rows(), [], 0.0)
+    assert all(row.is_withheld == row.is_private for row in train)
 
 
 def test_a_batch_says_what_stays() -> None:
-    rows = mark_withheld(Dataset(train=_rows(), validation=[], num_skipped=0), 0.25).train
+    rows, _ = mark_withheld(_rows(), [], 0.25)
     assert batch(rows, [0]).withheld_N.tolist() == rows[0].is_withheld
     plain = batch(_rows(), [0])
     assert plain.withheld_N.equal(plain.private_N)
@@ -59,4 +57,4 @@ def test_a_batch_says_what_stays() -> None:
 def test_completions_that_never_repeat_are_refused() -> None:
     rows = [_row(n, THE, answer=1000 + n) for n in range(65)]
     with pytest.raises(ConfigError, match="keep_share"):
-        mark_withheld(Dataset(train=rows, validation=[], num_skipped=0), 0.1)
+        mark_withheld(rows, [], 0.1)
