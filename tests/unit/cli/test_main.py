@@ -30,6 +30,10 @@ COMMANDS = (
     ("doctor",),
     ("assets",),
     ("purge",),
+    ("audit",),
+    ("audit", "attack"),
+    ("privacy", "plan"),
+    ("privacy", "show"),
     *(("assets", name) for name in ("list", "fetch", "manifest")),
     *(
         ("provision", name)
