@@ -23,7 +23,7 @@ from cutlayer.federation.checkpoints import Checkpoint
 from cutlayer.federation.store import FederationStore
 from cutlayer.federation.store_rows import Pinned, RoundRow
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
-from cutlayer.privacy.boundary import UpdateGate
+from cutlayer.privacy.update_gate import UpdateGate
 from cutlayer.server.local_pool import LocalPool
 from cutlayer.storage.vault import Vault
 

@@ -65,7 +65,9 @@ def train(
         with TrainingProgress(client) as shown:
             progress = client.train(shown.show)
         result = {**_result(client, progress, shown), "audit": verdict}
+        told = client.privacy_report().summary(settings.privacy.budget.unit)
     _print(result, out)
+    out.say(f"so far: {told}")
     out.result(result)
 
 
@@ -119,6 +121,7 @@ def _result(client: "Client", progress: "Progress", shown: "TrainingProgress") -
         "federation_bytes_down": client.federation_bytes[1],
         "bytes_down_per_token": round(client.trunk.bytes_received / num_tokens, 2),
         "guarantee": client.guarantee,
+        "privacy": client.privacy_report().as_json(),
         "ledger": asdict(client.ledger),
         "settings_digest": settings_digest(settings),
     }

@@ -12,6 +12,7 @@ from types import TracebackType
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from cutlayer.client.accounts import report_of_run
 from cutlayer.client.chat import Chat, TextPiece
 from cutlayer.client.checked_trunk import checked_trunk
 from cutlayer.client.draft_parts import DraftParts
@@ -41,6 +42,7 @@ from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut
 from cutlayer.model.threads import set_threads
 from cutlayer.privacy.ledger import LedgerSummary
+from cutlayer.privacy.report import PrivacyReport
 from cutlayer.settings import load_settings
 from cutlayer.storage.audit_log import AuditEntry, AuditEvent
 from cutlayer.trace import NoTrace, Tracer
@@ -79,19 +81,15 @@ class Client:
         self.head, self.tail = load_client_parts(self._folder, cut, model.dtype, model.device)
         self.head.decode_threads = self.tail.decode_threads = model.decode_threads
         self._state = RunState(settings.run)
+        train, denoises = settings.train or TrainSettings(steps=1), settings.privacy.denoiser
         self._parts = TrainedParts(
-            self.head,
-            self.tail,
-            settings.adapter,
-            (settings.train or TrainSettings(steps=1)).optimizer,
-            seed=0 if settings.train is None else settings.train.seed,
-            denoises=settings.privacy.denoiser,
+            self.head, self.tail, settings.adapter, train.optimizer, train.seed, denoises
         )
-        own = own_model(settings, self._folder, {**self.head.leaves, **self.tail.leaves})
-        self._witness = witness_of(settings, own, {**self.head.leaves, **self.tail.leaves})
-        self._connect = self._witness.connect(
-            opener(settings) if connect is None else lambda place: connect()
-        )
+        leaves = {**self.head.leaves, **self.tail.leaves}
+        own = own_model(settings, self._folder, leaves)
+        self._witness = witness_of(settings, own, leaves)
+        direct = opener(settings) if connect is None else lambda place: connect()
+        self._connect = self._witness.connect(direct)
         self._own, self.federation_bytes = own, (0, 0)
         self.trunk = checked_trunk(Link(self._connect, own), settings, self._folder, self._state)
 
@@ -138,6 +136,10 @@ class Client:
         """What the noise promises, to be printed beside every result."""
         return self.settings.privacy.activation_rule().guarantee
 
+    def privacy_report(self) -> PrivacyReport:
+        """Epsilons of what has left under this run, with their units, and what budgets allow."""
+        return report_of_run(self.settings, self._state.privacy, self.run_id)
+
     def rows(self) -> Dataset:
         """Training and validation rows as the settings say.
 
@@ -168,10 +170,9 @@ class Client:
         leaves = {**self.head.leaves, **self.tail.leaves}
         self._state.claim(run_identity(self.settings, settings, rows.digest, leaves))
         with reporting(self.settings.run.event_folder, self.trunk, on_step) as report:
-            if self.settings.federation is not None:
-                progress = self._train_together(rows, settings, report)
-            else:
-                progress = self._train_alone(rows, settings, report)
+            is_alone = self.settings.federation is None
+            train = self._train_alone if is_alone else self._train_together
+            progress = train(rows, settings, report)
         self._note(AuditEvent.RUN_FINISHED, progress.step)
         return progress
 
