@@ -4,9 +4,10 @@ It does not make rows (`template`) nor decide what leaves (`privacy.boundary`). 
 private: one that a column's text and the template share, or that is cut in another way alone.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["Ranges", "are_private", "found_in"]
+__all__ = ["Ranges", "are_private", "filled", "found_in"]
 
 Ranges = tuple[tuple[int, int], ...]
 """Begin and end of each run of private characters."""
@@ -14,16 +15,29 @@ Ranges = tuple[tuple[int, int], ...]
 Encode = Callable[[str], list[int]]
 
 
+def filled(parts: Iterable[tuple[str, str]]) -> tuple[str, Ranges]:
+    """Template words and the record's text behind each, joined, and where the latter stands."""
+    text, ranges = "", []
+    for words, own in parts:
+        begin = len(text) + len(words)
+        text += words + own
+        if own:
+            ranges.append((begin, len(text)))
+    return text, tuple(ranges)
+
+
 def found_in(text: str, pieces: Iterable[str]) -> Ranges:
-    """Where pieces stand in a text, in their order; the whole text where one is not found."""
-    ranges, end = [], 0
-    for piece in pieces:
-        begin = text.find(piece, end)
-        if begin < 0:
+    """Everywhere that pieces stand in a text; the whole text where one is not found.
+
+    A template's own words may say the same, and which of them is the record's is not known.
+    """
+    ranges = set[tuple[int, int]]()
+    for piece in filter(None, pieces):
+        found = [at.start() for at in re.finditer(f"(?={re.escape(piece)})", text)]
+        if not found:
             return ((0, len(text)),)
-        end = begin + len(piece)
-        ranges.append((begin, end))
-    return tuple(ranges)
+        ranges.update((begin, begin + len(piece)) for begin in found)
+    return tuple(sorted(ranges))
 
 
 def are_private(ids: Sequence[int], text: str, ranges: Ranges, encode: Encode) -> list[bool]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import jinja2
 
-from cutlayer.data.private_text import Ranges, are_private, found_in
+from cutlayer.data.private_text import Ranges, are_private, filled, found_in
 from cutlayer.data.settings import AssistantTurns, DataSettings, OnTooLong, placeholders
 from cutlayer.data.sources import Record
 from cutlayer.errors import ConfigError, DataError
@@ -121,24 +121,26 @@ class RowMaker:
     def _plain(self, record: Record) -> list[Span]:
         settings = self._settings
         prompt, completion = self._prompt(record), self._completion(record)
-        of_prompt = _columns_of(record, settings.prompt, settings.prompt_template)
-        of_completion = _columns_of(record, settings.completion, settings.completion_template)
+        _, of_prompt = filled(_parts(record, settings.prompt, settings.prompt_template))
+        _, of_completion = filled(_parts(record, settings.completion, settings.completion_template))
         return [
-            Span(prompt, is_scored=False, private=found_in(prompt, of_prompt)),
-            Span(completion, is_scored=True, private=found_in(completion, of_completion)),
+            Span(prompt, is_scored=False, private=of_prompt),
+            Span(completion, is_scored=True, private=of_completion),
         ]
 
     def _prompt(self, record: Record) -> str:
         column, template = self._settings.prompt, self._settings.prompt_template
         if column is None and template is None:
             return ""
-        prompt = _fill(record, column, template)
+        prompt, _ = filled(_parts(record, column, template))
         if not prompt.strip():
             raise DataError(f"{record.where}: the prompt is empty; remove the row or fill it")
         return prompt
 
     def _completion(self, record: Record) -> str:
-        completion = _fill(record, self._settings.completion, self._settings.completion_template)
+        settings = self._settings
+        parts = _parts(record, settings.completion, settings.completion_template)
+        completion, _ = filled(parts)
         if not completion.strip():
             raise DataError(f"{record.where}: the completion is empty; remove the row or fill it")
         return completion
@@ -183,9 +185,9 @@ class RowMaker:
         settings = self._settings
         if settings.messages is not None:
             return [[message["content"].strip()] for message in messages]
-        prompt = _columns_of(record, settings.prompt, settings.prompt_template)
-        completion = _columns_of(record, settings.completion, settings.completion_template)
-        return [[text.strip() for text in texts] for texts in (prompt, completion)]
+        prompt = _parts(record, settings.prompt, settings.prompt_template)
+        completion = _parts(record, settings.completion, settings.completion_template)
+        return [[text.strip() for _, text in parts] for parts in (prompt, completion)]
 
     def _render(
         self, messages: list[dict[str, str]], record: Record, *, add_generation_prompt: bool
@@ -281,18 +283,10 @@ def _start_tokens(tokenizer: Tokenizer) -> list[int]:
     return []
 
 
-def _fill(record: Record, column: str | None, template: str | None) -> str:
-    if template is None:
-        assert column is not None
-        return record.text(column)
-    parts = placeholders(template)
-    return "".join(text + (record.text(name) if name else "") for text, name in parts)
-
-
-def _columns_of(record: Record, column: str | None, template: str | None) -> list[str]:
-    """Texts that `_fill` takes from the record, in order."""
-    names = [column] if template is None else [name for _, name in placeholders(template)]
-    return [record.text(name) for name in names if name]
+def _parts(record: Record, column: str | None, template: str | None) -> list[tuple[str, str]]:
+    """Fixed words, and the record's text behind each; "" where there is none."""
+    parts = [("", column)] if template is None else placeholders(template)
+    return [(words, record.text(name) if name else "") for words, name in parts]
 
 
 def _encode_spans(tokenizer: Tokenizer, spans: Iterable[Span]) -> Iterator[list[int]]:

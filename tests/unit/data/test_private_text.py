@@ -1,6 +1,6 @@
 """What counts as private in a row: the record's text, never less."""
 
-from cutlayer.data.private_text import are_private, found_in
+from cutlayer.data.private_text import are_private, filled, found_in
 
 
 def _letters(text: str) -> list[int]:
@@ -24,8 +24,20 @@ def test_a_token_shared_with_the_template_is_private() -> None:
     assert private == [False, True, True, True]
 
 
-def test_two_columns_that_say_the_same_are_found_in_their_order() -> None:
+def test_two_columns_that_say_the_same_are_both_found() -> None:
     assert found_in("x yes y yes", ["yes", "yes"]) == ((2, 5), (8, 11))
+
+
+def test_words_of_the_template_that_say_the_same_do_not_hide_the_records() -> None:
+    text = "<user>\nuser<end>"
+    assert (7, 11) in found_in(text, ["user"])
+    assert found_in("aaa", ["aa", ""]) == ((0, 2), (1, 3))
+
+
+def test_a_filled_template_says_where_the_records_text_is() -> None:
+    text, ranges = filled([("\nAnswer: ", "A"), (" by ", ""), (".", "")])
+    assert text == "\nAnswer: A by ."
+    assert ranges == ((9, 10),)
 
 
 def test_what_is_not_found_makes_all_private() -> None:

@@ -251,3 +251,29 @@ def test_a_row_never_shows_its_content(tokenizer: Tokenizer, jsonl: Callable[...
     example = _example(PLAIN, tokenizer, {"p": "the", "c": " cat"})
     assert repr(example) == "Example(row_id=2)"
     assert "cat" not in repr(Record({"p": "the cat"}, "f:1"))
+
+
+def test_a_label_that_the_templates_words_contain_is_private_all_the_same(
+    tokenizer: Tokenizer,
+) -> None:
+    table = {
+        "prompt_template": "A or B: {p}",
+        "completion_template": "\nAnswer: {c}",
+        "chat_template": False,
+        "append_eos": False,
+    }
+    example = _example(table, tokenizer, {"p": "A", "c": "A"})
+    text = "A or B: A\nAnswer: A"
+    assert len(example.tokens) == len(text), "a token a letter, as the tokenizer knows none of it"
+    assert [place for place, own in enumerate(example.is_private) if own] == [8, len(text) - 1]
+
+
+def test_a_message_that_the_chat_templates_words_contain_is_private_all_the_same(
+    tokenizer: Tokenizer,
+) -> None:
+    talk = [{"role": "user", "content": "user"}, {"role": "assistant", "content": "ran"}]
+    example = _example({"messages": "m"}, tokenizer, {"m": talk})
+    texts = [tokenizer.decode([token]) for token in example.tokens]
+    behind = texts.index("\n") + 1
+    assert "".join(texts[behind : behind + 4]) == "user"
+    assert all(example.is_private[behind : behind + 4])
