@@ -157,6 +157,8 @@ def _print_report(out: Output, report: "PrivacyReport") -> None:
     for promise in report.promises:
         rdp = f"; RDP {promise.rdp.epsilon:.4g}" if promise.rdp.is_bounded else ""
         out.say(f"{promise.boundary}, {promise.rdp.unit}: {promise.pld or promise.rdp}{rdp}")
+    if report.uncounted:
+        out.say(report.remainder.removeprefix("; "))
     for budget in report.budgets:
         out.say(
             f"budget {budget.scope}: {budget.spent:.4g} of {budget.limit:g} spent per "

@@ -50,9 +50,12 @@ def shared_boundaries(settings: ClientSettings) -> frozenset[str]:
     """Boundaries at which every release depends on all rows.
 
     A gradient depends on the tail's weights, which learn from all rows; head outputs do so where
-    the head has blocks and trains.
+    the head has blocks and trains. With a keep_share the labels of all rows choose what of each
+    row leaves.
     """
     shared = {str(BudgetedBoundary.GRADIENTS)}
+    if settings.privacy.keep_share > 0:
+        shared.add(str(BudgetedBoundary.ACTIVATIONS))
     if settings.model.lower > 0 and Part.HEAD in settings.adapter.parts:
         shared |= {str(BudgetedBoundary.ACTIVATIONS), str(BudgetedBoundary.GENERATION)}
     return frozenset(shared)

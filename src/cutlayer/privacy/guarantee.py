@@ -23,7 +23,8 @@ _ASSUMPTIONS = {
     "although behind attention one token changes all later vectors",
     PrivacyUnit.ROW: "all vectors of one row are replaced in all its releases; nothing that other "
     "rows release depends on it",
-    PrivacyUnit.CLIENT: "everything that this owner released is replaced",
+    PrivacyUnit.CLIENT: "every vector that this owner released is replaced; numbers in headers "
+    "are not covered",
 }
 _SHARED_ROW = (
     "all vectors of one row are replaced; what other rows release depends on it (trained weights, "

@@ -79,13 +79,22 @@ class PrivacyReport:
     promises: tuple[Promise, ...]
     """Per boundary and unit, then of all boundaries together."""
     budgets: tuple[BudgetState, ...]
+    uncounted: tuple[str, ...] = ()
+    """Boundaries that released something and are in no epsilon, sorted."""
 
     def summary(self, unit: PrivacyUnit) -> str:
         """One line for the end of a training."""
         for promise in reversed(self.promises):
             if promise.rdp.unit is unit:
-                return str(promise.pld or promise.rdp)
-        return "nothing has left"
+                return str(promise.pld or promise.rdp) + self.remainder
+        return "nothing has left" if not self.uncounted else self.remainder.removeprefix("; ")
+
+    @property
+    def remainder(self) -> str:
+        """What to say behind an epsilon of what is not in it; empty where nothing is."""
+        if not self.uncounted:
+            return ""
+        return f"; {', '.join(self.uncounted)} left too, without a guarantee and in no epsilon"
 
     def as_json(self) -> dict[str, object]:
         """Plain values for a command's result."""
@@ -93,6 +102,7 @@ class PrivacyReport:
             "num_vectors": dict(self.num_vectors),
             "promises": [promise.as_json() for promise in self.promises],
             "budgets": [budget.as_json() for budget in self.budgets],
+            "uncounted": list(self.uncounted),
         }
 
 
@@ -126,7 +136,12 @@ def privacy_report(
         for name, found in spent.items()
         for unit in PrivacyUnit
     ]
-    return PrivacyReport(num_vectors=num_vectors, promises=tuple(promises), budgets=budgets)
+    return PrivacyReport(
+        num_vectors=num_vectors,
+        promises=tuple(promises),
+        budgets=budgets,
+        uncounted=tuple(sorted(set(totals) - set(BudgetedBoundary))),
+    )
 
 
 def budget_states(

@@ -19,6 +19,7 @@ from cutlayer.errors import BudgetExceeded, ConfigError
 from cutlayer.model.rows import Rows
 from cutlayer.privacy.guarantee import PrivacyUnit
 from cutlayer.privacy.run_privacy import RunPrivacy, open_run_privacy
+from cutlayer.privacy.update_gate import UpdateGate
 from tests.worlds import client_settings
 
 CLIPPED = {"privacy__mechanism": "clipped_gaussian", "privacy__scale": 20.0, "privacy__clip": 1.0}
@@ -62,6 +63,13 @@ def test_every_release_of_a_head_that_learns_concerns_every_row(tmp_path: Path):
     no_blocks = settings(tmp_path, model__lower=0)
     assert shared_boundaries(learns) == {"activations", "gradients", "generation"}
     assert shared_boundaries(frozen) == shared_boundaries(no_blocks) == {"gradients"}
+
+
+def test_a_keep_share_makes_every_row_choose_what_the_others_release(tmp_path: Path):
+    frozen = {"adapter__parts": ["trunk", "tail"], "privacy__withhold": "private", **CLIPPED}
+    assert shared_boundaries(settings(tmp_path, **frozen)) == {"gradients"}
+    chosen = settings(tmp_path, **frozen, privacy__keep_share=0.1)
+    assert shared_boundaries(chosen) == {"activations", "gradients"}
 
 
 def test_a_run_without_noise_and_budget_keeps_no_account(tmp_path: Path, run: RunPrivacy):
@@ -135,6 +143,20 @@ def test_a_report_of_noise_without_a_clip_has_no_number(tmp_path: Path, run: Run
     report = report_from_files(own)
     assert report.summary(PrivacyUnit.ROW) == "no guarantee (unclipped)"
     assert all(promise.as_json()["epsilon_rdp"] is None for promise in report.promises)
+
+
+def test_a_report_names_what_left_and_is_in_no_epsilon(tmp_path: Path, run: RunPrivacy):
+    own = settings(tmp_path, **CLIPPED, **GRADIENTS)
+    release(training_gates(own, run).activations, "row0")
+    assert report_of_run(own, run, "run-1").uncounted == ()
+    gate = UpdateGate(run.ledger, allows_plain=True, publishes=True)
+    gate.plain({"lora": torch.ones(2, 2)}, "round1")
+    gate.metrics({"loss": 1.0}, "round1")
+    report = report_of_run(own, run, "run-1")
+    assert report.uncounted == ("metrics", "updates")
+    assert "metrics, updates left too, without a guarantee" in report.summary(PrivacyUnit.CLIENT)
+    assert report.as_json()["uncounted"] == ["metrics", "updates"]
+    assert "every vector that this owner released" in report.summary(PrivacyUnit.CLIENT)
 
 
 def test_a_report_of_no_run_says_so(tmp_path: Path):
