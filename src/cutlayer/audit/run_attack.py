@@ -1,16 +1,18 @@
 """One attack on one recording, scored where the owner gives the truth. It prints nothing."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import cutlayer.audit.attacks
 from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
 from cutlayer.audit.knowledge import Knowledge
-from cutlayer.audit.observations import Recorded, check_model, read_evidence
+from cutlayer.audit.known_adapters import adapters_of
+from cutlayer.audit.observations import check_model, read_evidence
+from cutlayer.audit.places import with_answers, with_places
 from cutlayer.audit.scoring import Score, Scorer
-from cutlayer.audit.truth import hidden_rounds, hidden_rows
+from cutlayer.audit.truth import Hidden, hidden_rounds, hidden_rows
 from cutlayer.client.truth_file import read_truth
 from cutlayer.errors import DataError, ProtocolError
 from cutlayer.model.folder import ModelFolder
@@ -66,9 +68,9 @@ def run_attack(
     model: ModelFolder,
     public: Sequence[Sequence[int]] = (),
     truth: Path | None = None,
-    seconds: float = 600.0,
+    adapters: Path | None = None,
+    effort: Effort = Effort(),  # noqa: B008 - frozen
     accepts_truncated: bool = False,
-    on_progress: Callable[[float], None] = lambda share: None,
 ) -> AttackRun:
     """Run one attack on a recording.
 
@@ -77,26 +79,33 @@ def run_attack(
         recording: the file.
         model: the public model.
         public: token rows of public text, for attacks that learn.
-        truth: the owner's truth, to score; None does not.
-        seconds: time for the attack.
+        truth: the owner's truth, to score; None does not. Where vectors stayed it also tells the
+            attack in which places, as an audit does: without it, rows are read as they left.
+        adapters: exported adapters of head and tail, which a colluding client gave (T2).
+        effort: time for the attack, and who is told of progress.
         accepts_truncated: see `open_recording`.
-        on_progress: told the share of the work done.
 
     Raises:
         ConfigError: unknown attack, or one that needs what was not recorded.
         StorageError: a file cannot be read, is cut short or damaged.
         SpecMismatch: a recording of another model.
         DataError: nothing of use, or nothing private, was recorded.
+        ModelError: adapters that do not fit.
     """
     attack = ATTACKS.make(name)
     recorded = read_evidence(open_recording(recording, accepts_truncated=accepts_truncated))
     knowledge = knowledge_of(recorded.header, model, public)
+    if adapters is not None:
+        knowledge = replace(knowledge, adapt=adapters_of(adapters))
     check_model(recorded, knowledge)
+    rows = {} if truth is None else hidden_rows(recorded, read_truth(truth))
+    lay_out = with_answers if attack.aim is Aim.LABELS else with_places
+    evidence, laid = lay_out(recorded.evidence, rows)
     began_s = time.monotonic()
-    effort = Effort(seconds=seconds, on_progress=on_progress)
-    guesses = attack.reconstruct(recorded.evidence, knowledge, effort)
+    guesses = attack.reconstruct(evidence, knowledge, effort)
     seconds = time.monotonic() - began_s
-    score = None if truth is None else _score(attack.aim, guesses, recorded, knowledge, truth)
+    hidden = hidden_rounds(recorded, rows) if attack.aim is Aim.BAG else laid
+    score = None if truth is None else _score(attack.aim, guesses, hidden, knowledge)
     return AttackRun(
         attack=name,
         aim=attack.aim,
@@ -152,10 +161,8 @@ def public_rows(path: Path, model: ModelFolder) -> list[list[int]]:
 
 
 def _score(
-    aim: Aim, guesses: Sequence[Guess], recorded: Recorded, knowledge: Knowledge, truth: Path
+    aim: Aim, guesses: Sequence[Guess], hidden: Mapping[int, Hidden], knowledge: Knowledge
 ) -> Score:
-    rows = hidden_rows(recorded, read_truth(truth))
-    hidden = hidden_rounds(recorded, rows) if aim is Aim.BAG else rows
     tokenizer = knowledge.tokenizer
     scorer = Scorer(
         text_of=lambda tokens: str(tokenizer.decode(list(tokens))),

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
 from cutlayer.cli.options import JsonOption
 from cutlayer.cli.output import Output
@@ -28,6 +30,12 @@ PublicOption = Annotated[
     Path | None,
     typer.Option("--public", metavar="FILE", help="Public text of the same kind, a row a line."),
 ]
+AdaptersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapters", metavar="FOLDER", help="Threat T2: head and tail as cutlayer export wrote."
+    ),
+]
 SecondsOption = Annotated[
     float, typer.Option("--seconds", min=0.001, help="Time for the attack; it ends with less.")
 ]
@@ -42,28 +50,43 @@ def attack(
     model: ModelOption,
     truth: TruthOption = None,
     public: PublicOption = None,
+    adapters: AdaptersOption = None,
     seconds: SecondsOption = 600.0,
     accepts_truncated: TruncatedOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run one attack on a recording; recovered text is never printed."""
+    from cutlayer.audit.attack import Effort
     from cutlayer.audit.run_attack import public_rows, run_attack
     from cutlayer.model.folder import resolve_model
 
     out = Output(as_json)
     folder = resolve_model(model)
     rows = [] if public is None else public_rows(public, folder)
-    result = run_attack(
-        attack,
-        recording,
-        folder,
-        rows,
-        truth=truth,
-        seconds=seconds,
-        accepts_truncated=accepts_truncated,
-    )
+    with _bar() as bar:
+        task = bar.add_task(attack, total=1.0)
+        result = run_attack(
+            attack,
+            recording,
+            folder,
+            rows,
+            truth=truth,
+            adapters=adapters,
+            effort=Effort(
+                seconds=seconds, on_progress=lambda share: bar.update(task, completed=share)
+            ),
+            accepts_truncated=accepts_truncated,
+        )
     _print(result, out)
     out.result(result.values())
+
+
+def _bar() -> Progress:
+    """On stderr, and on a terminal alone."""
+    console = Console(stderr=True)
+    share = TextColumn("{task.percentage:3.0f} %")
+    columns = (TextColumn("{task.description}"), BarColumn(), share)
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def _print(result: "AttackRun", out: Output) -> None:
