@@ -153,7 +153,9 @@ def _verdicts(trials: Sequence[Trial]) -> list[_Verdict]:
     """All of a few settings; of many the first, the worst and the safest."""
     chosen = list(trials)
     if len(chosen) > _MAX_VERDICTS:
-        ranked = sorted(chosen, key=lambda trial: trial.recovery or 0.0)
+        # What was not attacked is not the safest.
+        known = [trial for trial in chosen if trial.recovery is not None] or chosen
+        ranked = sorted(known, key=lambda trial: trial.recovery or 0.0)
         unique = {trial.label: trial for trial in (chosen[0], ranked[-1], ranked[0])}
         chosen = list(unique.values())
     return [

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from cutlayer.audit.attack import Aim
-from cutlayer.audit.results import Trial
+from cutlayer.audit.attack import ATTACKS, Aim
+from cutlayer.audit.results import PRIOR, Trial
 from cutlayer.client.settings import ClientSettings
 from cutlayer.data.assets import cache_folder
 from cutlayer.model.agreement import hash_leaves
@@ -35,6 +35,7 @@ __all__ = [
 
 NOT_AUDITED = "not audited: run cutlayer audit to see what an attacker recovers from this"
 _OPEN, _LEAKS, _PARTLY = 0.9, 0.5, 0.1
+_FEW_TOKENS = 300
 
 
 class Grade(StrEnum):
@@ -78,15 +79,18 @@ def verdict_key(settings: ClientSettings, leaves: Mapping[str, str]) -> str:
         leaves: hashes of the loaded tensors of head and tail.
     """
     privacy = settings.privacy
-    facts = {
+    facts: dict[str, object] = {
         "model": hash_leaves(leaves),
         "cut": [settings.model.lower, settings.model.upper],
         "dtype": settings.model.dtype,
         "rule": privacy.activation_rule().label,
         "gradient_rule": privacy.gradient_rule().label,
-        "withhold": str(getattr(privacy, "withhold", "none")),
+        "withhold": str(privacy.withhold),
         "adapter": settings_digest(settings.adapter),
     }
+    # Only where they are used: verdicts from before them keep their names.
+    others: dict[str, object] = {"keep_share": privacy.keep_share, "denoiser": privacy.denoiser}
+    facts |= {name: value for name, value in others.items() if value}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -105,7 +109,10 @@ def sentence(trial: Trial) -> str:
     """The verdict of one trial in one or two sentences for anybody."""
     worst = trial.worst
     if worst is None or worst.recovery is None:
-        return "No attack on tokens ran on this setting, so nothing is known of what it protects."
+        nothing = (
+            "No attack on tokens ran on this setting, so nothing is known of what it protects."
+        )
+        return f"{nothing}{_about_labels(trial)}"
     share, sure = (
         worst.recovery,
         f"{_percent(worst.recovery.low)} to {_percent(worst.recovery.high)}",
@@ -116,14 +123,14 @@ def sentence(trial: Trial) -> str:
     )
     if trial.prior is not None:
         text += f"; guessing by language alone, without seeing what left, {_percent(trial.prior)}"
-    return f"{text}.{_about_labels(trial)}"
+    return f"{text}.{_about_labels(trial)}{_what_is_missing(trial)}"
 
 
 def verdict_line(verdicts: list[Verdict]) -> str:
     """One line for `cutlayer train`: the worst of what is known of its setting."""
     if not verdicts:
         return NOT_AUDITED
-    worst = max(verdicts, key=lambda one: -1.0 if one.recovery is None else one.recovery)
+    worst = max(verdicts, key=_badness)
     return f"audit: {worst.grade}: {worst.sentence}"
 
 
@@ -133,7 +140,11 @@ def verdicts_folder(chosen: Path | None) -> Path:
 
 
 def save_verdict(trial: Trial, folder: Path) -> Verdict:
-    """Keep the verdict of a trial; one of the same setting and phase is replaced."""
+    """Keep the verdict of a trial; one of the same setting and phase that is milder is replaced.
+
+    What was once recovered can be recovered: an audit with fewer attacks or less time takes no
+    verdict back.
+    """
     worst = trial.worst
     verdict = Verdict(
         key=trial.verdict_key,
@@ -149,7 +160,9 @@ def save_verdict(trial: Trial, folder: Path) -> Verdict:
     with explain_os_errors(f"create {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     name = f"{verdict.key}-{verdict.phase}-{verdict.threat}.json"
-    write_atomic(folder / name, msgspec.json.encode(verdict))
+    before = [one for one in find_verdict(verdict.key, folder) if _is_of(one, verdict)]
+    if all(_badness(verdict) >= _badness(one) for one in before):
+        write_atomic(folder / name, msgspec.json.encode(verdict))
     return verdict
 
 
@@ -164,6 +177,27 @@ def find_verdict(key: str, folder: Path) -> list[Verdict]:
         if verdict.key == key:
             found.append(verdict)
     return found
+
+
+def _is_of(one: Verdict, other: Verdict) -> bool:
+    return (one.phase, one.threat) == (other.phase, other.threat)
+
+
+def _badness(one: Verdict) -> float:
+    return -1.0 if one.recovery is None else one.recovery
+
+
+def _what_is_missing(trial: Trial) -> str:
+    """What could have recovered more: attacks that did not run or did not end, too few tokens."""
+    ran = {one.attack for one in trial.attacks if one.recovery is not None}
+    missing = sorted({*ATTACKS.names, *(one.attack for one in trial.attacks)} - ran - {PRIOR})
+    unfinished = sorted({one.attack for one in trial.attacks if one.num_unfinished})
+    text = f" Not run: {', '.join(missing)}." if missing else ""
+    if unfinished:
+        text += f" Out of time: {', '.join(unfinished)}; with more they may recover more."
+    if trial.num_tokens < _FEW_TOKENS:
+        text += f" {trial.num_tokens} tokens are too few to rely on."
+    return text
 
 
 def _who(threat: str) -> str:

@@ -75,6 +75,14 @@ def test_a_trial_without_any_attack_says_that_nothing_is_known() -> None:
     assert "nothing is known" in report_html([nothing], ABOUT)
 
 
+def test_a_setting_without_any_attack_is_not_shown_as_the_safest() -> None:
+    nothing = replace(trial_of(0.5), attacks=(), label="not attacked")
+    trials = [trial_of(0.9), trial_of(0.5, 0.1), nothing, trial_of(0.3, 0.3)]
+    verdicts = report_html(trials, ABOUT).partition("</style>")[2].partition("<svg")[0]
+    assert "nothing is known" not in verdicts
+    assert trials[-1].label in verdicts
+
+
 def test_the_files_are_written_and_read_back(tmp_path: Path) -> None:
     trials = grid_of_trials()[:2]
     paths = write_report(trials, ABOUT, tmp_path)

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+import cutlayer.audit.attacks
+from cutlayer.audit.attack import Aim
 from cutlayer.audit.results import Store
 from cutlayer.audit.verdict import (
     NOT_AUDITED,
@@ -10,10 +12,15 @@ from cutlayer.audit.verdict import (
     find_verdict,
     grade_of,
     save_verdict,
+    sentence,
+    verdict_key,
     verdict_line,
 )
 from cutlayer.errors import StorageError
 from tests.unit.audit.made_trials import trial_of
+from tests.worlds import client_settings
+
+assert cutlayer.audit.attacks
 
 
 def test_a_trial_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -80,3 +87,45 @@ def test_a_setting_without_a_verdict_is_not_audited(tmp_path: Path) -> None:
 )
 def test_grades_follow_the_share(recovery: float | None, grade: Grade) -> None:
     assert grade_of(recovery) is grade
+
+
+def test_a_milder_audit_of_the_same_setting_takes_no_verdict_back(tmp_path: Path) -> None:
+    save_verdict(trial_of(0.97), tmp_path)
+    save_verdict(trial_of(0.02), tmp_path)
+    save_verdict(replace(trial_of(0.5), attacks=()), tmp_path)
+    (kept,) = find_verdict(trial_of(0.5).verdict_key, tmp_path)
+    assert kept.recovery == 0.97
+    save_verdict(trial_of(0.99), tmp_path)
+    (kept,) = find_verdict(trial_of(0.5).verdict_key, tmp_path)
+    assert kept.recovery == 0.99
+
+
+def test_a_verdict_says_which_attacks_did_not_run_or_end_and_that_tokens_were_few() -> None:
+    text = sentence(replace(trial_of(0.05), num_tokens=40))
+    missing = text.partition("Not run: ")[2].partition(".")[0].split(", ")
+    assert "learned_inverter" in missing, "skipped"
+    assert "smashed_data_matching" in missing, "never asked for"
+    assert not {"vocabulary_matching", "language_prior"} & set(missing)
+    assert "Out of time: vocabulary_matching" in text
+    assert "40 tokens are too few" in text
+    assert "too few" not in sentence(trial_of(0.05))
+
+
+def test_labels_are_said_where_no_attack_on_tokens_ran() -> None:
+    trial = trial_of(0.5)
+    labels = tuple(one for one in trial.attacks if one.aim is Aim.LABELS)
+    assert "recovers 90 % of the answers" in sentence(replace(trial, attacks=labels))
+
+
+def test_verdicts_of_a_share_kept_or_of_a_denoiser_are_of_that_setting_alone(
+    tmp_path: Path,
+) -> None:
+    changes: list[dict[str, object]] = [
+        {},
+        {"privacy__withhold": "private"},
+        {"privacy__withhold": "private", "privacy__keep_share": 0.1},
+        {"privacy__withhold": "private", "privacy__keep_share": 0.3},
+        {"privacy__denoiser": True},
+    ]
+    settings = [client_settings(tmp_path, tmp_path, **change) for change in changes]
+    assert len({verdict_key(one, {}) for one in settings}) == len(changes)
