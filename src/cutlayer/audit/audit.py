@@ -161,7 +161,7 @@ def _identity(bench: Bench, client: ClientSettings) -> str:
     material = bench.material
     shared = {"threat", "passes", "train_steps", "seconds_per_setting", "seed", "show_examples"}
     sections = {"adapter", "data", "train", "connection"}
-    facts = {
+    facts: dict[str, object] = {
         "client": client.model_dump(mode="json", include=sections),
         "model": [str(client.model.path), client.model.dtype],
         "gradients": client.privacy.gradient_rule().label,
@@ -170,6 +170,8 @@ def _identity(bench: Bench, client: ClientSettings) -> str:
         "names": list(bench.names),
         "plan": material.plan.model_dump(mode="json", include=shared),
     }
+    if client.privacy.denoiser:
+        facts["denoiser"] = True
     return _digest(facts)
 
 

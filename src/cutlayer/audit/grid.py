@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from pydantic import BaseModel
-
 from cutlayer.audit.settings import AuditPlan, Phase
 from cutlayer.client.settings import ClientSettings
 from cutlayer.errors import ConfigError
@@ -21,6 +19,7 @@ from cutlayer.settings import parse_settings
 __all__ = ["Rule", "TrialSpec", "grid", "parse_rule", "settings_of", "with_scale"]
 
 _RULE_KEYS = ("scale", "clip")
+_SHARE = " keep_share="
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ def grid(plan: AuditPlan, client: ClientSettings) -> list[TrialSpec]:
     """
     cuts = plan.cuts or [(client.model.lower, client.model.upper)]
     rules = [parse_rule(text) for text in plan.rules] or [_own_rule(client.privacy)]
-    withhold = plan.withhold or [_text_of(client.privacy, "withhold") or "none"]
+    withhold = [_exactly(text, client.privacy) for text in plan.withhold or [_own(client.privacy)]]
     specs = [
         TrialSpec(lower=lower, upper=upper, rule=rule, withhold=held, phase=phase)
         for (lower, upper), rule, held, phase in product(cuts, rules, withhold, plan.phases)
@@ -130,7 +129,7 @@ def settings_of(
     table: dict[str, object] = client.model_dump()
     changes: dict[str, Mapping[str, object] | None] = {
         "model": {"lower": spec.lower, "upper": spec.upper},
-        "privacy": _privacy(spec, client.privacy),
+        "privacy": _privacy(spec),
         **sections,
     }
     for name, section in changes.items():
@@ -149,21 +148,22 @@ def with_scale(spec: TrialSpec, scale: float) -> TrialSpec:
     return dataclasses.replace(spec, rule=dataclasses.replace(spec.rule, scale=scale))
 
 
-def _privacy(spec: TrialSpec, own: PrivacySettings) -> dict[str, object]:
+def _exactly(text: str, own: PrivacySettings) -> str:
+    """What withholds as its owner does keeps what the owner keeps, and says so: results are kept
+    under it."""
+    return _own(own) if text == str(own.withhold) else text
+
+
+def _own(own: PrivacySettings) -> str:
+    return f"{own.withhold}{_SHARE}{own.keep_share!r}" if own.keep_share else str(own.withhold)
+
+
+def _privacy(spec: TrialSpec) -> dict[str, object]:
     """Keys of [privacy]; those that this version does not have are left out where unused."""
     table: dict[str, object] = {"mechanism": spec.rule.mechanism, "scale": spec.rule.scale}
-    withhold, _, share = spec.withhold.partition(" keep_share=")
-    table |= {"clip": spec.rule.clip, "withhold": withhold}
-    # What withholds as its owner does keeps what the owner keeps.
-    table["keep_share"] = share or (own.keep_share if withhold == str(own.withhold) else 0.0)
-    return table
+    withhold, _, share = spec.withhold.partition(_SHARE)
+    return {**table, "clip": spec.rule.clip, "withhold": withhold, "keep_share": share or 0.0}
 
 
 def _own_rule(own: PrivacySettings) -> Rule:
-    clip = getattr(own, "clip", None)
-    return Rule(mechanism=own.mechanism, scale=own.scale, clip=clip)
-
-
-def _text_of(section: BaseModel, name: str) -> str | None:
-    value = getattr(section, name, None)
-    return None if value is None else str(value)
+    return Rule(mechanism=own.mechanism, scale=own.scale, clip=own.clip)

@@ -97,3 +97,20 @@ def test_a_withholding_that_is_unknown_is_refused(client: ClientSettings) -> Non
 def test_a_cut_in_the_wrong_order_is_refused(cut: tuple[int, int]) -> None:
     with pytest.raises(ConfigError, match="lower <= upper"):
         plan_of(cuts=[list(cut)])
+
+
+@pytest.mark.parametrize("wanted", [[], ["private"]])
+def test_a_share_that_the_client_keeps_is_part_of_the_setting(
+    client: ClientSettings, wanted: list[str]
+) -> None:
+    found = []
+    for share in (0.1, 0.3):
+        keeps = {"withhold": "private", "keep_share": share}
+        table = client.model_dump()
+        own = parse_settings(
+            ClientSettings, table | {"privacy": {**table["privacy"], **keeps}}, "test"
+        )
+        found += grid(plan_of(withhold=wanted), own)
+        assert settings_of(found[-1], own).privacy.keep_share == share
+    assert len({spec.key for spec in found}) == 2, "a resumed audit would take one for the other"
+    assert "keep_share=0.1" in found[0].label
