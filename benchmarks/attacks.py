@@ -74,6 +74,8 @@ def result_of(name: str, results: Mapping[str, AttackResult]) -> Result:
     clean, noise = results["none"], results["noise"]
     depths = {key: _value(one) for key, one in results.items() if key.startswith("p=")}
     at_depths = [value for value in depths.values() if value is not None]
+    # A depth at which it could not run is no success: then there is no least.
+    least = min(at_depths) if at_depths and len(at_depths) == len(depths) else None
     scales = {
         key.removeprefix("gaussian scale="): _value(one)
         for key, one in results.items()
@@ -82,7 +84,7 @@ def result_of(name: str, results: Mapping[str, AttackResult]) -> Result:
     share = clean.recovery
     return {
         # At every depth: the least counts.
-        "recovery_clean": min(at_depths) if at_depths else _value(clean),
+        "recovery_clean": least if depths else _value(clean),
         "recovery_published_scales": scales,
         "recovery_pure_noise": _value(noise),
         "chance": clean.chance,

@@ -18,7 +18,7 @@ from cutlayer.audit.places import with_answers, with_places
 from cutlayer.audit.results import AttackResult, Example, Trial
 from cutlayer.audit.scoring import Scorer
 from cutlayer.audit.truth import Hidden
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, DataError
 from cutlayer.model.folder import ModelFolder
 
 __all__ = ["Bench", "Case", "attack_evidence", "case_of", "run_trial"]
@@ -106,8 +106,9 @@ def attack_evidence(name: str, case: Case, seconds: float, watch: Watch) -> Atta
         told = replace(case, evidence=evidence, hidden=hidden)
         guesses = attack.reconstruct(evidence, case.knowledge, effort)
         return _scored(name, attack, guesses, told, time.monotonic() - began_s)
-    except ConfigError as error:
-        # It needs what this recording or this attacker does not have, and says what.
+    except (ConfigError, DataError) as error:
+        # It needs what this recording or this attacker does not have, and says what; or the rows
+        # have nothing that it looks for.
         return AttackResult(attack=name, aim=attack.aim, about=attack.about, skipped=str(error))
 
 
@@ -154,6 +155,9 @@ def _all_attacks(bench: Bench, case: Case, watch: Watch) -> list[AttackResult]:
 def _scored(
     name: str, attack: Attack, guesses: Sequence[Guess], case: Case, seconds: float
 ) -> AttackResult:
+    if not guesses:
+        # Silence is no proof of safety: such an attack counts as not run.
+        raise DataError("it made no guess about anything in this recording")
     score = case.scorer.score(attack.aim, guesses, case.hidden)
     is_tokens = attack.aim is Aim.TOKENS and case.shows_examples
     return AttackResult(

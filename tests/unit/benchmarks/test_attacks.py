@@ -56,3 +56,10 @@ def test_the_depth_with_the_least_recovery_counts() -> None:
 
     results = {"none": result(10), "noise": result(0), "p=1": result(10), "p=4": result(9)}
     assert result_of("a", results)["recovery_clean"] == 0.9
+
+
+def test_a_depth_at_which_an_attack_could_not_run_is_no_success() -> None:
+    good = AttackResult(attack="a", aim=Aim.TOKENS, about="b", recovery=share(10, 10))
+    skipped = AttackResult(attack="a", aim=Aim.TOKENS, about="b", skipped="nothing to match")
+    results = {"none": good, "noise": good, "p=1": good, "p=4": skipped}
+    assert result_of("a", results)["recovery_clean"] is None
