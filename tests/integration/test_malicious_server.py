@@ -1,5 +1,6 @@
 """A server that does not compute what it should is found out, and then gets nothing more."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -237,6 +238,33 @@ def test_an_honest_run_passes_every_check_and_learns_the_same(model: Path, tmp_p
             losses.append([record.loss for record in progress.history])
             assert (client.trunk.checks.num_spot_checks > 0) == (every is not None)
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("keep_share", [0.0, 0.5])
+def test_an_honest_run_on_shorter_rows_passes_every_check(
+    tmp_path: Path, keep_share: float
+) -> None:
+    model = tiny_llama_folder(tmp_path)
+    rows = [
+        {"text": word * (1 + index % 5), "topic": "XY"[index % 2]}
+        for index, word in zip(range(24), itertools.cycle(["ab ", "cd "]), strict=False)
+    ]
+    path = tmp_path / "short.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes: dict[str, object] = {
+        "data__train": str(path),
+        "data__validation": str(path),
+        "data__prompt": None,
+        "data__prompt_template": "Text: {text}\nTopic: ",
+        "data__append_eos": False,
+        "privacy__withhold": "private",
+        "privacy__keep_share": keep_share,
+        "train__eval_every": 9,
+        "checks__spot_check_every": 4,
+    }
+    with lied_to(model, tmp_path, honest, frozenset(), **changes) as (client, _, _):
+        assert client.train().step == STEPS
+        assert client.trunk.checks.num_spot_checks > 0
 
 
 def test_a_run_that_is_checked_can_be_resumed(model: Path, tmp_path: Path) -> None:
