@@ -39,7 +39,7 @@ class AuditPlan(Settings):
     folder: Path = Path("audit")
     """Results and report; a private folder. Started again, the audit goes on from what is there."""
     verdicts: Path | None = None
-    """Folder of verdicts that `cutlayer train` reads; None is the owner's cache."""
+    """Folder of verdicts; None is the owner's cache, where `cutlayer train` looks."""
     cuts: list[tuple[int, int]] = Field(default=[])
     """Cuts to try, as [lower, upper]; empty takes the client's own."""
     rules: list[str] = Field(default=[])

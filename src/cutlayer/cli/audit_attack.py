@@ -24,7 +24,7 @@ ModelOption = Annotated[
 ]
 TruthOption = Annotated[
     Path | None,
-    typer.Option("--truth", metavar="FILE", help="The owner's truth, to score; never needed."),
+    typer.Option("--truth", metavar="FILE", help="The owner's truth, to score."),
 ]
 PublicOption = Annotated[
     Path | None,

@@ -42,7 +42,7 @@ def train(
 ) -> None:
     """Fine-tune; started again, it goes on from the newest step that both sides have saved.
 
-    With a [federation] section it trains in that federation's rounds, until they end.
+    With a federation section it trains in that federation's rounds, until they end.
     """
     from cutlayer.cli.certificates import warn_of_expiry
     from cutlayer.cli.progress import TrainingProgress
