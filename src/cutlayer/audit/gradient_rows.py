@@ -31,6 +31,8 @@ class MatchedRow:
 
     tokens_L: Tensor = field(repr=False)
     confidences_L: Tensor = field(repr=False)
+    is_finished: bool = True
+    """Whether time did not end it."""
 
     def guess(self, observation: Observation) -> Guess:
         """As attacks answer."""
@@ -38,6 +40,7 @@ class MatchedRow:
             number=observation.number,
             tokens=tuple(int(token) for token in self.tokens_L),
             confidences=tuple(min(1.0, float(c)) for c in self.confidences_L),
+            num_unfinished=0 if self.is_finished else len(self.tokens_L),
         )
 
 
@@ -86,7 +89,7 @@ class GradientRows:
             confidences_L, tokens_L = (x_L.clone() for x_L in start_LV.max(1))
             confidences_L = confidences_L.exp()
         if self._is_time_up():
-            return MatchedRow(tokens_L=tokens_L, confidences_L=confidences_L)
+            return MatchedRow(tokens_L=tokens_L, confidences_L=confidences_L, is_finished=False)
         row = TailRow(self._tail, y_LD)
         scored_L = self._reader.read(row, gradient_LD).labels_L >= 0
         places_S = scored_L.nonzero().squeeze(1) - 1
@@ -101,7 +104,11 @@ class GradientRows:
             best = found_SV.max(1)
             tokens_L[places_S + 1] = best.indices
             confidences_L[places_S + 1] = best.values.exp()
-        return MatchedRow(tokens_L=tokens_L, confidences_L=confidences_L)
+        return MatchedRow(
+            tokens_L=tokens_L,
+            confidences_L=confidences_L,
+            is_finished=not self._is_time_up(),
+        )
 
     def _is_time_up(self) -> bool:
         return self._effort.clock_s() >= self._end_s

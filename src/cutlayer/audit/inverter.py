@@ -83,6 +83,8 @@ class Inverter(nn.Module):
         self.mean_D = x_ND.mean(0)
         self.std_D = x_ND.std(0).clamp_min(1e-6)
         self.linear_inverse: LinearInverse | None = None
+        self.is_finished = False
+        """Whether it was trained to the end, not to the end of its time."""
         size = 2 * HIDDEN_SIZE if is_causal else HIDDEN_SIZE
         self.gru = nn.GRU(width + 1, size, batch_first=True, bidirectional=not is_causal)
         self.readout = nn.Linear(2 * HIDDEN_SIZE + width, width)

@@ -101,6 +101,7 @@ def inverter_guesses(inverter: Inverter, evidence: Evidence, shift: int = 0) -> 
                 number=observation.number,
                 tokens=tuple(tokens[:length]),
                 confidences=tuple(min(1.0, c) for c in confidences[:length]),
+                num_unfinished=0 if inverter.is_finished else length,
             )
         )
     return guesses
@@ -163,7 +164,8 @@ class _Trainer:
         step = 0
         while True:
             for rows in self._batches_of(self._rows):
-                if step >= total or is_time_up():
+                self.inverter.is_finished = step >= total
+                if self.inverter.is_finished or is_time_up():
                     return
                 optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1.0 - step / total)
                 optimizer.zero_grad()
