@@ -66,7 +66,7 @@ class World:
             "min_tokens": 30,
             "canaries": 1,
             "utility_rows": 0,
-            "seconds_per_setting": 15,
+            "seconds_per_setting": 6,
             **changes,
         }
         return parse_settings(AuditSettings, {"audit": table}, "test").audit
