@@ -11,7 +11,15 @@ from cutlayer.audit.attacks.vocabulary_matching import VocabularyMatching
 from cutlayer.audit.evidence import Evidence
 from cutlayer.model.partition import Cut, Head, Tail
 from cutlayer.privacy.mechanism import MECHANISMS
-from tests.audit_worlds import World, same_norm_noise, smollm2_world, tiny_knowledge, tiny_world
+from tests.audit_worlds import (
+    SENTENCES,
+    World,
+    same_norm_noise,
+    smollm2_knowledge,
+    text_rows,
+    tiny_knowledge,
+    tiny_world,
+)
 from tests.audit_worlds import world_of as made
 
 
@@ -128,5 +136,7 @@ def test_progress_reaches_one(tmp_path: Path) -> None:
 
 
 def test_the_published_noise_hides_nothing_of_real_text() -> None:
-    world = smollm2_world(MECHANISMS.make("gaussian", 0.02), num_rows=1)
+    knowledge = smollm2_knowledge(MECHANISMS.make("gaussian", 0.02))
+    rows = [row[:8] for row in text_rows(knowledge, SENTENCES[:1])]
+    world = made(knowledge, rows, with_gradients=False)
     assert _recovery(world) == 1.0
