@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.subjects import write_text_llama
+from cutlayer.audit.audit import attack_names
 from cutlayer.audit.settings import AuditPlan
 from cutlayer.client.settings import ClientSettings
 from cutlayer.data.assets import fetch
@@ -72,23 +73,18 @@ SMOKE = Sizes(
     control_steps=2,
 )
 POINTS = (
-    Point(cut=(0, 29), rule="none", withhold="private"),
+    Point(cut=(0, 29), rule="none", withhold="none"),
+    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.05"),
     Point(cut=(0, 29), rule="none", withhold="private keep_share=0.04"),
     Point(cut=(0, 29), rule="none", withhold="private keep_share=0.08"),
-    Point(cut=(1, 29), rule="none", withhold="private keep_share=0.08"),
-    Point(cut=(0, 29), rule="none", withhold="none"),
+    Point(cut=(0, 29), rule="none", withhold="private"),
 )
 SMOKE_POINTS = (
     Point(cut=(0, 5), rule="none", withhold="none"),
     Point(cut=(0, 5), rule="none", withhold="private keep_share=0.3"),
 )
-_ATTACKS = [
-    "language_prior",
-    "learned_inverter",
-    "nearest_embedding",
-    "noise_aware_inverter",
-    "vocabulary_matching",
-]
+_NEEDS = ("adapter_inversion", "canary_extraction", "kv_reuse", "repeat_averaging")
+"""Attacks on what such a run does not give: updates, canaries, sessions, a second pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +149,7 @@ class Task:
             "rules": [point.rule],
             "withhold": [point.withhold],
             "phases": ["trained"],
-            "attacks": _ATTACKS,
+            "attacks": [name for name in attack_names([]) if name not in _NEEDS],
             "threat": "T2",
             "rows": self.sizes.attacked_rows,
             "canaries": 0,
