@@ -52,8 +52,8 @@ class Point:
 
 STANDARD = Sizes(
     num_train=360,
-    num_heldout=150,
-    num_words=150,
+    num_heldout=300,
+    num_words=300,
     steps=60,
     rows_per_step=12,
     lr=1e-3,
@@ -73,10 +73,10 @@ SMOKE = Sizes(
     control_steps=2,
 )
 POINTS = (
-    Point(cut=(0, 29), rule="none", withhold="none"),
     Point(cut=(0, 29), rule="none", withhold="private keep_share=0.05"),
-    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.04"),
-    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.08"),
+    Point(cut=(0, 29), rule="none", withhold="none"),
+    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.06"),
+    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.035"),
     Point(cut=(0, 29), rule="none", withhold="private"),
 )
 SMOKE_POINTS = (
