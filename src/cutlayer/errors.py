@@ -104,6 +104,9 @@ class BudgetExceeded(CutlayerError):
 class AttestationError(CutlayerError):
     """The evidence does not satisfy the policy."""
 
+    refusal: str = ""
+    """Name of the reason (`tee.refusal`); empty where a peer sent the error."""
+
 
 class PeerMisbehaved(CutlayerError):
     """What the server returned is not what an honest trunk returns."""

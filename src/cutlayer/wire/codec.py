@@ -8,15 +8,16 @@ Shapes: R = rows (all dimensions but the last, flattened), W = width of the last
 G = groups per row, S = values per group (the last group of a row may be padded in memory).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import prod
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from cutlayer.errors import ConfigError, ProtocolError
+from cutlayer.registry import Registry
 from cutlayer.wire.packed import (
     FLOAT_DTYPES,
     MAX_RANK,
@@ -38,14 +39,12 @@ __all__ = [
     "Buffer",
     "Codec",
     "Packed",
-    "Registry",
     "checked_buffers",
     "decode",
     "encode",
     "get_codec",
 ]
 
-T = TypeVar("T")
 
 RING64 = "ring64"
 """Name of the wire form of masked integers (`ring`)."""
@@ -73,41 +72,6 @@ class Codec(Protocol):
 
     def layout(self, shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
         """Bytes of each buffer of a tensor."""
-
-
-class Registry(Generic[T]):
-    """Names to instances; the error for an unknown name lists the known ones."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._entries: dict[str, T] = {}
-
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator: one instance of the class becomes known under `name`."""
-
-        def add(cls: type[T]) -> type[T]:
-            assert name not in self._entries, f"{self._what} {name!r} is registered twice"
-            self._entries[name] = cls()
-            return cls
-
-        return add
-
-    def get(self, name: str) -> T:
-        """The entry called `name`.
-
-        Raises:
-            ConfigError: nothing has that name.
-        """
-        if name not in self._entries:
-            known = ", ".join(self)
-            raise ConfigError(f"no {self._what} is called {name!r}; known: {known}")
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._entries))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
 
 
 CODECS: Registry[Codec] = Registry("codec")

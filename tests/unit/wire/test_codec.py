@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import ConfigError, ProtocolError
+from cutlayer.registry import Registry
 from cutlayer.wire import codec as codecs
-from cutlayer.wire.codec import CODECS, Packed, Registry, get_codec
+from cutlayer.wire.codec import CODECS, Packed, get_codec
 
 HIDDEN = 576
 RELATIVE_ERROR = {"raw": 0.0, "bf16": 1.8e-3, "fp8": 2.8e-2, "int8": 6e-3}

@@ -1,0 +1,1 @@
+"""One module per source of evidence; importing this package registers them all."""

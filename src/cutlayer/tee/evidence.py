@@ -1,0 +1,78 @@
+"""Evidence as it is stored and sent: platform, the vendor's bytes, what verifies them offline.
+
+It is not parsed here (`verifiers`) and not judged (`policy`). As a file it is JSON with base64.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from cutlayer.errors import AttestationError, ConfigError
+from cutlayer.tee.refusal import Refusal, refused
+
+__all__ = ["MAX_EVIDENCE_BYTES", "Evidence", "Platform", "decode_evidence", "read_evidence"]
+
+MAX_EVIDENCE_BYTES = 4 << 20
+"""Evidence of eight GPUs with chains is below one MiB."""
+
+
+class Platform(StrEnum):
+    """What made it."""
+
+    TDX = "tdx"
+    SGX = "sgx"
+    SEV_SNP = "sev-snp"
+    NVIDIA = "nvidia"
+    NITRO = "nitro"
+    TPM = "tpm"
+    AZURE = "azure"
+    SIMULATED = "simulated"
+    """A TDX quote by software, under a test root that the policy must name."""
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an attester made."""
+
+    platform: Platform
+    body: bytes
+    """The vendor's format: quote, report, document."""
+    collateral: dict[str, bytes] = {}
+    """By the verifier's names (its docstring lists them): chains, revocation lists, logs."""
+    companions: list["Evidence"] = []
+    """Of accelerators beside the CPU, bound to the same report data."""
+
+    def to_json(self) -> bytes:
+        """The file's form."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+
+def decode_evidence(data: bytes) -> Evidence:
+    """Evidence from a peer or a file.
+
+    Raises:
+        AttestationError: malformed, or larger than any evidence.
+    """
+    if len(data) > MAX_EVIDENCE_BYTES:
+        raise refused(Refusal.MALFORMED, f"evidence of {len(data)} bytes; the most is 4 MiB")
+    try:
+        return msgspec.json.decode(data, type=Evidence)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise refused(Refusal.MALFORMED, f"this is no evidence file: {error}") from error
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Evidence from a file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        AttestationError: malformed; the message names the file.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read evidence {path}: {error.strerror}") from error
+    try:
+        return decode_evidence(data)
+    except AttestationError as error:
+        raise refused(Refusal.MALFORMED, f"{path}: {error}") from error

@@ -1,0 +1,80 @@
+"""The one way from evidence to a result: verify each piece, join them, ask the policy.
+
+It opens no connection: everything that a verdict needs comes with the evidence or the policy.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import cutlayer.tee.verifiers  # noqa: F401  (registers them)
+from cutlayer.tee.assurance import Assurance
+from cutlayer.tee.claims import Claims
+from cutlayer.tee.evidence import Evidence, Platform
+from cutlayer.tee.policy import Policy, appraise
+from cutlayer.tee.refusal import Refusal, refused
+from cutlayer.tee.verifier import VERIFIERS, Trust
+
+__all__ = ["AttestationResult", "claims_of", "verify"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttestationResult:
+    """What is printed, logged and kept: the evidence passed this policy at this time."""
+
+    claims: Claims
+    policy: str
+    """Its name."""
+    policy_digest: str
+    at: datetime
+
+    @property
+    def assurance(self) -> Assurance:
+        """Of the claims; never more than the weakest piece allows."""
+        return self.claims.assurance
+
+
+def verify(
+    evidence: Evidence, policy: Policy, at: datetime, report_data: bytes | None
+) -> AttestationResult:
+    """Judge evidence.
+
+    Args:
+        evidence: the peer's.
+        policy: the owner's.
+        at: time of the verdict, UTC with time zone.
+        report_data: what it must bind (`Binding.report_data`); None for a file alone.
+
+    Raises:
+        AttestationError: refused; `refusal` names the reason.
+        ConfigError: a root of the policy cannot be read.
+    """
+    claims = claims_of(evidence, Trust(at=at, roots=policy.read_roots()))
+    appraise(claims, policy, at, report_data)
+    return AttestationResult(claims=claims, policy=policy.name, policy_digest=policy.digest, at=at)
+
+
+def claims_of(evidence: Evidence, trust: Trust) -> Claims:
+    """Verified claims of evidence and of its accelerators; the policy has not been asked.
+
+    Raises:
+        AttestationError: a signature, chain, date or format does not hold.
+    """
+    if evidence.platform not in VERIFIERS:
+        raise refused(Refusal.OTHER_PLATFORM, f"no verifier is known for {evidence.platform}")
+    claims = VERIFIERS.get(evidence.platform).verify(evidence, trust)
+    companions = tuple(_companion(piece, trust) for piece in evidence.companions)
+    if not companions:
+        return claims
+    # A simulated accelerator makes the whole simulated; a real one lifts real hardware alone.
+    joint = min(claims.assurance, *(one.assurance for one in companions))
+    is_whole = claims.assurance >= Assurance.HARDWARE_TEE and joint >= Assurance.HARDWARE_TEE
+    level = Assurance.HARDWARE_TEE_GPU if is_whole else joint
+    return replace(claims, companions=companions, assurance=level)
+
+
+def _companion(piece: Evidence, trust: Trust) -> Claims:
+    if piece.platform is not Platform.NVIDIA:
+        raise refused(Refusal.OTHER_PLATFORM, f"{piece.platform} evidence beside a CPU's")
+    if piece.companions:
+        raise refused(Refusal.MALFORMED, "an accelerator's evidence has evidence of its own")
+    return VERIFIERS.get(piece.platform).verify(piece, trust)
