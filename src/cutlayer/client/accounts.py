@@ -83,9 +83,15 @@ def check_gradients(settings: ClientSettings) -> None:
     """Refuse a training run that would break its own budget with its first gradient.
 
     Raises:
-        ConfigError: gradients will leave without a guarantee under a budget in epsilon.
+        ConfigError: gradients, or their exact norm, will leave without a guarantee under a budget
+            in epsilon.
     """
-    budget, parts = settings.privacy.budget, settings.adapter.parts
+    budget, parts, train = settings.privacy.budget, settings.adapter.parts, settings.train
+    if budget.limits and train is not None and train.clip_norm is not None:
+        raise ConfigError(
+            "privacy.budget keeps an epsilon and train.clip_norm tells the server the exact "
+            "gradient norm of every step, which no epsilon covers: set train.clip_norm = 0"
+        )
     leave = Part.TRUNK in parts or (Part.HEAD in parts and settings.model.lower > 0)
     if not leave or not budget.limits or not budget.covers(BudgetedBoundary.GRADIENTS):
         return

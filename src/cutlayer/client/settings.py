@@ -4,7 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cutlayer.data.settings import DataSettings
 from cutlayer.model.adapters import AdapterSettings
@@ -118,7 +118,8 @@ class TrainSettings(Settings):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the learning rate rises linearly to `lr`."""
     clip_norm: float | None = Field(default=1.0, gt=0)
-    """Largest norm of the mean gradient over all three parts; None does not clip."""
+    """Largest norm of the mean gradient over all three parts; 0 or None does not clip. To clip, the
+    trunk is told the squared norm of head and tail, which no epsilon covers."""
     optimizer: AdamWSettings = AdamWSettings()
     """AdamW, the same at every part."""
     save_every: int = Field(default=20, ge=1)
@@ -129,6 +130,12 @@ class TrainSettings(Settings):
     """Stop after so many evaluations without a lower loss; None never stops early."""
     seed: int = Field(default=0, ge=0)
     """Order of the rows, and dropout."""
+
+    @field_validator("clip_norm", mode="before")
+    @classmethod
+    def _zero_is_none(cls, value: object) -> object:
+        # TOML has no null.
+        return None if value == 0 else value
 
 
 class SamplingSettings(Settings):

@@ -24,6 +24,7 @@ from tests.worlds import client_settings
 
 CLIPPED = {"privacy__mechanism": "clipped_gaussian", "privacy__scale": 20.0, "privacy__clip": 1.0}
 GRADIENTS = {
+    "train__clip_norm": 0,
     "privacy__gradient_mechanism": "clipped_gaussian",
     "privacy__gradient_scale": 20.0,
     "privacy__gradient_clip": 1.0,
@@ -92,17 +93,27 @@ def test_a_run_without_noise_does_not_go_unseen_by_an_account(tmp_path: Path, ru
     assert '"is_unbounded":true' in account_path(own).read_text()
 
 
+def test_a_budget_refuses_the_exact_gradient_norm(tmp_path: Path):
+    own = settings(tmp_path, **CLIPPED, **GRADIENTS, privacy__budget={"run_epsilon": 8.0})
+    check_gradients(own)
+    assert own.train is not None
+    assert own.train.clip_norm is None
+    told = own.model_copy(update={"train": own.train.model_copy(update={"clip_norm": 1.0})})
+    with pytest.raises(ConfigError, match=r"train\.clip_norm = 0"):
+        check_gradients(told)
+
+
 def test_training_is_refused_before_its_first_gradient_breaks_the_budget(
     tmp_path: Path, run: RunPrivacy
 ):
-    budget = {"privacy__budget": {"run_epsilon": 8.0}}
+    budget = {"privacy__budget": {"run_epsilon": 8.0}, "train__clip_norm": 0}
     own = settings(tmp_path, **CLIPPED, **budget)
     with pytest.raises(ConfigError, match="gradients leave with 'no noise: none'"):
         training_gates(own, run)
-    check_gradients(settings(tmp_path, **CLIPPED, **budget, **GRADIENTS))
+    check_gradients(settings(tmp_path, **CLIPPED, **{**budget, **GRADIENTS}))
     check_gradients(settings(tmp_path, **CLIPPED, **budget, adapter__parts=["tail"]))
     lower = {"run_epsilon": 8.0, "boundaries": ["activations", "generation"]}
-    check_gradients(settings(tmp_path, **CLIPPED, privacy__budget=lower))
+    check_gradients(settings(tmp_path, **CLIPPED, privacy__budget=lower, train__clip_norm=0))
 
 
 def test_both_gates_spend_one_budget_and_the_report_says_so(tmp_path: Path, run: RunPrivacy):
