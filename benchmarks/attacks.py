@@ -42,7 +42,7 @@ class Plan:
 
 
 SMOKE = Plan(cut=(1, 4), depths=(1, 2), scales=(0.05,), seconds=0.4)
-STANDARD = Plan(cut=(2, 28), depths=(1, 2, 4), scales=(0.02, 0.05, 0.1), seconds=150.0)
+STANDARD = Plan(cut=(2, 28), depths=(1, 2, 4), scales=(0.02, 0.05, 0.1), seconds=60.0)
 
 
 def measure(subject: Subject, plan: Plan, names: Sequence[str]) -> dict[str, Result]:
