@@ -107,6 +107,7 @@ def check_chain(
     roots: Collection[str],
     what: str,
     revocation_lists: Sequence[x509.CertificateRevocationList] = (),
+    num_below: int = 0,
 ) -> None:
     """Refuse a chain that does not lead from its first certificate to a known root.
 
@@ -116,6 +117,7 @@ def check_chain(
         roots: SHA-256 fingerprints (hex) of the roots that are believed.
         what: whose chain, for the message.
         revocation_lists: each signed by a certificate of the chain; those it names are refused.
+        num_below: certificates under the first one, which the caller checks.
 
     Raises:
         AttestationError: bad-chain, wrong-root, expired, not-yet-valid or revoked.
@@ -123,7 +125,7 @@ def check_chain(
     if not chain or len(chain) > _MAX_CERTIFICATES:
         raise refused(Refusal.BAD_CHAIN, f"{what}: {len(chain)} certificates are no chain")
     try:
-        _check_links(chain, what)
+        _check_links(chain, what, num_below)
         if fingerprint(chain[-1]) not in roots:
             name = chain[-1].subject.rfc4514_string()
             raise refused(Refusal.WRONG_ROOT, f"{what} ends at {name}, which is not a known root")
@@ -206,8 +208,9 @@ def _signing_key(key: object) -> IssuerKey:
     return key
 
 
-def _check_links(chain: Sequence[x509.Certificate], what: str) -> None:
-    for depth, (child, parent) in enumerate(zip(chain, [*chain[1:], chain[-1]], strict=True)):
+def _check_links(chain: Sequence[x509.Certificate], what: str, num_below: int) -> None:
+    links = zip(chain, [*chain[1:], chain[-1]], strict=True)
+    for depth, (child, parent) in enumerate(links, start=num_below):
         name = child.subject.rfc4514_string()
         if not _issued(child, parent):
             raise refused(Refusal.BAD_CHAIN, f"{what}: {name} is not signed by the next one")
