@@ -61,7 +61,7 @@ class TrunkServer:
         set_threads(settings.model.threads)
         folder = private_folder(settings.state.folder)
         vault = open_vault(settings.state.key_file)
-        trunk, self._model = _load(settings)
+        trunk, self._model = self._load(settings)
         self._trunk = trunk
         trunk.decode_threads = settings.model.decode_threads
         self._audit = Audit(AuditLog(folder / "audit.jsonl"))
@@ -166,6 +166,9 @@ class TrunkServer:
             cache_bytes=host.sessions.cache_bytes,
             graph_bytes=host.graph_bytes,
         )
+
+    def _load(self, settings: ServerSettings) -> tuple[Trunk, ServedModel]:
+        return _load(settings)
 
     def _coordinate(
         self, settings: ServerSettings, folder: Path, vault: Vault

@@ -1,11 +1,26 @@
-"""The base of all frame headers. It defines no message."""
+"""The base of all frame headers, and the finished step that several of them carry.
+
+It defines no message.
+"""
 
 import msgspec
 
-__all__ = ["Header"]
+__all__ = ["Header", "Step"]
 
 
 class Header(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True
 ):
     """Base of all headers. They travel as arrays: the order of fields is part of the format."""
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True):
+    """What the server needs to finish one optimizer step: two scalars and a learning rate."""
+
+    step: int
+    """The step that this finishes, from 1."""
+    client_sq_norm: float
+    """Squared L2 norm of head and tail gradients of the summed loss. Visible to the server."""
+    num_tokens: int
+    """Label tokens of the step: gradients of the summed loss are divided by it."""
+    lr: float

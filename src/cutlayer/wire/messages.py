@@ -1,18 +1,20 @@
 """The header of every frame kind, as typed structs; the spec is docs/wire.md.
 
 It does not pack bytes (`frame`) nor act on a message (`client`, `server`). No header has a place
-for a token, a label, a mask, a position array, a text or a loss.
+for a token, a label, a mask, a position array, a text or a loss, save those for an attested enclave
+(`enclave_messages`).
 
 Units: lengths and positions in tokens, `_s` in seconds, squared norms of the summed loss.
 """
 
-from enum import IntEnum
-
 import msgspec
 
+from cutlayer.wire import attest_messages as attest
+from cutlayer.wire import enclave_messages as enclave
 from cutlayer.wire import federation_messages as federation
 from cutlayer.wire import replica_messages as replica
-from cutlayer.wire.header import Header
+from cutlayer.wire.header import Header, Step
+from cutlayer.wire.kinds import Kind
 
 __all__ = [
     "HEADERS",
@@ -41,65 +43,11 @@ __all__ = [
 ]
 
 
-class Kind(IntEnum):
-    """Frame kinds; the numbers are part of the wire format."""
-
-    HELLO = 1
-    WELCOME = 2
-    FAILED = 3
-    OPEN_RUN = 10
-    RUN_OPENED = 11
-    FORWARD = 12
-    FORWARD_DONE = 13
-    BACKWARD = 14
-    BACKWARD_DONE = 15
-    COMMIT = 16
-    COMMITTED = 17
-    PULL_ADAPTER = 18
-    TRUNK_ADAPTER = 19
-    OPEN_SESSION = 30
-    SESSION_OPENED = 31
-    DECODE = 32
-    DECODED = 33
-    CLOSE_SESSION = 34
-    CLOSED = 35
-    JOIN = 40
-    JOINED = 41
-    ENTER_ROUND = 42
-    ROUND = 43
-    SHARE_KEYS = 44
-    PEER_KEYS = 45
-    SHARE_SECRETS = 46
-    PEER_SECRETS = 47
-    SEND_UPDATE = 48
-    UPDATE_TAKEN = 49
-    UNMASK = 50
-    UNMASKED = 51
-    LEAVE = 52
-    LEFT = 53
-    PUBLISH = 54
-    PUBLISHED = 55
-    WAIT = 56
-    ADOPT = 57
-    ADOPTED = 58
-    DESCRIBE = 60
-    TAKE_STATS = 61
-    STATS = 62
-    ADAPTER_LAYOUT = 63
-    LAYOUT = 64
-    BEGIN_ROUND = 65
-    ROUND_BEGUN = 66
-    COLLECT = 67
-    COLLECTED = 68
-    END_ROUND = 69
-    ROUND_ENDED = 70
-
-
 class Hello(Header, frozen=True, kw_only=True):
     """Client to server, first frame of a connection: what the client believes."""
 
     nonce: str
-    """32 random bytes in hex, for evidence (empty evidence in `Welcome` where nothing attests)."""
+    """32 random bytes in hex, which the evidence in `Welcome` binds where the server attests."""
     spec: dict[str, str | int]
     """Flat description that both sides compare: see `wire.spec.Spec`."""
     leaves: dict[str, str]
@@ -118,6 +66,10 @@ class Welcome(Header, frozen=True, kw_only=True):
     place: str = ""
     """host:port of the replica that is to serve this client's runs and sessions; empty means that
     this server does."""
+    proof: bytes = b""
+    """What the server runs: see `attest_messages.Proof`; empty where it does not attest."""
+    challenge: str = ""
+    """A nonce for the client's own evidence, hex; empty where the server wants none."""
 
 
 class Failed(Header, frozen=True, kw_only=True):
@@ -153,18 +105,6 @@ class RunOpened(Header, frozen=True, kw_only=True):
     """Both sides stand at `step` now: the newest that both had saved (0 = untrained)."""
 
     step: int
-
-
-class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=True):
-    """What the server needs to finish one optimizer step: two scalars and a learning rate."""
-
-    step: int
-    """The step that this finishes, from 1."""
-    client_sq_norm: float
-    """Squared L2 norm of head and tail gradients of the summed loss. Visible to the server."""
-    num_tokens: int
-    """Label tokens of the step: gradients of the summed loss are divided by it."""
-    lr: float
 
 
 class Forward(Header, frozen=True, kw_only=True):
@@ -340,4 +280,9 @@ HEADERS: dict[Kind, type[Header]] = {
     Kind.COLLECTED: replica.Collected,
     Kind.END_ROUND: replica.EndRound,
     Kind.ROUND_ENDED: replica.RoundEnded,
+    Kind.CHALLENGE: attest.Challenge,
+    Kind.EVIDENCE: attest.Proof,
+    Kind.KEY_REQUEST: attest.KeyRequest,
+    Kind.KEY: attest.Key,
+    **enclave.HEADERS,
 }
