@@ -57,6 +57,10 @@ class Kind(IntEnum):
     COLLECTED = 68
     END_ROUND = 69
     ROUND_ENDED = 70
+    CHALLENGE = 72
+    EVIDENCE = 73
+    KEY_REQUEST = 74
+    KEY = 75
     ASK_ROWS = 80
     ROWS_MISSING = 81
     PUT_ROWS = 82
