@@ -36,6 +36,8 @@ _HANDLED_CRITICAL = {
     ExtensionOID.BASIC_CONSTRAINTS,
     ExtensionOID.KEY_USAGE,
     ExtensionOID.EXTENDED_KEY_USAGE,
+    # A TPM's key has its maker's name there and an empty subject.
+    ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
 }
 _WEAK = (hashes.MD5, hashes.SHA1)
 _PEM_LABEL = b"-----BEGIN CERTIFICATE-----"
