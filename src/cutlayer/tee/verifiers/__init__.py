@@ -1,5 +1,5 @@
 """One module per platform; importing this package registers them all."""
 
-from cutlayer.tee.verifiers import sev_snp, tpm
+from cutlayer.tee.verifiers import nitro, sev_snp, sgx, simulated, tdx
 
-__all__ = ["sev_snp", "tpm"]
+__all__ = ["nitro", "sev_snp", "sgx", "simulated", "tdx"]
