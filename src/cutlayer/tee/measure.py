@@ -1,0 +1,63 @@
+"""Reference values of software: one SHA-384 over the files of a folder.
+
+What a simulated machine claims as its measurement, and what a build of a container can be compared
+by. It reads no memory: a process that was changed after it started measures as its files.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cutlayer
+from cutlayer.errors import ConfigError
+
+__all__ = ["measure_folder", "measure_package"]
+
+_LABEL = b"cutlayer measurement 1\0"
+_SKIPPED_FOLDERS = {"__pycache__"}
+_SKIPPED_SUFFIXES = {".pyc", ".pyo"}
+
+
+def measure_package() -> bytes:
+    """Of this installation of cutlayer; 48 bytes."""
+    assert cutlayer.__file__ is not None
+    return measure_folder(Path(cutlayer.__file__).parent)
+
+
+def measure_folder(folder: Path) -> bytes:
+    """SHA-384 over names and contents of all files, in the order of their names; 48 bytes.
+
+    Compiled files of the interpreter do not count; dates, owners and modes neither, so that the
+    same release measures the same everywhere.
+
+    Raises:
+        ConfigError: no folder, an unreadable file, or a folder behind a link.
+    """
+    digest = hashlib.sha384(_LABEL)
+    try:
+        for name, path in sorted(_files(folder)):
+            content = hashlib.sha384(path.read_bytes()).digest()
+            encoded = name.encode("utf-8", "surrogateescape")
+            digest.update(len(encoded).to_bytes(4, "big") + encoded + content)
+    except OSError as error:
+        raise ConfigError(f"cannot measure {error.filename or folder}: {error.strerror}") from error
+    return digest.digest()
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for parent, folders, names in os.walk(folder, onerror=_fail):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        for name in folders:
+            if (Path(parent) / name).is_symlink():
+                raise ConfigError(
+                    f"{parent}/{name} is a link to a folder, which would not be measured; copy it"
+                )
+        for name in names:
+            path = Path(parent) / name
+            if path.suffix not in _SKIPPED_SUFFIXES:
+                yield path.relative_to(folder).as_posix(), path
+
+
+def _fail(error: OSError) -> None:
+    raise error
