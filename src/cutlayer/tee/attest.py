@@ -1,16 +1,48 @@
-"""The one way to this machine's evidence: the source that the settings name. Verifies nothing."""
+"""The one way to this machine's evidence: the named source, and the files sent with it.
+
+It verifies nothing and fetches no collateral.
+"""
+
+from pathlib import Path
+
+import msgspec
 
 import cutlayer.tee.attesters  # noqa: F401  (registers them)
+from cutlayer.errors import ConfigError
 from cutlayer.tee.attester import ATTESTERS, AttesterSettings
-from cutlayer.tee.evidence import Evidence
+from cutlayer.tee.evidence import MAX_EVIDENCE_BYTES, Evidence
 
-__all__ = ["attest"]
+__all__ = ["attest", "read_collateral"]
 
 
 def attest(settings: AttesterSettings, report_data: bytes) -> Evidence:
     """Fresh evidence that binds `report_data` (32 bytes, `Binding.report_data`).
 
     Raises:
-        ConfigError: no such source, or this machine is no such platform.
+        ConfigError: no such source, this machine is no such platform, or a file of collateral
+            cannot be read.
     """
-    return ATTESTERS.get(settings.source).attest(settings, report_data)
+    evidence = ATTESTERS.get(settings.source).attest(settings, report_data)
+    named = read_collateral(settings.collateral)
+    # A named file is newer than what the source adds by itself.
+    return msgspec.structs.replace(evidence, collateral={**evidence.collateral, **named})
+
+
+def read_collateral(files: dict[str, Path]) -> dict[str, bytes]:
+    """The files' contents by the same names.
+
+    Raises:
+        ConfigError: a file cannot be read, or is larger than any evidence.
+    """
+    return {name: _read(path) for name, path in files.items()}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_EVIDENCE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read collateral {path}: {error.strerror}") from error
+    if len(data) > MAX_EVIDENCE_BYTES:
+        raise ConfigError(f"collateral {path} is larger than {MAX_EVIDENCE_BYTES} bytes")
+    return data

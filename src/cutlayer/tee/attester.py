@@ -6,6 +6,8 @@ It verifies nothing. A new source is a class under `@ATTESTERS.register` in `tee
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import Field
+
 from cutlayer.registry import Registry
 from cutlayer.settings import Settings
 from cutlayer.tee.evidence import Evidence
@@ -22,6 +24,9 @@ class AttesterSettings(Settings):
     """Folder under which the source's own paths are looked up; tests emulate them here."""
     folder: Path | None = None
     """What the source keeps: the simulated quoter's keys, the TPM's attestation key."""
+    collateral: dict[str, Path] = Field(default_factory=dict)
+    """Files that are sent with the evidence, by the verifier's names (`intel`: Intel's TCB info
+    and revocation lists). Read each time: replace them before they expire."""
 
 
 class Attester(Protocol):
