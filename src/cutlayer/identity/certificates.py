@@ -5,6 +5,7 @@ carries `urn:cutlayer:name:NAME` once and `urn:cutlayer:role:ROLE` per role as U
 alternative name; servers also have their DNS names and IP addresses there.
 """
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cutlayer.errors import ConfigError, PermissionRefused, StorageError
@@ -104,6 +106,8 @@ class Identity:
     """Network address, for logs; empty where there is none."""
     not_after: datetime
     """The certificate's end, UTC."""
+    tls_key_sha256: bytes
+    """SHA-256 of the DER SubjectPublicKeyInfo of its key; a member's evidence binds it."""
 
 
 def identify(pem: bytes, address: str = "") -> Identity:
@@ -130,6 +134,7 @@ def identify(pem: bytes, address: str = "") -> Identity:
         serial=certificate.serial_number,
         address=address,
         not_after=certificate.not_valid_after_utc,
+        tls_key_sha256=_key_sha256(certificate),
     )
 
 
@@ -291,6 +296,16 @@ def parse_certificate(pem: bytes, where: str) -> x509.Certificate:
         return x509.load_pem_x509_certificate(pem)
     except MALFORMED as error:
         raise StorageError(f"{where} is not a certificate in PEM form") from error
+
+
+def _key_sha256(certificate: x509.Certificate) -> bytes:
+    try:
+        data = certificate.public_key().public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
+    except MALFORMED as error:
+        raise PermissionRefused("the certificate's key is of a kind that is not known") from error
+    return hashlib.sha256(data).digest()
 
 
 def _usage(

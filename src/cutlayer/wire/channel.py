@@ -48,6 +48,8 @@ class Peer:
     """Serial number of the certificate; None where there is none (plaintext on loopback)."""
     address: str
     """Network address, for logs."""
+    tls_key_sha256: bytes = b""
+    """SHA-256 of its TLS key's SubjectPublicKeyInfo; empty where there is no certificate."""
 
 
 class Channel(Protocol):

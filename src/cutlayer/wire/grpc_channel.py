@@ -18,6 +18,7 @@ from cutlayer.wire.channel import settle
 from cutlayer.wire.endpoints import ConnectionSettings, check_security, is_loopback, read_tls
 from cutlayer.wire.frame import Frame, decode, encode, read_prelude
 from cutlayer.wire.grpc_map import METHOD, OPENED, SERVICE, from_grpc, options
+from cutlayer.wire.pinned import Pin
 from cutlayer.wire.stream import Assembler, chunks
 from cutlayer.wire.tls_probe import tls_refusal
 
@@ -40,8 +41,12 @@ class GrpcChannel:
     """A connection to one server. Futures are completed on the channel's own reading thread:
     callbacks on them must be short, and must not wait for another call."""
 
-    def __init__(self, settings: ConnectionSettings) -> None:
+    def __init__(self, settings: ConnectionSettings, pin: Pin | None = None) -> None:
         """Connect, repeating refused attempts until `connect_timeout_s`.
+
+        Args:
+            settings: address, tls files and limits.
+            pin: accept this server certificate alone; None accepts the authority's.
 
         Raises:
             ConfigError: insecure settings or unusable tls files.
@@ -51,7 +56,7 @@ class GrpcChannel:
         check_security(settings)
         self.bytes_sent = 0
         self.bytes_received = 0
-        self._settings = settings
+        self._settings, self._pin = settings, pin
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(settings.max_in_flight)
         self._pending: dict[int, _Call] = {}
@@ -59,7 +64,7 @@ class GrpcChannel:
         self._progress_s = time.monotonic()
         self._broken: CutlayerError | None = None
         self._stopped = threading.Event()
-        self._grpc = _open(settings)
+        self._grpc = _open(settings, pin)
         self._outgoing, self._stream = self._connect()
         self._reader = self._start(self._receive, "receive")
         self._start(self._watch, "watch")
@@ -133,7 +138,8 @@ class GrpcChannel:
             alarm.cancel()
         if self._settings.tls is None or not isinstance(error, TransportError):
             return error
-        return tls_refusal(self._settings, max(give_up_s - time.monotonic(), _PAUSE_S)) or error
+        left_s = max(give_up_s - time.monotonic(), _PAUSE_S)
+        return tls_refusal(self._settings, left_s, self._pin) or error
 
     def _start(self, target: Callable[[], None], name: str) -> threading.Thread:
         name = f"cutlayer-{name}-{self._settings.address}"
@@ -221,7 +227,7 @@ class GrpcChannel:
         call.future.set_exception(type(error)(*error.args))
 
 
-def _open(settings: ConnectionSettings) -> grpc.Channel:
+def _open(settings: ConnectionSettings, pin: Pin | None) -> grpc.Channel:
     arguments: list[tuple[str, int | str]] = [
         *options(settings),
         ("grpc.use_local_subchannel_pool", 1),
@@ -232,8 +238,10 @@ def _open(settings: ConnectionSettings) -> grpc.Channel:
     ]
     if settings.tls is None:
         return grpc.insecure_channel(settings.address, options=arguments)
-    if settings.server_name is not None:
-        arguments.append(("grpc.ssl_target_name_override", settings.server_name))
+    name = settings.server_name if pin is None else pin.name
+    if name is not None:
+        arguments.append(("grpc.ssl_target_name_override", name))
     key, certificate, authority = read_tls(settings.tls)
+    authority = authority if pin is None else pin.certificate
     credentials = grpc.ssl_channel_credentials(authority, key, certificate)
     return grpc.secure_channel(settings.address, credentials, options=arguments)

@@ -35,6 +35,8 @@ class Holder(Protocol):
     def roles(self) -> frozenset[str]: ...
     @property
     def serial(self) -> int | None: ...
+    @property
+    def tls_key_sha256(self) -> bytes: ...
 
 
 class GrpcListener:
@@ -47,6 +49,7 @@ class GrpcListener:
         *,
         identify: Callable[[bytes], Holder],
         is_allowed: Callable[[Peer], bool] = lambda peer: True,
+        own_certificate: Callable[[], tuple[bytes, bytes]] | None = None,
     ) -> None:
         """Check the settings and the tls files; nothing is opened yet.
 
@@ -57,6 +60,8 @@ class GrpcListener:
                 PermissionRefused for one that it does not understand.
             is_allowed: asked at connect, at each frame and every `recheck_s`; False ends the
                 peer's streams. It is called often and must be fast.
+            own_certificate: key and certificate, PEM, to show in place of those in the files;
+                asked at each handshake.
 
         Raises:
             ConfigError: insecure settings or unusable tls files.
@@ -66,7 +71,8 @@ class GrpcListener:
         self._settings = settings
         self._identify = identify
         self._is_allowed = is_allowed
-        self._credentials = None if settings.tls is None else _credentials(settings.tls)
+        files = settings.tls
+        self._credentials = None if files is None else _credentials(files, own_certificate)
         self._lock = threading.Lock()
         self._streams: set[ServedStream] = set()
         self._stopped = threading.Event()
@@ -184,7 +190,13 @@ class GrpcListener:
             return Peer(name="plaintext", roles=_PLAINTEXT_ROLES, serial=None, address=address)
         (pem,) = context.auth_context()["x509_pem_cert"]
         holder = self._identify(pem)
-        return Peer(name=holder.name, roles=holder.roles, serial=holder.serial, address=address)
+        return Peer(
+            name=holder.name,
+            roles=holder.roles,
+            serial=holder.serial,
+            address=address,
+            tls_key_sha256=holder.tls_key_sha256,
+        )
 
     def _snapshot(self) -> list[ServedStream]:
         with self._lock:
@@ -196,30 +208,38 @@ class GrpcListener:
                 stream.check(time.monotonic())
 
 
-def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
+OwnCertificate = Callable[[], tuple[bytes, bytes]]
+
+
+def _credentials(files: TlsFiles, own: OwnCertificate | None) -> grpc.ServerCredentials:
     """Credentials that follow the files: a renewed certificate serves the next connection."""
-    loaded = _Loaded(files)
+    loaded = _Loaded(files, own)
     return grpc.dynamic_ssl_server_credentials(
         loaded.read(), loaded.read_if_changed, require_client_authentication=True
     )
 
 
 class _Loaded:
-    """The tls files as last read."""
+    """The tls files as last read, and the certificate that is shown in place of theirs."""
 
-    def __init__(self, files: TlsFiles) -> None:
+    def __init__(self, files: TlsFiles, own: OwnCertificate | None) -> None:
         self._files = files
+        self._own = own
+        self._shown = None if own is None else own()
         self._stamp = self._stat()
 
     def read(self) -> grpc.ServerCertificateConfiguration:
         key, certificate, authority = read_tls(self._files)
+        if self._shown is not None:
+            key, certificate = self._shown
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
 
     def read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
         """New credentials, or None to keep the old ones: also while the files do not fit yet."""
-        stamp = self._stat()
-        if stamp == self._stamp:
+        stamp, shown = self._stat(), None if self._own is None else self._own()
+        if stamp == self._stamp and shown == self._shown:
             return None
+        self._shown = shown
         try:
             configuration = self.read()
         except ConfigError as error:

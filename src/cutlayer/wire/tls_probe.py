@@ -13,20 +13,19 @@ from cryptography import x509
 
 from cutlayer.errors import PermissionRefused
 from cutlayer.wire.endpoints import ConnectionSettings
+from cutlayer.wire.pinned import Pin
 
 __all__ = ["tls_refusal"]
 
 
-def tls_refusal(settings: ConnectionSettings, timeout_s: float) -> PermissionRefused | None:
+def tls_refusal(
+    settings: ConnectionSettings, timeout_s: float, pin: Pin | None = None
+) -> PermissionRefused | None:
     """Why one side does not accept the other, or None if TLS is not what fails."""
     try:
-        hung_up = _hangs_up(settings, timeout_s) and _hangs_up(settings, timeout_s)
+        hung_up = all(_hangs_up(settings, timeout_s, pin) for _ in range(2))
     except ssl.SSLCertVerificationError as error:
-        return PermissionRefused(
-            f"{settings.address}: this side refuses the server's certificate: "
-            f"{error.verify_message}; check tls.authority, the server's dates and its name "
-            "(connection.server_name)"
-        )
+        return _refused_here(settings, error, pin)
     except ssl.SSLError as error:
         return _refused_in_handshake(settings, error)
     except OSError:
@@ -34,7 +33,22 @@ def tls_refusal(settings: ConnectionSettings, timeout_s: float) -> PermissionRef
     return _refused_after_handshake(settings, "it hung up") if hung_up else None
 
 
-def _hangs_up(settings: ConnectionSettings, timeout_s: float) -> bool:
+def _refused_here(
+    settings: ConnectionSettings, error: ssl.SSLCertVerificationError, pin: Pin | None
+) -> PermissionRefused:
+    if pin is not None:
+        return PermissionRefused(
+            f"{settings.address}: the server shows another certificate than the one whose "
+            f"evidence was accepted ({error.verify_message})"
+        )
+    return PermissionRefused(
+        f"{settings.address}: this side refuses the server's certificate: "
+        f"{error.verify_message}; check tls.authority, the server's dates and its name "
+        "(connection.server_name); a server that attests needs the section [tee] here"
+    )
+
+
+def _hangs_up(settings: ConnectionSettings, timeout_s: float, pin: Pin | None) -> bool:
     """Whether the server ends the connection between the handshake and its first byte.
 
     Under TLS 1.3 it judges the client's certificate only then, and gRPC sends no alert.
@@ -44,11 +58,15 @@ def _hangs_up(settings: ConnectionSettings, timeout_s: float) -> bool:
     host = host.strip("[]")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_cert_chain(settings.tls.certificate, settings.tls.key)
-    context.load_verify_locations(settings.tls.authority)
+    if pin is None:
+        context.load_verify_locations(settings.tls.authority)
+    else:
+        context.load_verify_locations(cadata=pin.certificate.decode())
     context.set_alpn_protocols(["h2"])
+    name = (settings.server_name or host) if pin is None else pin.name
     with (
         socket.create_connection((host, int(port)), timeout_s) as plain,
-        context.wrap_socket(plain, server_hostname=settings.server_name or host) as secure,
+        context.wrap_socket(plain, server_hostname=name) as secure,
     ):
         try:
             return secure.recv(1) == b""
