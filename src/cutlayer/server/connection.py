@@ -120,7 +120,7 @@ class ClientConnection:
             raise ProtocolError(f"{frame.kind.name} is not for a server")
         self._require(rule.role)
         num_tokens = self._checked_tokens(frame, rule.tensor)
-        self._quota.charge(self._peer.name, _num_bytes(frame))
+        self._quota.charge(self._peer.name, _num_bytes(frame), num_tokens)
         self._metrics.tokens.labels(frame.kind.name).inc(num_tokens)
         future = self._runner.submit(self._peer.name, num_tokens, self._work(rule, frame))
         return self._kept(frame.kind, future)

@@ -82,7 +82,10 @@ class TrunkServer:
             model=self._model,
             host=self._host,
             runner=self._runner,
-            quota=DailyQuota(settings.limits.max_client_bytes_per_day),
+            quota=DailyQuota(
+                settings.limits.max_client_bytes_per_day,
+                settings.limits.max_client_vectors_per_day,
+            ),
             audit=self._audit,
             metrics=self._metrics,
             federation=self.federation,

@@ -68,6 +68,8 @@ class LimitSettings(Settings):
     """Largest LoRA rank."""
     max_client_bytes_per_day: int | None = None
     """Bytes that one client may send in a day; None is no limit."""
+    max_client_vectors_per_day: int | None = Field(default=None, ge=1)
+    """Hidden states and gradients that one client may send in a day; None is no limit."""
     session_ttl_s: float = 600.0
     """An idle session is forgotten after this."""
     run_ttl_s: float = 3600.0

@@ -23,6 +23,24 @@ def test_bytes_of_a_day_are_limited_per_client_and_start_anew() -> None:
     assert quota.used_bytes("a") == 1
 
 
+def test_vectors_of_a_day_are_limited_beside_the_bytes() -> None:
+    quota = DailyQuota(None, max_vectors=10, clock=lambda: 0.0)
+    quota.charge("a", 1 << 40, 10)
+    quota.charge("a", 1 << 40)
+    with pytest.raises(PermissionRefused, match=r"10 vectors .*max_client_vectors_per_day"):
+        quota.charge("a", 1, 1)
+    assert quota.used_vectors("a") == 10
+    assert quota.used_bytes("a") == 2 << 40
+
+
+def test_a_refused_call_counts_nothing() -> None:
+    quota = DailyQuota(100, max_vectors=10, clock=lambda: 0.0)
+    with pytest.raises(PermissionRefused, match="vectors"):
+        quota.charge("a", 50, 11)
+    assert (quota.used_bytes("a"), quota.used_vectors("a")) == (0, 0)
+    quota.charge("a", 100, 10)
+
+
 def test_error_of_one_request_reaches_its_caller_and_no_other() -> None:
     runner = Runner(FairScheduler())
     bad = runner.submit("a", 1, lambda: 1 // 0)
