@@ -130,7 +130,7 @@ def _certificate(der: bytes) -> DerCertificate:
     extensions, critical = _extensions(fields[6:])
     return DerCertificate(
         signed=signed[2],
-        algorithm=_oid(_expect(next(_elements(_expect(algorithm, _SEQUENCE)[1])), _OID)[1]),
+        algorithm=_algorithm(algorithm),
         signature=signature_bits[1:],
         issuer=_expect(fields[2], _SEQUENCE)[2],
         subject=_expect(fields[4], _SEQUENCE)[2],
@@ -140,6 +140,11 @@ def _certificate(der: bytes) -> DerCertificate:
         extensions=extensions,
         critical=critical,
     )
+
+
+def _algorithm(found: tuple[int, bytes, bytes]) -> str:
+    parts = list(_elements(_expect(found, _SEQUENCE)[1]))
+    return _oid(_expect(parts[0], _OID)[1])
 
 
 def _extensions(fields: list[tuple[int, bytes, bytes]]) -> tuple[dict[str, bytes], frozenset[str]]:

@@ -24,6 +24,7 @@ _AMD = "1.3.6.1.4.1.3704.1"
 _PRODUCT, _CHIP, _PROVIDER = f"{_AMD}.2", f"{_AMD}.4", f"{_AMD}.5"
 _TCB = {"boot_loader": 1, "tee": 2, "snp": 3, "microcode": 8}
 _FMC = f"{_AMD}.3.9"
+_KEY_USAGE, _BASIC_CONSTRAINTS = "2.5.29.15", "2.5.29.19"
 _RSA_PSS = "1.2.840.113549.1.1.10"
 _PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=48)
 _INTEGER, _IA5_STRING, _OCTET_STRING = 0x02, 0x16, 0x04
@@ -96,7 +97,7 @@ def check_signed_by(certificate: DerCertificate, issuer: x509.Certificate, what:
     Raises:
         AttestationError: bad-chain.
     """
-    if certificate.critical:
+    if certificate.critical - {_KEY_USAGE, _BASIC_CONSTRAINTS}:
         raise refused(Refusal.BAD_CHAIN, f"{what} has critical extensions, unknown here")
     name = read_der_certificate(issuer.public_bytes(Encoding.DER), f"{what}'s issuer").subject
     key = issuer_key(issuer)
