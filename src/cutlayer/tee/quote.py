@@ -6,16 +6,19 @@ gets its name in `quote_refusals`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from types import ModuleType
 
 import msgspec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cutlayer.errors import ConfigError
 from cutlayer.tee.assurance import Assurance
+from cutlayer.tee.certificate_chain import load_certificates
 from cutlayer.tee.claims import Claims
 from cutlayer.tee.evidence import Evidence, Platform
-from cutlayer.tee.quote_refusals import ChainFacts, der_of_root, refusal_of
+from cutlayer.tee.quote_refusals import refusal_of
 from cutlayer.tee.refusal import Refusal, refused
 from cutlayer.tee.verifier import Trust
 
@@ -105,7 +108,7 @@ def verify_quote(evidence: Evidence, trust: Trust, kind: Platform) -> Claims:
     if quote.platform is not kind:
         raise refused(Refusal.OTHER_PLATFORM, f"this is a {quote.platform} quote, not {kind}")
     root_pem = trust.roots.get(evidence.platform)
-    verdict = _verdict(quote, evidence, trust, None if root_pem is None else der_of_root(root_pem))
+    verdict = _verdict(quote, evidence, trust.at, root_pem)
     pck = verdict.platform.pck
     return Claims(
         platform=evidence.platform,
@@ -153,21 +156,20 @@ class _Verdict(msgspec.Struct):
 
 
 def _verdict(
-    quote: ParsedQuote, evidence: Evidence, trust: Trust, root_der: bytes | None
+    quote: ParsedQuote, evidence: Evidence, at: datetime, root_pem: bytes | None
 ) -> _Verdict:
     collateral_json = _collateral(evidence)
+    root_der = None if root_pem is None else _der_of_root(root_pem)
     dcap = _dcap()
     # The package counts seconds from 1970; evidence of an earlier time is not valid yet either.
-    now_s = max(0, int(trust.at.timestamp()))
+    now_s = max(0, int(at.timestamp()))
     try:
         collateral = dcap.QuoteCollateralV3.from_json(collateral_json)
         claims = dcap.QuoteVerifier(root_der).verify_with_policy(
             evidence.body, collateral, now_s, dcap.QuotePolicy.claims_only(now_s)
         )
     except ValueError as error:
-        facts = ChainFacts.read(quote.chain_pem, collateral_json, root_der, trust.at)
-        reason, text = refusal_of(str(error), facts)
-        raise refused(reason, text) from error
+        raise refusal_of(str(error), quote.chain_pem, collateral_json, root_pem, at) from error
     return msgspec.json.decode(claims.to_json(), type=_Verdict)
 
 
@@ -185,6 +187,15 @@ def _collateral(evidence: Evidence) -> str:
         raise refused(
             Refusal.MALFORMED, f"collateral {COLLATERAL!r} is no JSON: {error}"
         ) from error
+
+
+def _der_of_root(pem: bytes) -> bytes:
+    found = load_certificates(pem, "the policy's root")
+    if len(found) != 1:
+        raise refused(
+            Refusal.WRONG_ROOT, f"the policy's root is {len(found)} certificates, not one"
+        )
+    return found[0].public_bytes(Encoding.DER)
 
 
 def _hex_fields(report: object, names: Mapping[str, str]) -> dict[str, str]:
