@@ -28,6 +28,7 @@ class Audit:
         run: str | None = None,
         step: int | None = None,
         error: str | None = None,
+        assurance: str | None = None,
     ) -> None:
         """Append one entry; without a peer it is the operator's. After `close` nothing is kept."""
         entry = AuditEntry(
@@ -39,6 +40,7 @@ class Audit:
             run=run,
             step=step,
             error=error,
+            assurance=assurance,
         )
         with self._lock:
             # A connection may notice after the log has ended that its peer is gone.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cutlayer.errors import PermissionRefused, ProtocolError
 from cutlayer.metrics import ServerMetrics
+from cutlayer.server.attestation import ServerAttestation, peer_attestation
 from cutlayer.server.audit import Audit
 from cutlayer.server.batches import JointWork, TrunkCall, TrunkResult, work_kind
 from cutlayer.server.federation_calls import FEDERATION_KINDS, FederationCalls, start_call
@@ -65,6 +66,7 @@ class ServerDesk:
     audit: Audit
     metrics: ServerMetrics
     federation: FederationCalls | None
+    attestation: ServerAttestation | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class ClientConnection:
         self._quota = desk.quota
         self._audit = desk.audit
         self._metrics = desk.metrics
+        self._attestation = peer_attestation(desk.attestation, peer)
         self._futures: set[Future[Frame]] = set()
         self._spec: Spec | None = None
         self._runner.arrive(peer.name)
@@ -106,11 +109,15 @@ class ClientConnection:
         Raises:
             ProtocolError: a kind that a client does not send, or a call before HELLO.
             PermissionRefused: the certificate lacks the role, or the day's quota is used up.
+            AttestationError: the client has to prove what it runs first.
         """
         if isinstance(frame.header, Hello):
             return _done(self._welcome(frame.header))
         if self._spec is None:
             raise ProtocolError(f"{frame.kind.name} before HELLO; the handshake comes first")
+        shown = self._attestation.answer(frame)
+        if shown is not None:
+            return _done(shown)
         self._metrics.bytes.labels("up").inc(_num_bytes(frame))
         if frame.kind in FEDERATION_KINDS:
             call = start_call(self._federation, self._peer, frame, self._quota, self._audit)
@@ -184,12 +191,13 @@ class ClientConnection:
 
     def _welcome(self, hello: Hello) -> Frame:
         agreement = agree_on(self._model, hello)
+        welcome = self._attestation.welcome(hello, agreement.welcome)
         if self._spec is None:
             self._audit.record(AuditEvent.CONNECTED, self._peer, spec=agreement.root)
             if self._federation is not None:
                 self._federation.arrived(self._peer)
         self._spec = agreement.theirs
-        return Frame(kind=Kind.WELCOME, header=agreement.welcome)
+        return Frame(kind=Kind.WELCOME, header=welcome)
 
     def _checked_tokens(self, frame: Frame, name: str | None) -> int:
         """Tokens of a call, by what its tensor claims; nothing is decoded yet."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from cutlayer.identity.admission import Admission
 from cutlayer.identity.revocation import RevocationList
+from cutlayer.server.attestation import ServerAttestation
 from cutlayer.server.health import HealthServer
 from cutlayer.server.settings import ServerSettings
 from cutlayer.wire.channel import Service
@@ -18,9 +19,11 @@ __all__ = ["Doors"]
 class Doors:
     """Opened in two steps, so that the operator can watch a server that still prepares."""
 
-    def __init__(self, settings: ServerSettings) -> None:
-        """Nothing is opened yet."""
-        self._settings = settings
+    def __init__(
+        self, settings: ServerSettings, attestation: ServerAttestation | None = None
+    ) -> None:
+        """Nothing is opened yet; clients are shown the attested certificate if there is one."""
+        self._settings, self._attestation = settings, attestation
         self._listener: GrpcListener | None = None
         self._health: HealthServer | None = None
 
@@ -57,12 +60,13 @@ class Doors:
         if settings.health_port is not None:
             self._health = HealthServer(settings.health_port, is_ready, metrics)
             self._health.start()
-        admission = Admission(_revocations(settings))
+        admission, attestation = Admission(_revocations(settings)), self._attestation
         self._listener = GrpcListener(
             service,
             settings.listen,
             identify=admission.identify,
             is_allowed=lambda peer: admission.is_allowed(peer.serial),
+            own_certificate=None if attestation is None else attestation.own_certificate,
         )
 
     def listen(self) -> None:

@@ -14,6 +14,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.metrics import FederationMetrics
 from cutlayer.model.manifest import Manifest
 from cutlayer.server.admin_keys import REPLICA_HOST, AdminKeys, make_admin_keys
+from cutlayer.server.attestation import attestation_of
 from cutlayer.server.audit import Audit
 from cutlayer.server.doors import Doors
 from cutlayer.server.federation import FederationService
@@ -73,7 +74,8 @@ class TrunkFront:
         self.pool = ReplicaPool(self._group)
         self.federation: FederationService | None = None
         self._desk: FrontDesk | None = None
-        self._doors = Doors(settings)
+        self._attestation = attestation_of(settings.tee, settings.listen, self._audit)
+        self._doors = Doors(settings, self._attestation)
         self._is_ready = False
         self._registry = CollectorRegistry()
         self._rounds = FederationMetrics(self._registry)
@@ -121,6 +123,7 @@ class TrunkFront:
             federation=self.federation,
             quota=DailyQuota(settings.limits.max_client_bytes_per_day),
             audit=self._audit,
+            attestation=self._attestation,
         )
         self._doors.listen()
         self._is_ready = True

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from cutlayer.errors import ProtocolError
+from cutlayer.server.attestation import ServerAttestation, peer_attestation
 from cutlayer.server.audit import Audit
 from cutlayer.server.federation_calls import FEDERATION_KINDS, FederationCalls, start_call
 from cutlayer.server.handshake import ServedModel, agree_on
@@ -32,6 +33,7 @@ class FrontDesk:
     federation: FederationCalls | None
     quota: DailyQuota
     audit: Audit
+    attestation: ServerAttestation | None = None
 
 
 class FrontConnection:
@@ -40,6 +42,7 @@ class FrontConnection:
     def __init__(self, peer: Peer, desk: FrontDesk) -> None:
         self._peer = peer
         self._desk = desk
+        self._attestation = peer_attestation(desk.attestation, peer)
         self._is_greeted = False
         self._calls: set[Future[Frame]] = set()
 
@@ -50,11 +53,15 @@ class FrontConnection:
             ProtocolError: a call before HELLO, or one that is a replica's.
             PermissionRefused: the certificate lacks the role, or the day's quota is used up.
             TransportError: no replica is up.
+            AttestationError: the client has to prove what it runs first.
         """
         if isinstance(frame.header, Hello):
             return self._welcome(frame.header)
         if not self._is_greeted:
             raise ProtocolError(f"{frame.kind.name} before HELLO; the handshake comes first")
+        shown = self._attestation.answer(frame)
+        if shown is not None:
+            return _done(shown)
         if frame.kind not in FEDERATION_KINDS:
             raise ProtocolError(
                 f"{frame.kind.name} is a replica's: this server computes nothing by itself, "
@@ -76,6 +83,7 @@ class FrontConnection:
 
     def _welcome(self, hello: Hello) -> "Future[Frame]":
         agreement = agree_on(self._desk.model, hello)
+        welcome = self._attestation.welcome(hello, agreement.welcome)
         # A client of another model is placed nowhere.
         place = self._desk.place(self._peer.name)
         if not self._is_greeted:
@@ -83,7 +91,10 @@ class FrontConnection:
             if self._desk.federation is not None:
                 self._desk.federation.arrived(self._peer)
         self._is_greeted = True
-        welcome = msgspec.structs.replace(agreement.welcome, place=place)
-        future: Future[Frame] = Future()
-        future.set_result(Frame(Kind.WELCOME, welcome))
-        return future
+        return _done(Frame(Kind.WELCOME, msgspec.structs.replace(welcome, place=place)))
+
+
+def _done(frame: Frame) -> "Future[Frame]":
+    future: Future[Frame] = Future()
+    future.set_result(frame)
+    return future

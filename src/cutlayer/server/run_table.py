@@ -11,6 +11,7 @@ from cutlayer.errors import ConfigError, PermissionRefused, StepExpired
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from cutlayer.model.adapters import AdapterSettings, AdapterState, attach, layout_of
 from cutlayer.model.partition import Trunk
+from cutlayer.server.owner_vaults import vault_of
 from cutlayer.server.rounds import RoundTable
 from cutlayer.server.runs import TrainingRun, run_folder
 from cutlayer.server.settings import LimitSettings
@@ -100,7 +101,7 @@ class RunTable:
         folder = run_folder(self._folder, owner, run_id)
         if not folder.is_dir():
             raise StepExpired(f"the server has no run {run_id} of {owner}; train it first")
-        return StepStore(folder, self._vault)
+        return StepStore(folder, vault_of(self._vault, owner))
 
     def layout(self, adapter: AdapterSettings) -> Mapping[str, list[int]]:
         """As `federation.trunk_pool.TrunkPool.layout`."""
@@ -167,7 +168,7 @@ class RunTable:
                     f"{owner} has {num_stored} runs stored here, its limit; ask the operator to "
                     "delete old ones"
                 )
-        return StepStore(folder, self._vault)
+        return StepStore(folder, vault_of(self._vault, owner))
 
     def _make_room(self, owner: str) -> None:
         """Unload idle runs, and the owner's least recently used ones beyond its limit.

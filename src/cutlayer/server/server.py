@@ -14,6 +14,7 @@ from cutlayer.model.agreement import known_manifest
 from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut, Trunk
 from cutlayer.model.threads import set_threads
+from cutlayer.server.attestation import attestation_of
 from cutlayer.server.audit import Audit
 from cutlayer.server.connection import ClientConnection, ServerDesk
 from cutlayer.server.doors import Doors
@@ -22,6 +23,7 @@ from cutlayer.server.federation_calls import verifier_of
 from cutlayer.server.handshake import ServedModel
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.local_pool import LocalPool
+from cutlayer.server.owner_vaults import OwnerVaults
 from cutlayer.server.quota import DailyQuota
 from cutlayer.server.replica_admin import AdminService
 from cutlayer.server.runner import Runner
@@ -65,12 +67,14 @@ class TrunkServer:
         self._trunk = trunk
         trunk.decode_threads = settings.model.decode_threads
         self._audit = Audit(AuditLog(folder / "audit.jsonl"))
+        vaults = OwnerVaults(vault)
+        attestation = attestation_of(settings.tee, settings.listen, self._audit, vaults)
         self._metrics = ServerMetrics()
         self._host = TrunkHost(
             trunk,
             settings.limits,
             folder,
-            vault,
+            vaults,
             tracer=self._tracer,
             observe=self._metrics.observe_batch,
             observe_decode=self._metrics.observe_decode,
@@ -89,8 +93,9 @@ class TrunkServer:
             audit=self._audit,
             metrics=self._metrics,
             federation=self.federation,
+            attestation=attestation,
         )
-        self._doors = Doors(settings)
+        self._doors = Doors(settings, attestation)
         self._is_ready = False
 
     @property

@@ -7,6 +7,7 @@ from pydantic import Field
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.server.replica_settings import ReplicaSettings
 from cutlayer.server.sessions import SessionLimits
+from cutlayer.server.tee_settings import ServerTeeSettings
 from cutlayer.settings import Settings
 from cutlayer.web.settings import HttpSettings
 from cutlayer.wire.endpoints import ListenSettings
@@ -139,6 +140,8 @@ class ServerSettings(Settings):
     """What it keeps."""
     federation: FederationSettings | None = None
     """Rounds that this server coordinates; absent coordinates none."""
+    tee: ServerTeeSettings | None = None
+    """What it proves of itself, and wants of its clients; absent proves nothing."""
     replicas: ReplicaSettings = ReplicaSettings()
     """Copies of the trunk behind this address; none by default."""
     revoked: Path | None = None

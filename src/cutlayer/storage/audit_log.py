@@ -43,6 +43,8 @@ class AuditEvent(StrEnum):
     CERTIFICATE_REVOKED = "certificate_revoked"
     REVOCATIONS_LOADED = "revocations_loaded"
     SETTINGS_CHANGED = "settings_changed"
+    ATTESTED = "attested"
+    KEY_TAKEN = "key_taken"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,10 @@ class AuditEntry:
     """Bytes from server to client."""
     error: str | None = None
     """Name of the error class, for refusals; never its message."""
+    assurance: str | None = None
+    """What accepted evidence is worth (`tee.assurance`)."""
+    policy: str | None = None
+    """Digest of the policy that accepted it."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -22,7 +22,16 @@ from cutlayer.tee.exhibit import Side
 from cutlayer.tee.refusal import Refusal, refused
 from cutlayer.tee.verify import AttestationResult
 
-__all__ = ["Accepted", "Grant", "SealedKey", "SealingKey", "measurement_digest", "release"]
+__all__ = [
+    "Accepted",
+    "Grant",
+    "SealedKey",
+    "SealingKey",
+    "adapter_job",
+    "measurement_digest",
+    "named_job",
+    "release",
+]
 
 _SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 _LABEL = b"cutlayer key release 1\0"
@@ -131,6 +140,16 @@ def release(key: bytes, place: Accepted, job: str, expires_at: datetime) -> byte
     except ValueError as error:
         raise refused(Refusal.MALFORMED, "the peer's public key cannot be sealed to") from error
     return msgspec.msgpack.encode(SealedKey(grant=grant, sealed=sealed))
+
+
+def adapter_job(owner: str) -> str:
+    """The job of a key that seals an owner's trunk adapters at the server."""
+    return f"adapters of {owner}"
+
+
+def named_job(name: str) -> str:
+    """The job of a key that a server releases by name."""
+    return f"key {name}"
 
 
 def measurement_digest(measurements: Mapping[str, str]) -> str:
