@@ -1,0 +1,141 @@
+"""Which of an owner's rows the enclave has, and sending those that it has not: each once.
+
+It does not train. Activations are computed when they are sent and not kept here; sent again after a
+loss, the same row has the same bits.
+
+Shapes: N = tokens of all rows, L = tokens of one row, D = hidden size.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cutlayer.client.parts import head_output
+from cutlayer.data.batches import Batch
+from cutlayer.enclave.remote import RemoteEnclave
+from cutlayer.model.loss import scored_places
+from cutlayer.model.partition import Head
+from cutlayer.model.rows import Rows
+from cutlayer.privacy.boundary import Boundary
+from cutlayer.wire.enclave_messages import AskRows, PutRows
+
+__all__ = ["RowFeeder", "RowsName", "num_places", "row_names"]
+
+_VERSION = "frozen"
+"""The front does not learn: its releases are of one version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsName:
+    """How this owner's rows are called at the enclave."""
+
+    row_set: str
+    """Id of the owner's run."""
+    front: str
+    """Digest of the front's weights, hex."""
+
+
+class RowFeeder:
+    """Used from one thread."""
+
+    def __init__(
+        self,
+        front: Head,
+        enclave: RemoteEnclave,
+        gate: Boundary,
+        name: RowsName,
+        sends_labels: bool,
+    ) -> None:
+        """
+        Args:
+            front: the owner's blocks, frozen.
+            enclave: where rows go.
+            gate: what leaves goes through here.
+            name: of the rows there.
+            sends_labels: whether labels go along.
+        """
+        self._front, self._enclave, self._gate = front, enclave, gate
+        self.name = name
+        self.sends_labels = sends_labels
+        self._there: set[int] = set()
+        self.num_sent = 0
+        """Rows that were sent so far, repeats counted."""
+
+    def ensure(self, chosen: Batch) -> None:
+        """Send the rows of a batch that the enclave does not have.
+
+        Raises:
+            CacheFull: the enclave has no room for them.
+        """
+        unknown = [row for row in chosen.row_ids if row not in self._there]
+        if not unknown:
+            return
+        name = self.name
+        call = AskRows(row_set=name.row_set, front=name.front, row_ids=unknown)
+        missing = set(self._enclave.missing(call))
+        if missing:
+            self._put(chosen, [n for n, row in enumerate(chosen.row_ids) if row in missing])
+        self._there.update(unknown)
+
+    def forget(self, lost: Iterable[int]) -> None:
+        """The enclave lost these rows: they are asked for and sent again."""
+        self._there.difference_update(lost)
+
+    def forget_all(self) -> None:
+        """Nothing is known of what the enclave has."""
+        self._there.clear()
+
+    def _put(self, chosen: Batch, indices: Sequence[int]) -> None:
+        rows, places, targets = _chosen(chosen, indices)
+        row_ids = [chosen.row_ids[index] for index in indices]
+        with torch.no_grad():
+            h_ND = head_output(self._front, rows)
+        names = row_names(row_ids)
+        _, released = self._gate.release(h_ND, rows, names, _VERSION)
+        call = PutRows(
+            row_set=self.name.row_set,
+            front=self.name.front,
+            row_ids=row_ids,
+            lengths=list(rows.lengths),
+            places=places,
+            targets=targets if self.sends_labels else [],
+        )
+        self._enclave.put(released, call)
+        self.num_sent += len(row_ids)
+
+
+def row_names(row_ids: Iterable[int]) -> list[str]:
+    """Names of rows for the ledger."""
+    return [f"row{row_id}" for row_id in row_ids]
+
+
+def num_places(chosen: Batch) -> list[int]:
+    """Scored places of each row."""
+    places_S, _ = scored_places(chosen.rows, chosen.labels_N)
+    ends = torch.tensor(chosen.rows.offsets)
+    counts = torch.bincount(torch.bucketize(places_S, ends, right=True), minlength=len(ends))
+    return [int(count) for count in counts[1 : len(ends)]]
+
+
+def _chosen(chosen: Batch, indices: Sequence[int]) -> tuple[Rows, list[list[int]], list[list[int]]]:
+    """Some rows of a batch: packed, with the scored places and their labels of each."""
+    assert chosen.rows.tokens_N is not None
+    tokens = chosen.rows.tokens_N.split(chosen.rows.lengths)
+    labels = chosen.labels_N.split(chosen.rows.lengths)
+    rows = Rows(
+        lengths=tuple(len(tokens[index]) for index in indices),
+        tokens_N=torch.cat([tokens[index] for index in indices]),
+    )
+    places, targets = [], []
+    for index in indices:
+        alone = Rows(lengths=(len(tokens[index]),))
+        places_S, targets_S = scored_places(alone, labels[index])
+        places.append(_listed(places_S))
+        targets.append(_listed(targets_S))
+    return rows, places, targets
+
+
+def _listed(values_S: Tensor) -> list[int]:
+    return [int(value) for value in values_S.tolist()]

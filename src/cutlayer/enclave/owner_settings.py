@@ -1,0 +1,140 @@
+"""Settings of an owner whose later blocks are in an enclave. It does nothing.
+
+What the enclave sets is in `settings`.
+"""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from cutlayer.client.settings import (
+    CheckSettings,
+    ClientSettings,
+    DraftKind,
+    GenerationSettings,
+    MembershipSettings,
+    ModelSettings,
+    RunSettings,
+    SamplingSettings,
+    TrainSettings,
+)
+from cutlayer.data.settings import DataSettings
+from cutlayer.enclave.settings import inside
+from cutlayer.model.adapters import AdapterSettings
+from cutlayer.privacy.mechanism import PrivacySettings
+from cutlayer.settings import Settings
+from cutlayer.wire.endpoints import ConnectionSettings
+
+__all__ = ["EnclaveClientSettings", "FrontSettings", "LabelPlace", "SharedRounds"]
+
+
+class LabelPlace(StrEnum):
+    """Where labels are, and so where the loss is computed."""
+
+    CLIENT = "client"
+    """At the owner: logits come back, the gradient at the logits goes up."""
+    ENCLAVE = "enclave"
+    """With the rows, in the attested enclave; the summed loss comes back."""
+
+
+class FrontSettings(Settings):
+    """The owner's part of the model: the embedding and the blocks before the enclave's, frozen."""
+
+    path: str
+    """Model folder, GGUF file or hub id; only the own part is loaded."""
+    lower: int = Field(ge=1)
+    """Blocks here; the enclave has all others and the LM head."""
+    revision: str | None = None
+    """Hub revision; a commit hash pins the files."""
+    digest: str | None = None
+    """Expected model digest (hex); None accepts what both sides' files say."""
+    dtype: str = "float32"
+    """Compute type; the enclave must use the same one."""
+    device: str = "cpu"
+    """torch device of the front."""
+    threads: int | None = Field(default=None, ge=1)
+    """Compute threads; None leaves torch's own choice."""
+    decode_threads: int | None = Field(default=None, ge=1)
+    """Compute threads of decode steps; None takes `threads`. Small models decode fastest with 1."""
+
+
+class SharedRounds(Settings):
+    """Train in the enclave's rounds together with other owners."""
+
+    name: str
+    """As the enclave's settings call the rounds."""
+    min_cohort: int = Field(default=3, ge=1)
+    """Train only where so many take part: the fewer, the more the average tells of each."""
+    accept_rollback: bool = False
+    """Go on where the enclave now stands although it stood further before."""
+
+
+class EnclaveClientSettings(Settings):
+    """One data owner of an enclave."""
+
+    labels: LabelPlace = LabelPlace.CLIENT
+    """client: labels stay here; enclave: they go to it with the rows, only if it is attested."""
+    model: FrontSettings
+    """Which model, and which blocks of it are here."""
+    connection: ConnectionSettings
+    """Where the enclave is and with which certificate."""
+    run: RunSettings = RunSettings()
+    """Where the owner's state lies."""
+    adapter: AdapterSettings = AdapterSettings()
+    """What is trained. Its `parts` do not matter: all of it is inside."""
+    data: DataSettings | None = None
+    """Rows to train on; generation needs none."""
+    train: TrainSettings | None = None
+    """How to train; generation needs none."""
+    rounds: SharedRounds | None = None
+    """Train in rounds together with other owners; absent trains alone."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How to choose tokens."""
+    generation: GenerationSettings = GenerationSettings()
+    """How streams share the machine and the link."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.generation.speculation.kind is DraftKind.SELF:
+            raise ValueError(
+                "speculation.kind=self needs the LM head, which is in the enclave; choose lookup, "
+                "model or none"
+            )
+        if self.run.record_file is not None or self.run.record_truth:
+            raise ValueError(
+                "recordings are for audits of what a trunk server sees; remove run.record_file"
+            )
+        self.as_client(self.model.lower + 1)
+        return self
+
+    def as_client(self, num_blocks: int) -> ClientSettings:
+        """The same for the machinery of a client, without noise: the other side is attested.
+
+        Args:
+            num_blocks: of the whole model; all from `model.lower` on are in the enclave.
+        """
+        return ClientSettings(
+            model=ModelSettings(**self.model.model_dump(), upper=num_blocks),
+            connection=self.connection,
+            privacy=PrivacySettings(mechanism="none"),
+            run=self.run,
+            adapter=inside(self.adapter),
+            data=self.data,
+            train=self.train,
+            federation=self._membership(),
+            sampling=self.sampling,
+            generation=self.generation,
+            checks=CheckSettings(profile=False),
+        )
+
+    def _membership(self) -> MembershipSettings | None:
+        if self.rounds is None:
+            return None
+        # An update of this owner's machine is empty: all that learns is in the enclave.
+        return MembershipSettings(
+            name=self.rounds.name,
+            min_cohort=self.rounds.min_cohort,
+            accept_rollback=self.rounds.accept_rollback,
+            share_plain_updates=True,
+        )

@@ -1,0 +1,81 @@
+"""An enclave's server: all later blocks and the LM head behind one listener.
+
+It parses no frames (`connection`) and computes nothing (`desk`). Everything that it shares with a
+trunk server is `server.server`'s: doors, runner, runs, sessions, rounds, audit log.
+"""
+
+import secrets
+from importlib.metadata import version
+from typing import cast
+
+from cutlayer.enclave.connection import EnclaveConnection
+from cutlayer.enclave.desk import EnclaveDesk
+from cutlayer.enclave.inner_part import InnerPart
+from cutlayer.enclave.row_store import RowStore
+from cutlayer.enclave.settings import EnclaveSettings
+from cutlayer.model.agreement import known_manifest
+from cutlayer.model.checkpoint import load_part
+from cutlayer.model.folder import resolve_model
+from cutlayer.model.partition import Cut, Part, Tail, Trunk
+from cutlayer.server.handshake import ServedModel
+from cutlayer.server.server import TrunkServer
+from cutlayer.server.settings import ServerSettings
+from cutlayer.storage.vault import new_key_file
+from cutlayer.trace import Tracer
+from cutlayer.wire.channel import Connection, Peer
+from cutlayer.wire.spec import Spec
+
+__all__ = ["EnclaveServer"]
+
+
+class EnclaveServer(TrunkServer):
+    """From settings to a listening enclave; also the `Service` that loopback channels use."""
+
+    def __init__(self, settings: EnclaveSettings, tracer: Tracer | None = None) -> None:
+        """Load the blocks and open the state folder; nothing listens yet.
+
+        Args:
+            settings: everything about this enclave.
+            tracer: where the timeline of the blocks' calls goes.
+
+        Raises:
+            ConfigError: wrong settings, model or certificates.
+            StorageError: the state folder is in use, open to others or sealed with another key.
+        """
+        if not settings.state.key_file.exists():
+            settings.state.key_file.parent.mkdir(parents=True, exist_ok=True)
+            new_key_file(settings.state.key_file)
+        folder = resolve_model(settings.model.path, settings.model.revision)
+        num_blocks = int(folder.config.num_hidden_layers)
+        super().__init__(settings.as_server(num_blocks), tracer)
+        part = cast(InnerPart, self._trunk)
+        self.desk = EnclaveDesk(part, self._host, RowStore(settings.rows))
+
+    def connect(self, peer: Peer) -> Connection:
+        """Accept a peer; its calls are checked one by one."""
+        return EnclaveConnection(peer, self._desk, self.desk)
+
+    def _load(self, settings: ServerSettings) -> tuple[Trunk, ServedModel]:
+        model = settings.model
+        folder = resolve_model(model.path, model.revision)
+        # The tail of this cut is all that comes after the owners' blocks.
+        tail = load_part(folder, Cut(0, model.lower), Part.TAIL, model.dtype, model.device)
+        part = InnerPart(cast(Tail, tail))
+        spec = Spec(
+            model_type=folder.config.model_type,
+            n_block=model.upper,
+            lower=model.lower,
+            upper=model.upper,
+            hidden_size=part.hidden_size,
+            dtype=model.dtype,
+            codec_up="raw",
+            codec_down="raw",
+        )
+        served = ServedModel(
+            spec=spec,
+            manifest=known_manifest(folder, part.leaves),
+            digest=model.digest,
+            boot_id=secrets.token_hex(16),
+            software=f"cutlayer {version('cutlayer')} enclave",
+        )
+        return part, served

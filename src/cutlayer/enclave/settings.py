@@ -1,0 +1,148 @@
+"""Settings of an enclave: its model, its memory for rows, its rounds. It does not load or listen.
+
+What an owner sets is in `owner_settings`.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from cutlayer.enclave.row_store import RowSettings
+from cutlayer.federation.settings import FederationSettings, SecureSettings
+from cutlayer.federation.strategy_settings import StrategySettings
+from cutlayer.model.adapters import AdapterSettings
+from cutlayer.model.partition import Part
+from cutlayer.server.settings import (
+    BatchSettings,
+    LimitSettings,
+    ServerSettings,
+    StateSettings,
+    TrunkSettings,
+)
+from cutlayer.settings import Settings
+from cutlayer.wire.endpoints import ListenSettings
+
+__all__ = ["EnclaveSettings", "EnclaveState", "InnerSettings", "RoundSettings", "inside"]
+
+
+class InnerSettings(Settings):
+    """Which blocks of which model the enclave runs."""
+
+    path: str
+    """Model folder, GGUF file or hub id."""
+    lower: int = Field(ge=1)
+    """First block inside; the owners have the embedding and the blocks before it."""
+    revision: str | None = None
+    """Hub revision; a commit hash pins the files."""
+    digest: str | None = None
+    """Expected model digest (hex); None accepts what the files say."""
+    dtype: str = "float32"
+    """Compute type; CPUs without bf16 units want float32."""
+    device: str = "cpu"
+    """torch device; a GPU only where it is in confidential mode too."""
+    threads: int | None = Field(default=None, ge=1)
+    """Compute threads; None leaves torch's own choice."""
+    decode_threads: int | None = Field(default=None, ge=1)
+    """Compute threads of decode steps; None takes `threads`. Small models decode fastest with 1."""
+
+
+class EnclaveState(Settings):
+    """What outlives a restart: adapters and optimizers of saved steps, always sealed."""
+
+    folder: Path = Path("enclave-state")
+    """Private folder, mode 0700."""
+    key_file: Path = Path("enclave.key")
+    """Key that seals it, made at the first start; it has to lie where the host cannot read."""
+
+
+class RoundSettings(Settings):
+    """Rounds of several owners, averaged inside: nobody outside sees one owner's update."""
+
+    name: str = Field(pattern=r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+    """What the owners' settings call it."""
+    rounds: int = Field(ge=1)
+    """How many."""
+    local_steps: int = Field(default=10, ge=1)
+    """Optimizer steps of each owner in a round."""
+    adapter: AdapterSettings = AdapterSettings()
+    """What is trained; owners must have the same. Its `parts` do not matter: it is all inside."""
+    strategy: StrategySettings = StrategySettings()
+    """How updates become the next round's adapter; all that exist work here."""
+    members: list[str] = Field(default_factory=list)
+    """Certificate names that may join; empty admits every certificate with the role train."""
+    min_members: int = Field(default=3, ge=1)
+    """A round begins when so many wait."""
+    quorum: int = Field(default=3, ge=1)
+    """Fewer updates than this are no round."""
+    gather_s: float = Field(default=5.0, ge=0)
+    """How long a round waits for more owners after `min_members` are there."""
+    deadline_s: float = Field(default=3600.0, gt=0)
+    """Time to train; who is later is left out of the round."""
+    max_attempts: int = Field(default=20, ge=1)
+    """Begins of one round before the enclave gives up."""
+
+    def federation(self) -> FederationSettings:
+        """The same for the coordinator: the updates that it averages never leave the enclave."""
+        return FederationSettings(
+            name=self.name,
+            rounds=self.rounds,
+            local_steps=self.local_steps,
+            adapter=inside(self.adapter),
+            strategy=self.strategy,
+            secure=SecureSettings(enabled=False),
+            members=self.members,
+            min_members=self.min_members,
+            quorum=self.quorum,
+            gather_s=self.gather_s,
+            round_deadline_s=self.deadline_s,
+            max_attempts=self.max_attempts,
+        )
+
+
+class EnclaveSettings(Settings):
+    """One enclave."""
+
+    model: InnerSettings
+    """What it runs."""
+    listen: ListenSettings
+    """Where it listens and with which certificate."""
+    rows: RowSettings = RowSettings()
+    """What it keeps of rows, so that each is sent once."""
+    limits: LimitSettings = LimitSettings()
+    """What it lends beside that."""
+    batch: BatchSettings = BatchSettings()
+    """Which owners' calls share one call of the blocks."""
+    state: EnclaveState = EnclaveState()
+    """What outlives a restart."""
+    rounds: RoundSettings | None = None
+    """Rounds of several owners; absent, each trains for itself."""
+    revoked: Path | None = None
+    """Revocation list from the owners' authority; replaced at any time, also while serving."""
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    """Loopback port of /healthz, /readyz and /metrics; None serves none, 0 picks one."""
+    drain_s: float = 30.0
+    """After SIGTERM, calls in flight get this long."""
+
+    def as_server(self, num_blocks: int) -> ServerSettings:
+        """The same for the machinery of a trunk server.
+
+        Args:
+            num_blocks: of the whole model; all from `model.lower` on are inside.
+        """
+        model = self.model.model_dump()
+        return ServerSettings(
+            model=TrunkSettings(**model, upper=num_blocks),
+            listen=self.listen,
+            limits=self.limits,
+            batch=self.batch,
+            state=StateSettings(folder=self.state.folder, key_file=self.state.key_file),
+            federation=None if self.rounds is None else self.rounds.federation(),
+            revoked=self.revoked,
+            health_port=self.health_port,
+            drain_s=self.drain_s,
+        )
+
+
+def inside(adapter: AdapterSettings) -> AdapterSettings:
+    """The adapter where all that trains is inside the enclave."""
+    return adapter.model_copy(update={"parts": [Part.TAIL]})

@@ -1,0 +1,87 @@
+"""A small world with an enclave: one server of all later blocks, and owners with the front.
+
+As in `worlds`, the server's real service is reached through a loopback channel, which encodes every
+frame.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cutlayer.enclave.owner import EnclaveClient
+from cutlayer.enclave.owner_settings import EnclaveClientSettings
+from cutlayer.enclave.server import EnclaveServer
+from cutlayer.enclave.settings import EnclaveSettings
+from cutlayer.settings import parse_settings
+from cutlayer.wire.channel import Channel, LoopbackChannel, Peer
+from tests.worlds import ALL_ROLES, Table, write_rows
+
+__all__ = ["enclave_settings", "loopback_of", "owner_of", "owner_settings", "running_enclave"]
+
+LOWER = 1
+
+
+def enclave_settings(model: Path, folder: Path, **changes: object) -> EnclaveSettings:
+    """An enclave of blocks 1 to 3; `changes` replace keys, such as rows__max_bytes=1000."""
+    table: dict[str, Table] = {
+        "model": {"path": str(model), "lower": LOWER},
+        "listen": {"address": "127.0.0.1:0", "plaintext": True},
+        "state": {"folder": str(folder / "inside"), "key_file": str(folder / "inside.key")},
+    }
+    return parse_settings(EnclaveSettings, _changed(table, changes), "test enclave")
+
+
+def owner_settings(model: Path, folder: Path, **changes: object) -> EnclaveClientSettings:
+    """An owner of block 0; `changes` replace keys, such as train__lr=0.1."""
+    folder.mkdir(exist_ok=True)
+    table: dict[str, Table] = {
+        "model": {"path": str(model), "lower": LOWER},
+        "connection": {"address": "127.0.0.1:1", "plaintext": True, "codec": "raw"},
+        "run": {"folder": str(folder / "run")},
+        "adapter": {"rank": 4, "alpha": 8},
+        "data": {
+            "train": str(write_rows(folder / "rows.jsonl")),
+            "prompt_template": "{text}:",
+            "completion_template": " {topic}",
+            "chat_template": False,
+        },
+        "train": {"steps": 6, "rows_per_step": 8, "micro_batch_rows": 3, "lr": 0.02},
+    }
+    return parse_settings(EnclaveClientSettings, _changed(table, changes), "test owner")
+
+
+@contextmanager
+def running_enclave(settings: EnclaveSettings) -> Iterator[EnclaveServer]:
+    """An enclave that does not listen; reach it by `loopback_of`."""
+    server = EnclaveServer(settings)
+    try:
+        yield server
+    finally:
+        server.stop(grace_s=0)
+
+
+def loopback_of(
+    server: EnclaveServer, name: str = "clinic", roles: frozenset[str] = ALL_ROLES
+) -> Channel:
+    """A channel of the owner of that name."""
+    return LoopbackChannel(server, Peer(name=name, roles=roles, serial=None, address="test"))
+
+
+def owner_of(
+    server: EnclaveServer, settings: EnclaveClientSettings, name: str = "clinic"
+) -> EnclaveClient:
+    """An owner whose every connection goes to this enclave."""
+    return EnclaveClient(settings, connect=lambda: loopback_of(server, name))
+
+
+def _changed(table: dict[str, Table], changes: dict[str, object]) -> dict[str, object]:
+    whole: dict[str, object] = dict(table)
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if not key:
+            whole[section] = value
+            continue
+        before = whole.get(section, {})
+        assert isinstance(before, dict)
+        whole[section] = {**before, key: value}
+    return whole
