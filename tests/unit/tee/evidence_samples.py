@@ -19,6 +19,8 @@ from cutlayer.tee.tpm_trust import key_pem
 from cutlayer.tee.verifier import Trust
 from tests.tpm_worlds import quoted_tpm
 from tests.unit.tee import authorities
+from tests.unit.tee.azure_worlds import AzureVm
+from tests.unit.tee.nitro_worlds import Module
 from tests.unit.tee.snp_worlds import make_chip
 
 __all__ = ["MADE", "PUBLISHED", "PUBLISHED_FOLDER", "Sample", "published", "sample"]
@@ -61,6 +63,18 @@ def _snp() -> Sample:
     return Sample(evidence=chip.evidence(), at=authorities.AT, roots=roots)
 
 
+def _azure() -> Sample:
+    vm = AzureVm()
+    evidence = vm.evidence(nonce=bytes(range(32)))
+    return Sample(evidence=evidence, at=authorities.AT, roots={Platform.AZURE: vm.chip.ark.pem})
+
+
+def _made_nitro() -> Sample:
+    module = Module()
+    roots = {Platform.NITRO: module.root.pem}
+    return Sample(evidence=module.evidence(), at=authorities.AT, roots=roots)
+
+
 def _tpm() -> Sample:
     made = quoted_tpm()
     roots = {Platform.TPM: key_pem(made.key.public_key())}
@@ -78,10 +92,19 @@ def _nitro() -> Sample:
     return Sample(evidence=evidence, at=datetime(2022, 9, 28, 15, 34, tzinfo=UTC))
 
 
+def _published_snp() -> Sample:
+    collateral = {"vcek": published("kds_vcek.der"), "chain": published("milan.pem")}
+    body = published("attestation.bin")
+    evidence = Evidence(platform=Platform.SEV_SNP, body=body, collateral=collateral)
+    return Sample(evidence=evidence, at=authorities.AT)
+
+
 MADE: dict[str, Callable[[], Sample]] = {
     "simulated": lambda: _simulated(Platform.SIMULATED),
     "tdx": lambda: _simulated(Platform.TDX),
     "sev-snp": _snp,
+    "azure": _azure,
+    "nitro": _made_nitro,
     "tpm": _tpm,
 }
 """Anywhere."""
@@ -90,6 +113,7 @@ PUBLISHED: dict[str, Callable[[], Sample]] = {
     "published tdx": lambda: _intel(Platform.TDX, "tdx_quote"),
     "published sgx": lambda: _intel(Platform.SGX, "sgx_quote"),
     "published nitro": _nitro,
+    "published sev-snp": _published_snp,
 }
 """Where the published samples are."""
 
