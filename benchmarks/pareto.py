@@ -28,7 +28,7 @@ __all__ = ["Setting", "main", "summary"]
 _POINTS, _RECOVERY = 0.02, 0.10
 _Z = 1.96
 _FOLDER = Path("build/pareto")
-_COLUMNS = ("setting", "accuracy", "recovery", "attack", "prior", "control", "counts")
+_COLUMNS = ("setting", "steps", "accuracy", "recovery", "attack", "prior", "control", "counts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class Setting:
     lower: int
     upper: int
     label: str
+    steps: int
+    """Of training; the control has its own."""
     accuracy: float
     """On held-out rows."""
     num_rows: int
@@ -95,9 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = None if asked.is_smoke else _FOLDER
     task = make_task(folder, is_smoke=asked.is_smoke, threads=max(asked.threads))
     settings: list[Setting] = []
-    for plan in task.plans():
+    for point, plan in zip(task.points, task.plans(), strict=True):
+        steps = point.num_times * task.sizes.steps
         for trial in Audit(plan, _Quiet()).run().trials:
-            settings.append(_setting(trial, _control(task, trial)))
+            settings.append(_setting(trial, steps, _control(task, trial)))
     reference = max(one.accuracy for one in settings if one.is_open)
     result = summary(settings, reference)
     print_table("pareto", _COLUMNS, [_row(one) for one in settings])
@@ -130,7 +133,7 @@ def _control(task: Task, trial: Trial) -> float:
     return msgspec.json.decode(path.read_bytes(), type=float)
 
 
-def _setting(trial: Trial, control: float) -> Setting:
+def _setting(trial: Trial, steps: int, control: float) -> Setting:
     assert trial.utility is not None
     assert trial.utility.accuracy is not None
     assert trial.worst is not None
@@ -143,6 +146,7 @@ def _setting(trial: Trial, control: float) -> Setting:
         lower=trial.spec.lower,
         upper=trial.spec.upper,
         label=trial.label,
+        steps=steps,
         accuracy=trial.utility.accuracy,
         num_rows=trial.utility.num_rows,
         recovery=trial.recovery or 0.0,
@@ -162,6 +166,7 @@ def _row(one: Setting) -> list[str]:
     prior = "-" if one.prior is None else f"{one.prior:.3f}"
     return [
         one.label,
+        str(one.steps),
         f"{one.accuracy:.3f} ± {one.error:.3f}",
         f"{one.recovery:.3f}",
         one.attack,
