@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cutlayer.model.adapter_slots import Segment
 from cutlayer.model.adapters import (
     Adapter,
     AdapterSettings,
@@ -23,7 +24,6 @@ from cutlayer.model.adapters import (
     use_segments,
 )
 from cutlayer.model.collectives import join_ranks
-from cutlayer.model.grouped_lora import Segment
 from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.optimizer import AdamWSettings, PartOptimizer
 from cutlayer.model.partition import Cut, Trunk

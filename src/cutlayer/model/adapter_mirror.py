@@ -6,33 +6,27 @@ those of adapters in use that changed since they were sent; gradients and optimi
 leader's alone.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import cast
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import msgspec
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from cutlayer.model import adapters
+from cutlayer.model.adapter_slots import Segment, slots_of
 from cutlayer.model.adapters import Adapter, AdapterSettings, attach, base_only, use_segments
-from cutlayer.model.grouped_lora import Segment, Slots
 from cutlayer.model.partition import Trunk
+from cutlayer.settings import parse_settings
 
 __all__ = ["AdapterChange", "AdapterCopies", "AdapterSource", "NewAdapter"]
 
 
 class NewAdapter(msgspec.Struct, frozen=True, kw_only=True):
-    """What `attach` needs to make an adapter of the same shape."""
+    """What `attach` needs to make the same adapter."""
 
     name: str
-    rank: int
-    alpha: float
-    dropout: float
-    train_a: bool
-    targets: list[str]
-    """Global paths of the layers."""
+    settings: dict[str, object]
+    """`AdapterSettings`, as plain values."""
 
 
 class AdapterChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,12 +43,10 @@ class AdapterChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdapterSource:
-    """Watches the adapters of the leader's trunk; make it before the first `attach`."""
+    """Watches the adapters of the leader's trunk."""
 
     def __init__(self, trunk: Trunk) -> None:
-        self._trunk = trunk
-        self._slots = _WatchedSlots()
-        vars(trunk)[adapters._ATTRIBUTE] = self._slots
+        self._slots = slots_of(trunk)
         self._sent: dict[str, list[nn.Parameter]] = {}
         self._values: dict[str, Tensor] = {}
 
@@ -74,22 +66,22 @@ class AdapterSource:
             added=added,
             loaded=[(name, vector.numel()) for name, vector in vectors.items()],
             active=self._slots.active,
-            segments=self._slots.watched,
+            segments=self._slots.segments,
         )
         return change, list(vectors.values())
 
     def _in_use(self) -> list[str]:
-        segments = self._slots.watched
+        segments = self._slots.segments
         names = [self._slots.active] if segments is None else [s.adapter for s in segments]
         return list(dict.fromkeys(name for name in names if name is not None))
 
     def _weights(self, name: str) -> list[nn.Parameter]:
-        return _weights(self._slots.layers, name)
+        return list(self._slots.weights(name).values())
 
     def _is_gone(self, name: str, weights: Sequence[nn.Parameter] | None) -> bool:
         """Whether it was removed; another one may have its name by now."""
         if weights is None:
-            return name not in self._slots.trains_a
+            return name not in self._slots.settings
         before = self._sent[name]
         if len(weights) != len(before):
             return True
@@ -101,22 +93,8 @@ class AdapterSource:
         return name not in self._values or not torch.equal(self._values[name], value)
 
     def _describe(self, name: str) -> NewAdapter:
-        modules = self._trunk.base.named_modules()
-        layers = {
-            path: module
-            for path, module in modules
-            if isinstance(module, LoraLayer) and name in module.lora_A
-        }
-        first = next(iter(layers.values()))
-        rank = int(first.r[name])
-        return NewAdapter(
-            name=name,
-            rank=rank,
-            alpha=float(first.scaling[name]) * rank,
-            dropout=float(getattr(first.lora_dropout[name], "p", 0.0)),
-            train_a=self._slots.trains_a[name],
-            targets=[self._trunk.global_name(f"base.{path}") for path in layers],
-        )
+        settings = self._slots.settings[name]
+        return NewAdapter(name=name, settings=settings.model_dump(mode="json"))
 
 
 class AdapterCopies:
@@ -131,7 +109,8 @@ class AdapterCopies:
         for name in change.dropped:
             self._adapters.pop(name).remove()
         for new in change.added:
-            self._adapters[new.name] = attach(self._trunk, _settings(new), new.name)
+            settings = parse_settings(AdapterSettings, new.settings, f"adapter {new.name}")
+            self._adapters[new.name] = attach(self._trunk, settings, new.name)
         for (name, _), vector in zip(change.loaded, vectors, strict=True):
             self._load(name, vector)
 
@@ -151,8 +130,7 @@ class AdapterCopies:
                 parameter.grad = None
 
     def _load(self, name: str, vector: Tensor) -> None:
-        modules = self._trunk.base.modules()
-        weights = _weights([m for m in modules if isinstance(m, LoraLayer)], name)
+        weights = slots_of(self._trunk).weights(name).values()
         parts = vector.split([weight.numel() for weight in weights])
         for weight, part in zip(weights, parts, strict=True):
             # Through `data`, as no new version: a graph that other clients share may still be open
@@ -160,40 +138,5 @@ class AdapterCopies:
             weight.data.copy_(part.view_as(weight))
 
 
-class _WatchedSlots(Slots):
-    """Adapter slots that remember the segments of the call under way."""
-
-    watched: list[Segment] | None = None
-
-    @contextmanager
-    def segments(self, segments: Sequence[Segment]) -> Iterator[None]:
-        before, self.watched = self.watched, list(segments)
-        try:
-            with super().segments(segments):
-                yield
-        finally:
-            self.watched = before
-
-
-def _weights(layers: Sequence[LoraLayer], name: str) -> list[nn.Parameter]:
-    """Both factors on every layer, in the order of the trunk's modules."""
-    return [
-        cast(nn.Parameter, factors[name].weight)
-        for layer in layers
-        for factors in (layer.lora_A, layer.lora_B)
-        if name in factors
-    ]
-
-
 def _flat(weights: Sequence[nn.Parameter]) -> Tensor:
     return torch.cat([weight.detach().float().flatten() for weight in weights])
-
-
-def _settings(new: NewAdapter) -> AdapterSettings:
-    return AdapterSettings(
-        rank=new.rank,
-        alpha=new.alpha,
-        dropout=new.dropout,
-        train_a=new.train_a,
-        targets=new.targets,
-    )

@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.kv_cache import RowCache
+from cutlayer.model.row_prefix import RowPrefix
 from cutlayer.model.rows import Rows
 
 __all__ = ["PACKED_ATTENTION", "PackedRows", "RowKernel", "row_kernel"]
@@ -76,6 +77,7 @@ class PackedRows:
         num_blocks: int,
         windows: Sequence[int | None] | None,
         caches: Sequence[RowCache] | None = None,
+        prefixes: Sequence[RowPrefix | None] | None = None,
     ) -> None:
         """Check that the caches hold what the rows continue.
 
@@ -86,6 +88,7 @@ class PackedRows:
             windows: sliding window of each local block in tokens as the config says, None for
                 no limit; or None altogether where only the attention modules know.
             caches: one per row, or None where nothing is cached.
+            prefixes: one per row, or None where no row has any.
 
         Raises:
             ConfigError: caches are missing or hold other lengths than the rows start at.
@@ -94,6 +97,7 @@ class PackedRows:
         self.rows = rows
         self.kernel = kernel
         self.caches = caches
+        self.prefixes = prefixes if prefixes is not None and any(prefixes) else None
         self.num_calls = 0
         self._num_blocks = num_blocks
         self._windows = windows
@@ -129,22 +133,30 @@ class PackedRows:
         self, row: int, layer: int, window: int | None, key_1HqE: Tensor, value_1HqE: Tensor
     ) -> tuple[Tensor, Tensor]:
         """All keys and values that one row's new tokens may see; the new ones are cached."""
-        if self.caches is None:
-            return key_1HqE, value_1HqE
-        keys, values = self.caches[row].append(layer, key_1HqE, value_1HqE)
+        keys, values = key_1HqE, value_1HqE
         start = self.rows.starts[row]
-        if start == 0:
-            return key_1HqE, value_1HqE
-        if window is None or start < window:
+        if self.caches is not None:
+            cached = self.caches[row].append(layer, keys, values)
+            keys, values = cached if start else (keys, values)
+        prefix = None if self.prefixes is None else self.prefixes[row]
+        if prefix is not None:
+            keys, values = prefix.before(layer, keys, values)
+        past = self.past(row)
+        if window is None or past < window:
             return keys, values
-        first = start - window + 1
+        first = past - window + 1
         return keys[:, :, first:], values[:, :, first:]
 
-    def mask(self, query: Tensor, start: int, window: int | None) -> Tensor | None:
+    def past(self, row: int) -> int:
+        """Keys before a row's first new token: those of its prefix and those that are cached."""
+        prefix = None if self.prefixes is None else self.prefixes[row]
+        return self.rows.starts[row] + (0 if prefix is None else prefix.num_seen)
+
+    def mask(self, query: Tensor, past: int, window: int | None) -> Tensor | None:
         """The row's mask [1, 1, q, k], shared by all blocks of the call, or None."""
-        key = (query.shape[2], start, window)
+        key = (query.shape[2], past, window)
         if key not in self._masks:
-            self._masks[key] = self.kernel.mask(query, start, window)
+            self._masks[key] = self.kernel.mask(query, past, window)
         return self._masks[key]
 
 
@@ -197,7 +209,7 @@ def _attend(
     window = cast(int | None, options["sliding_window"])
     function = packed_rows.kernel.function(module)
     key, value = packed_rows.seen(row, cast(int, module.layer_idx), window, key, value)
-    mask = packed_rows.mask(query, packed_rows.rows.starts[row], window)
+    mask = packed_rows.mask(query, packed_rows.past(row), window)
     return function(module, query, key, value, mask, **options)[0]
 
 
@@ -209,6 +221,7 @@ def _fits_varlen(
         and _VARLEN is not None
         and packed_rows.kernel.is_plain
         and packed_rows.caches is None
+        and packed_rows.prefixes is None
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] == value.shape[-1] <= 256
         and not options.get("dropout")

@@ -1,6 +1,6 @@
-"""Whose LoRA weights act on which tokens of a part's next call: nobody's, one's, or several's.
+"""LoRA of several adapters in one call of a part.
 
-It does not make, load or remove weights (`adapters`) nor know clients. The base layers see all
+It does not make, load or remove weights (`lora`) nor know clients. The base layers see all
 tokens in one multiplication; each segment adds the update of its own adapter, and only that
 adapter's weights are in its graph: values of one segment cannot reach another's gradients.
 
@@ -8,72 +8,34 @@ Shapes: N = tokens of the call, I and O = input and output features, r = rank, G
 equal length, L = that length.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from cutlayer.errors import ModelError
+from cutlayer.model.adapter_slots import Segment, merged_segments, pieces_of
 from cutlayer.model.families import rotates_by_batch
 from cutlayer.model.partition import PartModule
 
-__all__ = ["Segment", "Slots", "can_share_calls"]
+__all__ = ["SharedLora", "can_share_calls"]
 
 _RANDOM = ("drop", "jitter", "noise")
 """What modules call the strength of random numbers that they draw in training."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Neighbouring tokens of the packed order that share an adapter."""
+class SharedLora:
+    """LoRA layers in calls that several adapters share."""
 
-    adapter: str | None
-    """Name of the adapter; None is the base model."""
-    num_tokens: int
-    dropout_seed: int | None = None
-    """Seed of the places that the adapter's dropout drops; None drops nothing."""
+    def __init__(self) -> None:
+        self._call: _SegmentedCall | None = None
+        self._hooked: set[int] = set()
 
-
-@dataclass
-class Slots:
-    """All LoRA layers of one part, and whose adapter is in use on them."""
-
-    layers: list[LoraLayer] = field(default_factory=list)
-    active: str | None = None
-    trains_a: dict[str, bool] = field(default_factory=dict)
-    """Every adapter on the part, and whether its factor A is trained."""
-    _call: "_SegmentedCall | None" = None
-    _hooked: set[int] = field(default_factory=set)
-
-    def use(self, name: str | None) -> None:
-        """Let PEFT's own forward use one adapter, or none."""
-        if name == self.active:
-            return
-        self.active = name
-        for layer in self.layers:
-            # PEFT's set_adapter also takes requires_grad from the others: a graph that was built
-            # for one of them would then lose its gradient without an error.
-            layer._active_adapter = [] if name is None else [name]
-
-    @contextmanager
-    def segments(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Inside, calls of the part use these adapters; afterwards the one before is active."""
-        before = self.active
-        self._hook_layers()
-        self.use(None)
-        self._call = _SegmentedCall(segments)
-        try:
-            yield
-        finally:
-            self._call = None
-            self.use(before)
-
-    def _hook_layers(self) -> None:
-        for layer in self.layers:
+    def begin(self, segments: Sequence[Segment] | None, layers: Sequence[LoraLayer]) -> None:
+        """The next call of the layers has these segments; None ends that."""
+        self._call = None if segments is None else _SegmentedCall(segments)
+        for layer in layers if segments is not None else ():
             if id(layer) not in self._hooked:
                 self._hooked.add(id(layer))
                 layer.register_forward_hook(self._add_update)
@@ -91,8 +53,7 @@ class _SegmentedCall:
     """One call of a part; each segment drops its own places, whoever else is in the call."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
-        self._segments = _merged(segments)
-        self._num_tokens = sum(segment.num_tokens for segment in segments)
+        self._segments = merged_segments(segments)
         self._generators: dict[int, torch.Generator] = {}
 
     def add_update(self, layer: LoraLayer, x: Tensor, output: Tensor) -> Tensor:
@@ -105,17 +66,13 @@ class _SegmentedCall:
             update = _update(layer, known[0], self._dropped(layer, 0, x), scales_rank=False)
             return (output + update).to(output.dtype)
         x_NI = x.reshape(-1, x.shape[-1])
-        if x_NI.shape[0] != self._num_tokens:
-            raise ModelError(
-                f"a layer got {x_NI.shape[0]} of {self._num_tokens} tokens; rows of several "
-                "clients cannot share a call of this architecture: set batch.max_clients=1"
-            )
         update_NO = self._grouped(layer, known, x_NI)
         return (output + update_NO.view(output.shape)).to(output.dtype)
 
     def _grouped(self, layer: LoraLayer, known: Sequence[str | None], x_NI: Tensor) -> Tensor:
         sizes = [segment.num_tokens for segment in self._segments]
-        dropped = [self._dropped(layer, i, x_nI) for i, x_nI in enumerate(x_NI.split(sizes))]
+        pieces = pieces_of(x_NI, self._segments)
+        dropped = [self._dropped(layer, i, x_nI) for i, x_nI in enumerate(pieces)]
         if len(set(sizes)) == 1 and None not in known and _are_alike(layer, known):
             return _stacked_update(layer, known, dropped)
         return torch.cat([_update(layer, *pair) for pair in zip(known, dropped, strict=True)])
@@ -162,19 +119,6 @@ def _draws(module: nn.Module) -> bool:
         isinstance(value, float) and value > 0 and any(word in name for word in _RANDOM)
         for name, value in vars(module).items()
     )
-
-
-def _merged(segments: Sequence[Segment]) -> list[Segment]:
-    """Neighbours of one adapter become one segment, unless they drop places of their own."""
-    merged: list[Segment] = []
-    for segment in segments:
-        last = merged[-1] if merged else None
-        is_same = last is not None and last.adapter == segment.adapter
-        if last is not None and is_same and last.dropout_seed is segment.dropout_seed is None:
-            merged[-1] = replace(last, num_tokens=last.num_tokens + segment.num_tokens)
-        else:
-            merged.append(segment)
-    return merged
 
 
 def _update(layer: LoraLayer, name: str | None, x: Tensor, scales_rank: bool = True) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which linear layers of a part LoRA goes on, by PEFT's rule for names.
+"""Which linear layers of a part an adapter goes on, by PEFT's rule for names.
 
 It does not put anything on them (`adapters`). Paths are those of the unsplit model, so that one
 setting means the same layers at every cut.
@@ -14,7 +14,7 @@ from cutlayer.errors import ModelError
 from cutlayer.model.families import meta_model
 from cutlayer.model.partition import PartModule
 
-__all__ = ["find_targets", "is_transposed", "layer_shape"]
+__all__ = ["find_targets", "is_transposed", "layer_shape", "linear_layers"]
 
 _LINEAR = (nn.Linear, Conv1D)
 _INSIDE_LORA = frozenset({"base_layer", "lora_A", "lora_B"})
@@ -50,6 +50,15 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
     return (int(first), int(second)) if is_transposed(base) else (int(second), int(first))
 
 
+def linear_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Name -> linear layer, adapted or not, of all that a module has."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, (*_LINEAR, LoraLayer)) and not _INSIDE_LORA & set(name.split("."))
+    }
+
+
 def is_transposed(base: nn.Module) -> bool:
     """Whether a layer keeps its weight as [inputs, outputs], as GPT-2 does."""
     return isinstance(base, Conv1D)
@@ -57,13 +66,7 @@ def is_transposed(base: nn.Module) -> bool:
 
 def _linear_names(base: nn.Module, blocks: str) -> list[str]:
     """Names, within a base model, of every linear layer inside a block."""
-    return [
-        name
-        for name, module in base.named_modules()
-        if name.startswith(f"{blocks}.")
-        and not _INSIDE_LORA & set(name.split("."))
-        and isinstance(module, (*_LINEAR, LoraLayer))
-    ]
+    return [name for name in linear_layers(base) if name.startswith(f"{blocks}.")]
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

@@ -28,6 +28,7 @@ from cutlayer.model.families import (
     windows,
 )
 from cutlayer.model.kv_cache import RowCache
+from cutlayer.model.row_prefix import PrefixSource, ends_of, shifted_positions
 from cutlayer.model.rows import Rows
 from cutlayer.model.threads import FEW_TOKENS, with_threads
 
@@ -109,6 +110,8 @@ class PartModule(nn.Module):
         self.hidden_size: int = self.config.hidden_size
         self.decode_threads: int | None = None
         """Compute threads of calls with few cached tokens; None leaves the process's own."""
+        self.prefixes: PrefixSource | None = None
+        """Trained keys and values before rows; None where no adapter has any."""
         self.leaves: dict[str, str] = {}
         """Manifest leaves of what was loaded; empty until then."""
         self.base = cast(PreTrainedModel, getattr(model, layout.prefix))
@@ -124,6 +127,10 @@ class PartModule(nn.Module):
     ) -> Tensor:
         """Hidden states through the part's base model; [N, D] in and out."""
         return self._run(h_ND, rows, caches)
+
+    def own_heads(self, states: Tensor, dim: int) -> Tensor:
+        """What this process has of tensors with one entry per key-value head in `dim`: all."""
+        return states
 
     def zeros_ND(self, num_tokens: int) -> Tensor:
         """Hidden states of the dtype and on the device of the part's weights."""
@@ -145,17 +152,20 @@ class PartModule(nn.Module):
 
     def _run(self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None) -> Tensor:
         self._check_rows(inputs, rows, caches)
-        limit = self._shared_rope_limit
-        ends = [start + length for start, length in zip(rows.starts, rows.lengths, strict=True)]
-        if limit is not None and rows.num_rows > 1 and max(ends) > limit:
+        prefixes = None if self.prefixes is None else self.prefixes.of_rows(rows)
+        longest, limit = max(ends_of(rows, prefixes)), self._shared_rope_limit
+        self._check_length(longest)
+        if limit is not None and rows.num_rows > 1 and longest > limit:
             return self._run_one_by_one(inputs, rows, caches)
-        packed = PackedRows(rows, self._kernel, len(self.block_range), self._windows, caches)
+        packed = PackedRows(
+            rows, self._kernel, len(self.block_range), self._windows, caches, prefixes
+        )
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         is_decode = caches is not None and rows.num_tokens <= FEW_TOKENS
         with with_threads(self.decode_threads if is_decode else None):
             output = self.base(
                 **{name: inputs[None]},
-                position_ids=rows.positions_N.to(inputs.device)[None],
+                position_ids=shifted_positions(rows, prefixes).to(inputs.device)[None],
                 use_cache=False,
                 packed_rows=packed,
             )
@@ -182,16 +192,18 @@ class PartModule(nn.Module):
         self.check_context(rows)
 
     def check_context(self, rows: Rows) -> None:
-        """Refuse rows that this model is not made for.
+        """Refuse rows that this model is not made for, even without a prefix.
 
         Raises:
             DataError: a row is longer than the model's context.
         """
-        longest = max(map(sum, zip(rows.starts, rows.lengths, strict=True)))
+        self._check_length(max(ends_of(rows, None)))
+
+    def _check_length(self, longest: int) -> None:
         if self._context is not None and longest > self._context:
             raise DataError(
                 f"a row of {longest} tokens exceeds the model's context of {self._context}; "
-                "shorten it"
+                "shorten it (a prefix counts too)"
             )
 
     def _slice(self) -> None:

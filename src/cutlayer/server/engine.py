@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.errors import ProtocolError
+from cutlayer.model.adapter_slots import Segment
 from cutlayer.model.adapters import use_segments
-from cutlayer.model.grouped_lora import Segment, can_share_calls
+from cutlayer.model.grouped_lora import can_share_calls
 from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows

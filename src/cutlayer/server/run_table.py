@@ -7,10 +7,11 @@ run lives in memory alone, and its results leave through `collect`.
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cutlayer.errors import ConfigError, PermissionRefused, StepExpired
+from cutlayer.errors import PermissionRefused, StepExpired
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from cutlayer.model.adapters import AdapterSettings, AdapterState, attach, layout_of
 from cutlayer.model.partition import Trunk
+from cutlayer.server.adapter_limits import check_adapter
 from cutlayer.server.owner_vaults import vault_of
 from cutlayer.server.rounds import RoundTable
 from cutlayer.server.runs import TrainingRun, run_folder
@@ -22,8 +23,6 @@ from cutlayer.wire.messages import OpenRun
 
 __all__ = ["RunTable"]
 
-# Each is compared with the name of every layer, while other clients wait.
-_MAX_TARGETS = 1024
 Key = tuple[str, str]
 """Owner and run id."""
 
@@ -147,16 +146,7 @@ class RunTable:
         return TrainingRun(owner, adapter, opened, None, self._limits)
 
     def _check_size(self, settings: AdapterSettings) -> None:
-        if settings.rank > self._limits.max_adapter_rank:
-            raise ConfigError(
-                f"adapter.rank={settings.rank} exceeds {self._limits.max_adapter_rank}, this "
-                "server's limit; choose a lower one"
-            )
-        if len(settings.targets) > _MAX_TARGETS:
-            raise ConfigError(
-                f"adapter.targets has {len(settings.targets)} names, this server takes "
-                f"{_MAX_TARGETS}; name layers by their last part"
-            )
+        check_adapter(settings, self._limits)
 
     def _new_store(self, owner: str, run_id: str) -> StepStore:
         folder = run_folder(self._folder, owner, run_id)

@@ -67,6 +67,12 @@ class LimitSettings(Settings):
     """Hidden states and their gradients of one run's open step, which wait for its end."""
     max_adapter_rank: int = Field(default=256, ge=1)
     """Largest LoRA rank."""
+    adapter_kinds: list[str] = ["lora", "prefix", "sparse"]
+    """Kinds of adapters that clients may train."""
+    max_virtual_tokens: int = Field(default=256, ge=1)
+    """Largest prefix, in vectors per block."""
+    max_sparse_ratio: float = Field(default=0.25, ge=0, le=1)
+    """Largest share of the trunk's heads and rows that one client may train; it costs memory."""
     max_client_bytes_per_day: int | None = None
     """Bytes that one client may send in a day; None is no limit."""
     max_client_vectors_per_day: int | None = Field(default=None, ge=1)

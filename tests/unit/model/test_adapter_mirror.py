@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from cutlayer.model.adapter_mirror import AdapterChange, AdapterCopies, NewAdapter
+from cutlayer.model.adapter_slots import Segment
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.checkpoint import load_part
-from cutlayer.model.grouped_lora import Segment
 from cutlayer.model.lora_targets import find_targets
 from cutlayer.model.partition import Cut, Part, Trunk
 from cutlayer.model.rows import Rows
@@ -17,12 +17,11 @@ RANK = 2
 
 
 def _change(trunk: Trunk, added: str, loaded: str) -> AdapterChange:
-    targets = list(find_targets(trunk, "all-linear"))
-    new = {"rank": RANK, "alpha": 4.0, "dropout": 0.0, "train_a": True, "targets": targets}
+    new = AdapterSettings(rank=RANK, alpha=4.0).model_dump(mode="json")
     sizes = sum(RANK * sum(layer.weight.shape) for layer in _linears(trunk))
     return AdapterChange(
         dropped=[],
-        added=[NewAdapter(name=name, **new) for name in added],
+        added=[NewAdapter(name=name, settings=new) for name in added],
         loaded=[(name, sizes) for name in loaded],
         active=None,
         segments=[Segment(adapter="a", num_tokens=3), Segment(adapter="b", num_tokens=2)],

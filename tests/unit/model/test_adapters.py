@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cutlayer.errors import ConfigError, ModelError
-from cutlayer.model import adapters
+from cutlayer.model import lora
 from cutlayer.model.adapters import (
     Adapter,
     AdapterSettings,
@@ -385,7 +385,7 @@ def test_adapter_that_finds_no_memory_leaves_nothing_behind(
             raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapters, "_initialise", runs_out)
+        patch.setattr(lora, "_initialise", runs_out)
         with pytest.raises(MemoryError):
             attach(trunk, SETTINGS, "second")
     assert torch.equal(logits_of(model), before)

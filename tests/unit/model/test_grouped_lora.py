@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import ModelError
+from cutlayer.model.adapter_slots import Segment
 from cutlayer.model.adapters import Adapter, AdapterSettings, attach, base_only, use_segments
 from cutlayer.model.checkpoint import load_part
 from cutlayer.model.folder import resolve_model
-from cutlayer.model.grouped_lora import Segment
 from cutlayer.model.partition import Cut, Part, Trunk
 from cutlayer.model.rows import Rows
 from tests.tiny_models import FAMILIES, tiny_model

@@ -87,7 +87,7 @@ def test_weights_travel_once_until_they_change(trunk: Trunk, told: Told) -> None
     assert [len(change["added"]) for change in changes] == [1, 0, 0, 1]
     assert [len(change["loaded"]) for change in changes] == [1, 0, 1, 1]
     assert [change["dropped"] for change in changes] == [[], [], [], ["default"]]
-    assert changes[3]["added"][0]["rank"] == 3
+    assert changes[3]["added"][0]["settings"]["rank"] == 3
 
 
 def test_backward_is_told_before_it_is_computed(trunk: Trunk, told: Told) -> None:
