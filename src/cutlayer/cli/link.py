@@ -5,13 +5,13 @@ It sends no tensor and opens no run.
 
 import socket
 
+from cutlayer.client.attested import attestation_of
 from cutlayer.client.link import Link
-from cutlayer.client.own_model import own_model, placed
+from cutlayer.client.own_model import opener, own_model
 from cutlayer.client.settings import ClientSettings
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.folder import HubFolder, ModelFolder
 from cutlayer.wire.endpoints import ListenSettings, check_security
-from cutlayer.wire.grpc_channel import GrpcChannel
 
 __all__ = ["check_listening", "check_reachable"]
 
@@ -26,7 +26,9 @@ def check_reachable(settings: ClientSettings, folder: ModelFolder) -> str:
     """
     connection = settings.connection.model_copy(update={"connect_timeout_s": _PATIENCE_S})
     own = own_model(settings, folder, {})
-    link = Link(lambda place: GrpcChannel(placed(connection, place)), own, reconnect_s=0.0)
+    attestation = attestation_of(settings)
+    patient = settings.model_copy(update={"connection": connection})
+    link = Link(opener(patient, attestation), own, reconnect_s=0.0)
     try:
         welcome = link.hello()
     except ModelError:
@@ -36,7 +38,10 @@ def check_reachable(settings: ClientSettings, folder: ModelFolder) -> str:
         return f"{connection.address} answers; model hashes are compared when parts are loaded"
     finally:
         link.close()
-    return f"{connection.address} answers ({welcome.software}); model, cut and formats match"
+    proved = "" if attestation is None else f"; {attestation.line}"
+    return (
+        f"{connection.address} answers ({welcome.software}); model, cut and formats match{proved}"
+    )
 
 
 def check_listening(settings: ListenSettings) -> str:

@@ -66,8 +66,11 @@ def train(
             progress = client.train(shown.show)
         result = {**_result(client, progress, shown), "audit": verdict}
         told = client.privacy_report().summary(settings.privacy.budget.unit)
+        proved = None if client.attestation is None else client.attestation.line
     _print(result, out)
     out.say(f"so far: {told}")
+    if proved is not None:
+        out.say(proved)
     out.result(result)
 
 
@@ -121,6 +124,7 @@ def _result(client: "Client", progress: "Progress", shown: "TrainingProgress") -
         "federation_bytes_down": client.federation_bytes[1],
         "bytes_down_per_token": round(client.trunk.bytes_received / num_tokens, 2),
         "guarantee": client.guarantee,
+        "assurance": "none" if client.attestation is None else client.attestation.label,
         "privacy": client.privacy_report().as_json(),
         "ledger": asdict(client.ledger),
         "settings_digest": settings_digest(settings),

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cutlayer.client.accounts import report_of_run
+from cutlayer.client.attested import attestation_of
 from cutlayer.client.chat import Chat, TextPiece
 from cutlayer.client.checked_trunk import checked_trunk
 from cutlayer.client.draft_parts import DraftParts
@@ -88,8 +89,8 @@ class Client:
         leaves = {**self.head.leaves, **self.tail.leaves}
         own = own_model(settings, self._folder, leaves)
         self._witness = witness_of(settings, own, leaves)
-        direct = opener(settings) if connect is None else lambda place: connect()
-        self._connect = self._witness.connect(direct)
+        self.attestation = attestation_of(settings, self._state)
+        self._connect = self._witness.connect(opener(settings, self.attestation, connect))
         self._own, self.federation_bytes = own, (0, 0)
         self.trunk = checked_trunk(Link(self._connect, own), settings, self._folder, self._state)
 
@@ -203,15 +204,8 @@ class Client:
     def trainer(self, data: TrainingData, settings: TrainSettings) -> Trainer:
         """A run over rows of token ids, for whoever has no data files."""
         self._witness.learn(data.train, data.validation)
-        return Trainer(
-            self._parts,
-            self.trunk,
-            self._split_step(settings),
-            data,
-            settings,
-            self._state,
-            self._open_run(settings),
-        )
+        step, opened = self._split_step(settings), self._open_run(settings)
+        return Trainer(self._parts, self.trunk, step, data, settings, self._state, opened)
 
     def generator(self) -> Generator:
         """Whatever generates, on the run's best step; the base model where none was trained."""

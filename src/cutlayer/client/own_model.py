@@ -1,9 +1,11 @@
 """What a client believes of the model, and how it reaches its server. It does not connect."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from cutlayer.client.attested import Attestation, attestation_of
 from cutlayer.client.link import Connect, OwnModel
 from cutlayer.client.settings import ClientSettings, TrainSettings
+from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.agreement import hash_leaves, known_manifest
 from cutlayer.model.folder import ModelFolder
@@ -70,13 +72,32 @@ def run_call(
     )
 
 
-def opener(settings: ClientSettings) -> Connect:
-    """Opens channels by gRPC to the server of the settings, or to a replica that it names."""
+def opener(
+    settings: ClientSettings,
+    attestation: Attestation | None = None,
+    connect: Callable[[], Channel] | None = None,
+) -> Connect:
+    """Opens channels by gRPC to the server of the settings, or to a replica that it names.
 
-    def connect(place: str | None) -> Channel:
-        return GrpcChannel(placed(settings.connection, place))
+    Args:
+        settings: of the owner; with a section [tee] the server has to prove what it runs.
+        attestation: of these settings, where somebody wants its verdicts; None makes it.
+        connect: opens all channels in place of gRPC.
 
-    return connect
+    Raises:
+        ConfigError: the section [tee] is wrong, or cannot be kept by `connect`.
+    """
+    if connect is not None:
+        if settings.tee is not None:
+            raise ConfigError("[tee] vouches for TLS keys; it needs channels by gRPC, not others")
+        return lambda place: connect()
+    proof = attestation or attestation_of(settings)
+
+    def open_channel(place: str | None) -> Channel:
+        where = placed(settings.connection, place)
+        return GrpcChannel(where) if proof is None else proof.open(where)
+
+    return open_channel
 
 
 def placed(settings: ConnectionSettings, place: str | None) -> ConnectionSettings:

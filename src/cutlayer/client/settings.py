@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cutlayer.client.tee_settings import ClientTeeSettings
 from cutlayer.data.settings import DataSettings
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.optimizer import AdamWSettings
@@ -232,6 +233,8 @@ class ClientSettings(Settings):
     """How streams share the machine and the link."""
     checks: CheckSettings = CheckSettings()
     """What is checked of the server's replies."""
+    tee: ClientTeeSettings | None = None
+    """What the trunk must prove before anything leaves; absent asks for no proof."""
     api: ApiSettings = ApiSettings()
     """The OpenAI-compatible endpoint and its chat page; docs/api.md."""
 

@@ -1,0 +1,203 @@
+"""Opens channels to attested servers: their evidence is accepted before a byte is sent to them.
+
+It does not judge evidence (`tee`) nor repeat what a lost connection took (`link`).
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from cutlayer.client.attested_channel import AttestedChannel, Own, Terms
+from cutlayer.client.run_state import RunState
+from cutlayer.client.settings import ClientSettings
+from cutlayer.client.tee_settings import ClientTeeSettings
+from cutlayer.errors import AttestationError, ConfigError, PermissionRefused
+from cutlayer.identity.certificates import identify
+from cutlayer.storage.audit_log import AuditEntry, AuditEvent
+from cutlayer.storage.files import read_private
+from cutlayer.tee.challenge import Challenger, Prover
+from cutlayer.tee.endorsement import check_endorsement
+from cutlayer.tee.exhibit import Side
+from cutlayer.tee.key_release import Accepted
+from cutlayer.tee.policy import read_policy
+from cutlayer.tee.ra_tls import (
+    ATTESTED_NAME,
+    AttestedCertificate,
+    has_evidence,
+    verify_certificate,
+)
+from cutlayer.tee.verifier import utc_now
+from cutlayer.wire.channel import Channel
+from cutlayer.wire.endpoints import ConnectionSettings, TlsFiles, read_tls
+from cutlayer.wire.grpc_channel import GrpcChannel
+from cutlayer.wire.pinned import Pin, shown_certificate
+
+__all__ = ["Attestation", "attestation_of"]
+
+_KEY_BYTES = 32
+Note = Callable[[Accepted | AttestationError], None]
+
+
+class Attestation:
+    """One owner's: policy, own evidence, and the last verdict."""
+
+    def __init__(
+        self,
+        settings: ClientTeeSettings,
+        tls: TlsFiles,
+        note: Note = lambda told: None,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """Read policy, roots and keys; the network is not touched.
+
+        Args:
+            settings: the section [tee].
+            tls: this side's certificate, and the authority that certifies servers' operators.
+            note: told of each proof that is accepted, and of each refusal.
+            now: time of each verdict, UTC.
+
+        Raises:
+            ConfigError: the policy or a root is missing or malformed.
+            StorageError: a key file is open to others.
+        """
+        policy = read_policy(settings.policy)
+        policy.read_roots()
+        self._settings, self._tls, self._note, self._now = settings, tls, note, now
+        self._challenger = Challenger(policy, Side.SERVER, now)
+        self._own = _own(settings, tls)
+        self._last: Accepted | None = None
+
+    @property
+    def label(self) -> str:
+        """What the last accepted evidence is worth; "none" before any."""
+        return "none" if self._last is None else self._last.result.assurance.label
+
+    @property
+    def line(self) -> str:
+        """For people, beside every result."""
+        if self._last is None:
+            return "attestation: none"
+        result = self._last.result
+        chip = "" if result.claims.chip is None else f", chip {result.claims.chip}"
+        return f"attestation: {self.label}, by policy {result.policy}{chip}"
+
+    def open(self, connection: ConnectionSettings) -> Channel:
+        """A channel to a server whose certificate is attested; it proves more at HELLO.
+
+        Raises:
+            AttestationError: its evidence is refused; nothing was sent to it.
+            PermissionRefused: one side does not accept the other's certificate.
+            TransportError: nobody answers.
+        """
+        try:
+            return self._opened(connection)
+        except PermissionRefused:
+            # It may have renewed its certificate between the two handshakes; once, not twice.
+            return self._opened(connection)
+        except AttestationError as error:
+            self._note(error)
+            raise
+
+    def _opened(self, connection: ConnectionSettings) -> Channel:
+        der = shown_certificate(connection)
+        if not self._settings.required and not has_evidence(der):
+            self._last = None
+            return GrpcChannel(connection)
+        certificate = verify_certificate(der, self._challenger.policy, self._now())
+        self._check_operator(certificate, connection)
+        pin = Pin(certificate=certificate.pem, name=ATTESTED_NAME)
+        return AttestedChannel(GrpcChannel(connection, pin), self._terms(certificate))
+
+    def _check_operator(
+        self, certificate: AttestedCertificate, connection: ConnectionSettings
+    ) -> None:
+        host = connection.server_name or connection.address.rpartition(":")[0]
+        check_endorsement(
+            certificate.pem, certificate.key_sha256, self._tls.authority, host, self._now()
+        )
+
+    def _terms(self, certificate: AttestedCertificate) -> Terms:
+        return Terms(
+            challenger=self._challenger,
+            server_key_sha256=certificate.key_sha256,
+            reattest_s=self._settings.reattest_s,
+            own=self._own,
+            note=self._told,
+        )
+
+    def _told(self, told: Accepted | AttestationError) -> None:
+        if isinstance(told, Accepted):
+            self._last = told
+        self._note(told)
+
+
+def attestation_of(settings: ClientSettings, state: RunState | None = None) -> Attestation | None:
+    """As the settings say; None where they have no section [tee].
+
+    Args:
+        settings: of this owner.
+        state: whose audit log is told; None tells none.
+
+    Raises:
+        ConfigError: no TLS, a policy or root that is missing, or settings that exclude each other.
+        StorageError: a key file is open to others.
+    """
+    if settings.tee is None:
+        return None
+    if settings.connection.tls is None:
+        raise ConfigError("[tee] needs TLS: evidence vouches for a TLS key; set connection.tls")
+    if settings.tee.adapter_key_file is not None and settings.federation is not None:
+        raise ConfigError(
+            "tee.adapter_key_file does not work in a federation: its rounds' adapters are all "
+            "members'; remove it"
+        )
+    note: Note = (lambda told: None) if state is None else _noted_in(state)
+    return Attestation(settings.tee, settings.connection.tls, note)
+
+
+def _own(settings: ClientTeeSettings, tls: TlsFiles) -> Own:
+    _, certificate, _ = read_tls(tls)
+    holder = identify(certificate)
+    attester, key_file = settings.attester, settings.adapter_key_file
+    return Own(
+        tls_key_sha256=holder.tls_key_sha256,
+        name=holder.name,
+        prover=None if attester is None else Prover(attester, Side.CLIENT),
+        adapter_key=None if key_file is None else _read_key(key_file),
+    )
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        key = bytes.fromhex(read_private(path).decode("ascii").strip())
+    except ValueError as error:
+        raise ConfigError(f"{path} must hold {2 * _KEY_BYTES} hex digits") from error
+    if len(key) != _KEY_BYTES:
+        raise ConfigError(f"{path} must hold {2 * _KEY_BYTES} hex digits, has {2 * len(key)}")
+    return key
+
+
+def _noted_in(state: RunState) -> Note:
+    """Writes to the audit log of a run; a refusal is on disk at once."""
+
+    def note(told: Accepted | AttestationError) -> None:
+        if isinstance(told, AttestationError):
+            entry = AuditEntry(
+                event=AuditEvent.REFUSED,
+                who="server",
+                run=state.run_id,
+                error=type(told).__name__,
+            )
+        else:
+            entry = AuditEntry(
+                event=AuditEvent.ATTESTED,
+                who="server",
+                run=state.run_id,
+                assurance=told.result.assurance.label,
+                policy=told.result.policy_digest,
+            )
+        state.audit.record(entry)
+        if isinstance(told, AttestationError):
+            state.audit.flush()
+
+    return note
