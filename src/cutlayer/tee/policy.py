@@ -18,7 +18,7 @@ from cutlayer.tee.claims import Claims
 from cutlayer.tee.evidence import Platform
 from cutlayer.tee.refusal import Refusal, refused
 
-__all__ = ["Policy", "appraise", "read_policy"]
+__all__ = ["Policy", "appraise", "read_policy", "read_roots"]
 
 
 class Policy(Settings):
@@ -86,13 +86,7 @@ class Policy(Settings):
         Raises:
             ConfigError: a file cannot be read.
         """
-        found = {}
-        for platform, path in self.roots.items():
-            try:
-                found[platform] = path.read_bytes()
-            except OSError as error:
-                raise ConfigError(f"cannot read the root {path}: {error.strerror}") from error
-        return found
+        return read_roots(self.roots)
 
 
 def read_policy(path: Path) -> Policy:
@@ -104,6 +98,21 @@ def read_policy(path: Path) -> Policy:
     policy = load_settings(Policy, path)
     roots = {platform: path.parent / root for platform, root in policy.roots.items()}
     return policy.model_copy(update={"roots": roots})
+
+
+def read_roots(files: Mapping[Platform, Path]) -> dict[Platform, bytes]:
+    """PEM bytes of roots by platform.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    found = {}
+    for platform, path in files.items():
+        try:
+            found[platform] = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot read the root {path}: {error.strerror}") from error
+    return found
 
 
 def appraise(claims: Claims, policy: Policy, at: datetime, report_data: bytes | None) -> None:
@@ -193,9 +202,18 @@ def _check_gpus(claims: Claims, policy: Policy, report_data: bytes | None) -> No
         raise refused(
             Refusal.NO_GPU, f"{len(claims.companions)} of {policy.gpus} accelerators gave evidence"
         )
+    chips = [companion.chip for companion in claims.companions if companion.chip is not None]
+    if len(set(chips)) < len(chips):
+        raise refused(Refusal.NO_GPU, "the same accelerator gave evidence twice")
     for companion in claims.companions:
         if companion.is_debug:
             raise refused(Refusal.DEBUG, "an accelerator is in debug mode")
+        if not policy.gpu_measurements and companion.tcb_status not in policy.tcb_statuses:
+            raise refused(
+                Refusal.TCB,
+                f"an accelerator's firmware is {companion.tcb_status}: give the vendor's "
+                "manifests with the evidence, or pin `gpu_measurements`",
+            )
         _check_measurements(companion, policy.gpu_measurements, Assurance.SIMULATED)
         if report_data is not None:
             _check_binding(companion, report_data)

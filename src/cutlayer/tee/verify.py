@@ -48,6 +48,10 @@ def verify(
         AttestationError: refused; `refusal` names the reason.
         ConfigError: a root of the policy cannot be read.
     """
+    if evidence.platform not in policy.platforms:
+        # Before its parser sees a byte: what is not wanted is not looked at.
+        wanted = ", ".join(policy.platforms)
+        raise refused(Refusal.OTHER_PLATFORM, f"{evidence.platform}; the policy wants {wanted}")
     claims = claims_of(evidence, Trust(at=at, roots=policy.read_roots()))
     appraise(claims, policy, at, report_data)
     return AttestationResult(claims=claims, policy=policy.name, policy_digest=policy.digest, at=at)
@@ -62,7 +66,7 @@ def claims_of(evidence: Evidence, trust: Trust) -> Claims:
     if evidence.platform not in VERIFIERS:
         raise refused(Refusal.OTHER_PLATFORM, f"no verifier is known for {evidence.platform}")
     claims = VERIFIERS.get(evidence.platform).verify(evidence, trust)
-    companions = tuple(_companion(piece, trust) for piece in evidence.companions)
+    companions = tuple(one for piece in evidence.companions for one in _companion(piece, trust))
     if not companions:
         return claims
     # A simulated accelerator makes the whole simulated; a real one lifts real hardware alone.
@@ -72,9 +76,11 @@ def claims_of(evidence: Evidence, trust: Trust) -> Claims:
     return replace(claims, companions=companions, assurance=level)
 
 
-def _companion(piece: Evidence, trust: Trust) -> Claims:
+def _companion(piece: Evidence, trust: Trust) -> list[Claims]:
+    """One claim per accelerator: a service's token can be about several."""
     if piece.platform is not Platform.NVIDIA:
         raise refused(Refusal.OTHER_PLATFORM, f"{piece.platform} evidence beside a CPU's")
     if piece.companions:
         raise refused(Refusal.MALFORMED, "an accelerator's evidence has evidence of its own")
-    return VERIFIERS.get(piece.platform).verify(piece, trust)
+    claims = VERIFIERS.get(piece.platform).verify(piece, trust)
+    return [replace(claims, companions=()), *claims.companions]

@@ -1,5 +1,5 @@
 """One module per platform; importing this package registers them all."""
 
-from cutlayer.tee.verifiers import azure, nitro, sev_snp, sgx, simulated, tdx, tpm
+from cutlayer.tee.verifiers import azure, nitro, nvidia, sev_snp, sgx, simulated, tdx, tpm
 
-__all__ = ["azure", "nitro", "sev_snp", "sgx", "simulated", "tdx", "tpm"]
+__all__ = ["azure", "nitro", "nvidia", "sev_snp", "sgx", "simulated", "tdx", "tpm"]

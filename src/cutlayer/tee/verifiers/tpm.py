@@ -106,7 +106,6 @@ def _check_key(ak: TpmPublic, evidence: Evidence, trust: Trust) -> str:
 def _key_measurements(ak: TpmPublic, quote: Quote) -> dict[str, str]:
     return {
         "ak_sha256": key_digest(ak.key),
-        "ak_name": ak.name.hex(),
         "firmware_version": quote.firmware_version.to_bytes(8, "big").hex(),
     }
 
