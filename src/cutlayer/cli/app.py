@@ -8,6 +8,7 @@ import typer
 from cutlayer.cli import (
     api,
     assets,
+    attest,
     audit,
     demo,
     doctor,
@@ -47,6 +48,7 @@ app.command("chat")(generate.chat)
 app.command("api")(api.api)
 app.command("eval")(eval.evaluate)
 app.add_typer(audit.app, name="audit")
+app.add_typer(attest.app, name="attest")
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.add_typer(assets.app, name="assets")

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from cutlayer.errors import EXIT_CODES, CutlayerError
+from cutlayer.errors import EXIT_CODES, AttestationError, CutlayerError
 
 __all__ = ["exit_code_of", "main", "run"]
 
@@ -74,8 +74,12 @@ def _report(error: CutlayerError, as_json: bool) -> int:
     line = f"\x1b[31merror: {text}\x1b[0m" if is_colour else f"error: {text}"
     print(line, file=sys.stderr, flush=True)
     if as_json:
-        _print_json(type(error).__name__, text, code)
+        _print_json(type(error).__name__, text, code, _refusal_of(error))
     return code
+
+
+def _refusal_of(error: CutlayerError) -> str:
+    return error.refusal if isinstance(error, AttestationError) else ""
 
 
 def _report_interrupt(as_json: bool) -> None:
@@ -85,8 +89,10 @@ def _report_interrupt(as_json: bool) -> None:
         _print_json("Interrupted", text, _INTERRUPTED)
 
 
-def _print_json(error: str, message: str, exit_code: int) -> None:
-    print(json.dumps({"error": error, "message": message, "exit_code": exit_code}), flush=True)
+def _print_json(error: str, message: str, exit_code: int, refusal: str = "") -> None:
+    named = {"refusal": refusal} if refusal else {}
+    values = {"error": error, "message": message, "exit_code": exit_code, **named}
+    print(json.dumps(values), flush=True)
 
 
 def _code(exit_: SystemExit) -> int:

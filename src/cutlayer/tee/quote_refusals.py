@@ -52,6 +52,11 @@ _BY_PHRASE = (
 )
 """The first that occurs counts; what holds none of them is a format that no parser accepts."""
 
+_HINTS = {
+    Refusal.EXPIRED: "the collateral has run out, fetch it again: ",
+    Refusal.NOT_YET_VALID: "the collateral is of the future, is a clock wrong?: ",
+    Refusal.TCB: "this firmware or quoting enclave is on none of Intel's lists: ",
+}
 _OF_CHAINS = ("certificate", "certs", "CRL", "Issuer")
 _NO_FIT = "certificates, revocation lists and their signatures do not fit together"
 
@@ -71,7 +76,7 @@ def refusal_of(
     text = prose.removeprefix("Verification failed: ")
     for phrase, reason in _BY_PHRASE:
         if phrase in text:
-            return refused(reason, text)
+            return refused(reason, f"{_HINTS.get(reason, '')}{text}")
     if any(phrase in text for phrase in _OF_CHAINS):
         return _of_chains(chain_pem, collateral_json, root_pem, at) or refused(
             Refusal.BAD_CHAIN, f"{_NO_FIT} ({text})"
