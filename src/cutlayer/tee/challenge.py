@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from hashlib import sha256
 
-import cutlayer.tee.attesters  # noqa: F401  (registers them)
+from cutlayer.tee.attest import attest
 from cutlayer.tee.attester import ATTESTERS, AttesterSettings
 from cutlayer.tee.binding import Binding
 from cutlayer.tee.evidence import Evidence
@@ -37,7 +37,8 @@ class Prover:
         Raises:
             ConfigError: no source has that name.
         """
-        self._attester, self._settings, self._side = ATTESTERS.get(settings.source), settings, side
+        ATTESTERS.get(settings.source)
+        self._settings, self._side = settings, side
         self.sealing_key = SealingKey()
         self._lock = threading.Lock()
 
@@ -48,7 +49,7 @@ class Prover:
             ConfigError: this machine is no such platform.
         """
         with self._lock:
-            return self._attester.attest(self._settings, report_data)
+            return attest(self._settings, report_data)
 
     def prove(self, nonce: bytes, tls_key_sha256: bytes, spec: Spec) -> bytes:
         """The packed answer to a challenge.
