@@ -38,6 +38,7 @@ def owner_settings(model: Path, folder: Path, **changes: object) -> EnclaveClien
         "model": {"path": str(model), "lower": LOWER},
         "connection": {"address": "127.0.0.1:1", "plaintext": True, "codec": "raw"},
         "run": {"folder": str(folder / "run")},
+        "tee": {"required": False},
         "adapter": {"rank": 4, "alpha": 8},
         "data": {
             "train": str(write_rows(folder / "rows.jsonl")),

@@ -79,6 +79,8 @@ class EnclaveConnection(ClientConnection):
             return super().submit(frame)
         if self._spec is None:
             raise ProtocolError(f"{frame.kind.name} before HELLO; the handshake comes first")
+        # Raises where this owner has to prove what it runs first.
+        self._attestation.answer(frame)
         num_bytes = sum(packed.num_bytes for packed in frame.tensors.values())
         self._metrics.bytes.labels("up").inc(num_bytes)
         self._require(rule.role)
@@ -193,6 +195,8 @@ class EnclaveConnection(ClientConnection):
         )
 
     def _joint(self, frame: Frame, num_tokens: int, work: JointWork[Frame]) -> "Future[Frame]":
+        # Each of these answers tells of the weights inside, so vectors count as often as they do.
+        self._quota.charge(self._peer.name, 0, num_tokens)
         self._metrics.tokens.labels(frame.kind.name).inc(num_tokens)
         return self._runner.submit(self._peer.name, num_tokens, work)
 

@@ -158,7 +158,7 @@ class EnclaveDesk:
             logits_SV = self.part.logits(normed_SD)
             loss_sum = nn.functional.cross_entropy(logits_SV, targets_S, reduction="sum")
         if call.is_evaluation:
-            return Scored(loss_sum=float(loss_sum))
+            return Scored(loss_sum=float(loss_sum.detach()))
         if len(targets_S):
             (grad_SD,) = torch.autograd.grad(loss_sum, normed_SD)
         num_tokens = sum(len(row.h_LD) for row in rows)
@@ -166,7 +166,7 @@ class EnclaveDesk:
         back = _backward(owner, call.run_id, call.step, call.micro, call.is_last, here, grad_SD)
         assert isinstance(back.header, Backward)
         _, sq_norm = self.host.backward(owner, back.header, back.tensor)
-        return Scored(loss_sum=float(loss_sum), sq_norm=sq_norm)
+        return Scored(loss_sum=float(loss_sum.detach()), sq_norm=sq_norm)
 
     def _step_of(self, owner: str, call: ScoreRows) -> _OpenStep:
         alive = {(one, run_id) for one, run_id, _ in self.host.runs()}

@@ -79,12 +79,8 @@ class RowFeeder:
             self._put(chosen, [n for n, row in enumerate(chosen.row_ids) if row in missing])
         self._there.update(unknown)
 
-    def forget(self, lost: Iterable[int]) -> None:
-        """The enclave lost these rows: they are asked for and sent again."""
-        self._there.difference_update(lost)
-
     def forget_all(self) -> None:
-        """Nothing is known of what the enclave has."""
+        """The enclave lost some: it is asked anew, which costs next to nothing."""
         self._there.clear()
 
     def _put(self, chosen: Batch, indices: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from typing import cast
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from cutlayer.client.attested import attestation_of
 from cutlayer.client.chat import TextPiece
 from cutlayer.client.draft_parts import DraftParts
 from cutlayer.client.event_files import reporting
@@ -81,11 +82,12 @@ class EnclaveClient:
         self.front.decode_threads = model.decode_threads
         self._parts = self._frozen_parts(cut)
         own = own_model(self._as_client, self._folder, self.front.leaves)
-        direct = opener(self._as_client) if connect is None else lambda place: connect()
-        self._connect, self._own = direct, own
         self._state = RunState(settings.run)
+        self.attestation = attestation_of(self._as_client, self._state)
+        self._connect = opener(self._as_client, self.attestation, connect)
+        self._own = own
         vocab_size = int(self._folder.config.vocab_size)
-        self.enclave = RemoteEnclave(Link(direct, own), vocab_size)
+        self.enclave = RemoteEnclave(Link(self._connect, own), vocab_size)
         self.feeder: RowFeeder | None = None
         """Sends rows, and counts them; there once training has begun."""
 
@@ -114,6 +116,13 @@ class EnclaveClient:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
         return self._folder.tokenizer()
+
+    @property
+    def assurance(self) -> str:
+        """What the enclave's accepted evidence is worth, to be printed beside every result."""
+        if self.attestation is not None:
+            return self.attestation.line
+        return "attestation: NONE, tee.required = false: the other side may read what it gets"
 
     @property
     def run_id(self) -> str:

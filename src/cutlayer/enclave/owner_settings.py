@@ -4,6 +4,7 @@ What the enclave sets is in `settings`.
 """
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -19,14 +20,22 @@ from cutlayer.client.settings import (
     SamplingSettings,
     TrainSettings,
 )
+from cutlayer.client.tee_settings import ClientTeeSettings
 from cutlayer.data.settings import DataSettings
 from cutlayer.enclave.settings import inside
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.privacy.mechanism import PrivacySettings
 from cutlayer.settings import Settings
+from cutlayer.tee.attester import AttesterSettings
 from cutlayer.wire.endpoints import ConnectionSettings
 
-__all__ = ["EnclaveClientSettings", "FrontSettings", "LabelPlace", "SharedRounds"]
+__all__ = [
+    "EnclaveClientSettings",
+    "FrontSettings",
+    "LabelPlace",
+    "OwnerTeeSettings",
+    "SharedRounds",
+]
 
 
 class LabelPlace(StrEnum):
@@ -70,6 +79,29 @@ class SharedRounds(Settings):
     """Go on where the enclave now stands although it stood further before."""
 
 
+class OwnerTeeSettings(Settings):
+    """What the enclave must prove before anything leaves; docs/attested-channel.md."""
+
+    required: bool = True
+    """Without accepted evidence not one tensor leaves. False goes on without proof: whoever runs
+    the other side may then read rows and, from gradients, labels."""
+    policy: Path | None = None
+    """What is accepted: a file made by `cutlayer attest policy init`; needed where `required`."""
+    reattest_s: float = Field(default=300.0, gt=0)
+    """Seconds after which the enclave must prove anew before the next call; rounds ask too."""
+    attester: AttesterSettings | None = None
+    """Where this side's own evidence comes from, for enclaves that want it."""
+    adapter_key_file: Path | None = None
+    """Key (64 hex digits, mode 0600) that seals this owner's adapter at the enclave; released to
+    it once it is accepted. None leaves that to the enclave's own key. Not in rounds."""
+
+    def as_client(self) -> ClientTeeSettings | None:
+        """The same for the machinery of a client; None asks for no proof."""
+        if self.policy is None:
+            return None
+        return ClientTeeSettings(**self.model_dump())
+
+
 class EnclaveClientSettings(Settings):
     """One data owner of an enclave."""
 
@@ -89,6 +121,8 @@ class EnclaveClientSettings(Settings):
     """How to train; generation needs none."""
     rounds: SharedRounds | None = None
     """Train in rounds together with other owners; absent trains alone."""
+    tee: OwnerTeeSettings = Field(default_factory=OwnerTeeSettings)
+    """What the enclave must prove; proof is required unless it is waived here."""
     sampling: SamplingSettings = SamplingSettings()
     """How to choose tokens."""
     generation: GenerationSettings = GenerationSettings()
@@ -105,8 +139,21 @@ class EnclaveClientSettings(Settings):
             raise ValueError(
                 "recordings are for audits of what a trunk server sees; remove run.record_file"
             )
+        self._check_tee()
         self.as_client(self.model.lower + 1)
         return self
+
+    def _check_tee(self) -> None:
+        if self.tee.required and self.tee.policy is None:
+            raise ValueError(
+                "tee.policy is missing: make one with `cutlayer attest policy init`, or say "
+                "tee.required = false to send rows to a place that proves nothing"
+            )
+        if self.labels is LabelPlace.ENCLAVE and not self.tee.required:
+            raise ValueError(
+                'labels = "enclave" needs tee.required = true: labels go to nobody who has not '
+                "proved what it runs"
+            )
 
     def as_client(self, num_blocks: int) -> ClientSettings:
         """The same for the machinery of a client, without noise: the other side is attested.
@@ -125,6 +172,7 @@ class EnclaveClientSettings(Settings):
             federation=self._membership(),
             sampling=self.sampling,
             generation=self.generation,
+            tee=self.tee.as_client(),
             checks=CheckSettings(profile=False),
         )
 

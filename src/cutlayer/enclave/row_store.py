@@ -132,6 +132,12 @@ class RowStore:
             self._used[name.owner] = self._used.get(name.owner, 0) + added
             return self._used[name.owner]
 
+    def clear(self) -> None:
+        """Forget everything, as a restart does."""
+        with self._lock:
+            self._sets.clear()
+            self._used.clear()
+
     def _touched(self, name: RowSet, now_s: float) -> _Kept | None:
         kept = self._sets.get(name)
         if kept is not None:

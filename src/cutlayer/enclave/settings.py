@@ -4,8 +4,9 @@ What an owner sets is in `owner_settings`.
 """
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cutlayer.enclave.row_store import RowSettings
 from cutlayer.federation.settings import FederationSettings, SecureSettings
@@ -19,10 +20,19 @@ from cutlayer.server.settings import (
     StateSettings,
     TrunkSettings,
 )
+from cutlayer.server.tee_settings import ServerTeeSettings
 from cutlayer.settings import Settings
+from cutlayer.tee.process.confine import ConfinementSettings
 from cutlayer.wire.endpoints import ListenSettings
 
-__all__ = ["EnclaveSettings", "EnclaveState", "InnerSettings", "RoundSettings", "inside"]
+__all__ = [
+    "EnclaveProcess",
+    "EnclaveSettings",
+    "EnclaveState",
+    "InnerSettings",
+    "RoundSettings",
+    "inside",
+]
 
 
 class InnerSettings(Settings):
@@ -67,7 +77,7 @@ class RoundSettings(Settings):
     adapter: AdapterSettings = AdapterSettings()
     """What is trained; owners must have the same. Its `parts` do not matter: it is all inside."""
     strategy: StrategySettings = StrategySettings()
-    """How updates become the next round's adapter; all that exist work here."""
+    """How updates become the next round's adapter; all but fedprox, whose pull is at the owners."""
     members: list[str] = Field(default_factory=list)
     """Certificate names that may join; empty admits every certificate with the role train."""
     min_members: int = Field(default=3, ge=1)
@@ -80,6 +90,15 @@ class RoundSettings(Settings):
     """Time to train; who is later is left out of the round."""
     max_attempts: int = Field(default=20, ge=1)
     """Begins of one round before the enclave gives up."""
+
+    @model_validator(mode="after")
+    def _pulls_nobody(self) -> Self:
+        if self.strategy.kind == "fedprox":
+            raise ValueError(
+                "strategy fedprox pulls at what trains at the owners, and here nothing does; "
+                "choose fedavg, fedavg_frozen_a, fedadam, svd, median, trimmed_mean or every_step"
+            )
+        return self
 
     def federation(self) -> FederationSettings:
         """The same for the coordinator: the updates that it averages never leave the enclave."""
@@ -99,6 +118,21 @@ class RoundSettings(Settings):
         )
 
 
+class EnclaveProcess(Settings):
+    """A confined process for development and as defence in depth; it stays SIMULATED."""
+
+    uid: int | None = Field(default=None, ge=1)
+    """User id to become where the process runs as root, its own alone; None stays what it is."""
+    seccomp: bool = True
+    """No new sockets, programs or processes, nor looks into others; needs the extra `tee`."""
+    landlock: bool = True
+    """No files but the model, the state and the system's own; where the kernel has it."""
+    lock_memory: bool = True
+    """Nothing goes to the swap; where the limit allows it."""
+    required: bool = False
+    """Refuse to serve where any of it could not be applied."""
+
+
 class EnclaveSettings(Settings):
     """One enclave."""
 
@@ -116,12 +150,32 @@ class EnclaveSettings(Settings):
     """What outlives a restart."""
     rounds: RoundSettings | None = None
     """Rounds of several owners; absent, each trains for itself."""
+    tee: ServerTeeSettings | None = None
+    """What it proves of itself, and wants of owners; absent, only owners who waive proof come."""
+    process: EnclaveProcess | None = None
+    """What the process gives up once it listens, on machines without a TEE: SIMULATED; absent
+    gives up nothing."""
     revoked: Path | None = None
     """Revocation list from the owners' authority; replaced at any time, also while serving."""
     health_port: int | None = Field(default=None, ge=0, le=65535)
     """Loopback port of /healthz, /readyz and /metrics; None serves none, 0 picks one."""
     drain_s: float = 30.0
     """After SIGTERM, calls in flight get this long."""
+
+    def confinement(self) -> ConfinementSettings | None:
+        """What `tee.process` is to apply, with the files that this enclave still needs."""
+        if self.process is None:
+            return None
+        tls = self.listen.tls
+        keys = [] if tls is None else [tls.certificate, tls.key, tls.authority]
+        attester = None if self.tee is None else self.tee.attester.folder
+        # What is renewed or revoked while it serves is read again.
+        named = [Path(self.model.path), *keys, self.revoked, attester]
+        return ConfinementSettings(
+            **self.process.model_dump(),
+            readable=[path.absolute() for path in named if path is not None and path.exists()],
+            writable=[self.state.folder.absolute()],
+        )
 
     def as_server(self, num_blocks: int) -> ServerSettings:
         """The same for the machinery of a trunk server.
@@ -137,6 +191,7 @@ class EnclaveSettings(Settings):
             batch=self.batch,
             state=StateSettings(folder=self.state.folder, key_file=self.state.key_file),
             federation=None if self.rounds is None else self.rounds.federation(),
+            tee=self.tee,
             revoked=self.revoked,
             health_port=self.health_port,
             drain_s=self.drain_s,

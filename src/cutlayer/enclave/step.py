@@ -84,11 +84,11 @@ class EnclaveStep(SplitStep):
         for attempt in range(1, _MAX_LOST + 1):
             try:
                 return self._once(name, batches)
-            except SessionLost as lost:
+            except SessionLost:
                 if attempt == _MAX_LOST:
                     raise
                 # What was learnt of the step counts once, however often it is sent.
-                self._feeder.forget(lost.lost_rows)
+                self._feeder.forget_all()
                 self.pending_commit = commit
         raise AssertionError
 
@@ -210,10 +210,10 @@ class EnclaveStep(SplitStep):
             )
             try:
                 call.result()
-            except SessionLost as lost:
+            except SessionLost:
                 if attempt == _MAX_LOST:
                     raise
-                self._feeder.forget(lost.lost_rows)
+                self._feeder.forget_all()
                 continue
             self.pending_commit = None
             return call

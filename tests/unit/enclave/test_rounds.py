@@ -1,0 +1,157 @@
+"""Several owners of one enclave: it averages inside, and hands out nothing but the average."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cutlayer.enclave.server import EnclaveServer
+from cutlayer.enclave.settings import EnclaveSettings
+from cutlayer.errors import ConfigError, QuorumNotMet, StepExpired
+from cutlayer.federation.strategy import STRATEGIES
+from tests.enclave_worlds import enclave_settings, owner_of, owner_settings, running_enclave
+from tests.tiny_models import tiny_llama_folder
+from tests.worlds import Table, write_rows
+
+OWNERS = ("clinic-a", "clinic-b")
+LOCAL_STEPS = 2
+ADAPTER = {"rank": 4, "alpha": 8}
+
+
+def _rounds(model: Path, folder: Path, **changes: object) -> EnclaveSettings:
+    table: Table = {
+        "name": "clinics",
+        "rounds": 1,
+        "local_steps": LOCAL_STEPS,
+        "adapter": ADAPTER,
+        "min_members": 2,
+        "quorum": 2,
+        "gather_s": 0.0,
+        "deadline_s": 60.0,
+        **changes,
+    }
+    return enclave_settings(model, folder, rounds=table)
+
+
+def _member(model: Path, folder: Path, num_rows: int, **changes: object) -> dict[str, object]:
+    """Settings of one owner in rounds: no steps, for the enclave says how many."""
+    folder.mkdir(exist_ok=True)
+    rows = write_rows(folder / "own.jsonl", num_rows)
+    train = {"rows_per_step": 8, "micro_batch_rows": 3, "lr": 0.02, "schedule": "constant"}
+    shared = {"name": "clinics", "min_cohort": 2}
+    return {"train": train, "rounds": shared, "data__train": str(rows), **changes}
+
+
+def _trained_alone(model: Path, folder: Path, num_rows: int) -> tuple[dict[str, Tensor], int]:
+    """The adapter after the same steps without others, and the scored tokens in them."""
+    changes = _member(model, folder, num_rows)
+    del changes["rounds"]
+    changes["train"] = {**changes["train"], "steps": LOCAL_STEPS}  # type: ignore[dict-item]
+    with (
+        running_enclave(enclave_settings(model, folder)) as server,
+        owner_of(server, owner_settings(model, folder, **changes)) as owner,
+    ):
+        history = owner.train().history
+        owner.export(folder / "out")
+    tokens = sum(record.num_scored for record in history)
+    return load_file(folder / "out" / "adapter_model.safetensors"), tokens
+
+
+def _train_together(
+    server: EnclaveServer, model: Path, folder: Path, num_rows: dict[str, int]
+) -> None:
+    def take_part(name: str) -> None:
+        settings = owner_settings(
+            model, folder / name, **_member(model, folder / name, num_rows[name])
+        )
+        with owner_of(server, settings, name) as owner:
+            owner.train()
+            owner.export(folder / name / "out")
+
+    with ThreadPoolExecutor(len(num_rows)) as pool:
+        list(pool.map(take_part, num_rows))
+
+
+def test_two_owners_get_the_average_by_tokens_of_what_each_would_have_learnt(
+    tmp_path: Path,
+) -> None:
+    model = tiny_llama_folder(tmp_path)
+    num_rows = dict(zip(OWNERS, (24, 16), strict=True))
+    alone = [_trained_alone(model, tmp_path / f"alone-{n}", n) for n in num_rows.values()]
+    with running_enclave(_rounds(model, tmp_path)) as server:
+        _train_together(server, model, tmp_path, num_rows)
+    total = sum(tokens for _, tokens in alone)
+    for name in OWNERS:
+        got = load_file(tmp_path / name / "out" / "adapter_model.safetensors")
+        assert got.keys() == alone[0][0].keys()
+        for key, tensor in got.items():
+            mean = sum(state[key].double() * tokens for state, tokens in alone) / total
+            torch.testing.assert_close(tensor, mean.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_nobody_can_pull_the_adapter_of_an_open_round(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    with running_enclave(_rounds(model, tmp_path, quorum=1, min_members=1)) as server:
+        changes = _member(model, tmp_path / "a", 16)
+        changes["rounds"] = {"name": "clinics", "min_cohort": 1}
+        with owner_of(server, owner_settings(model, tmp_path / "a", **changes)) as owner:
+            seen = []
+
+            def try_to_pull(report: object) -> None:
+                for run_id in (owner.run_id, "clinics.r1.a1"):
+                    with pytest.raises(StepExpired, match="has no run"):
+                        owner.enclave.pull_adapter(run_id, 1)
+                    seen.append(run_id)
+
+            owner.train(try_to_pull)
+            assert len(seen) == 2 * LOCAL_STEPS
+
+
+@pytest.mark.parametrize("kind", sorted(set(STRATEGIES) - {"fedprox"}))
+def test_every_strategy_averages_inside(tmp_path: Path, kind: str) -> None:
+    model = tiny_llama_folder(tmp_path)
+    rounds = _rounds(model, tmp_path, min_members=1, quorum=1, strategy={"kind": kind})
+    changes = _member(model, tmp_path / "a", 8)
+    changes["rounds"] = {"name": "clinics", "min_cohort": 1}
+    if kind == "fedavg_frozen_a":
+        changes["adapter"] = {**ADAPTER, "train_a": False}
+    with (
+        running_enclave(rounds) as server,
+        owner_of(server, owner_settings(model, tmp_path / "a", **changes)) as owner,
+    ):
+        assert owner.train().step == 1
+        owner.export(tmp_path / "out")
+    trained = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert any(bool(value.any()) for key, value in trained.items() if "lora_B" in key)
+
+
+def test_fedprox_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fedprox pulls at what trains at the owners"):
+        _rounds(tmp_path, tmp_path, strategy={"kind": "fedprox"})
+
+
+def test_a_round_without_its_quorum_is_no_round(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    rounds = _rounds(model, tmp_path, min_members=1, quorum=1, max_attempts=1, deadline_s=0.01)
+    changes = _member(model, tmp_path / "a", 16)
+    changes["rounds"] = {"name": "clinics", "min_cohort": 1}
+    with (
+        running_enclave(rounds) as server,
+        owner_of(server, owner_settings(model, tmp_path / "a", **changes)) as owner,
+        pytest.raises(QuorumNotMet, match="max_attempts"),
+    ):
+        owner.train()
+
+
+def test_other_adapter_settings_are_refused_before_the_first_round(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    changes = _member(model, tmp_path / "a", 16, adapter={"rank": 2})
+    with (
+        running_enclave(_rounds(model, tmp_path)) as server,
+        owner_of(server, owner_settings(model, tmp_path / "a", **changes)) as owner,
+        pytest.raises(ConfigError, match=r"adapter\.rank"),
+    ):
+        owner.train()
