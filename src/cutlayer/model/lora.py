@@ -12,7 +12,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from cutlayer.model.adapter_kinds import KINDS, generator_of
+from cutlayer.errors import ModelError
+from cutlayer.model.adapter_kinds import KINDS, generator_of, some
 from cutlayer.model.adapter_settings import AdapterSettings
 from cutlayer.model.adapter_slots import Segment, Slots
 from cutlayer.model.grouped_lora import SharedLora
@@ -83,6 +84,8 @@ class LoraOnPart:
         if name not in self._by_name:
             return
         layers = self._by_name.pop(name)
+        # Where another kind failed, PEFT's own choice of the active one still stands.
+        self.use(self._slots.active)
         for layer in layers:
             layer.delete_adapter(name)
         if not layers:
@@ -143,6 +146,12 @@ def _inject(part: PartModule, settings: AdapterSettings, name: str) -> dict[str,
         # PEFT's note of what it put on warns at the next name; the layers themselves know.
         delattr(part.base, "peft_config")
     modules = dict(part.base.named_modules())
+    missed = [path for path, name in targets.items() if not isinstance(modules[name], LoraLayer)]
+    if missed:
+        raise ModelError(
+            f"PEFT puts no LoRA on {some(missed)} of {part.config.model_type}; name other layers "
+            "in adapter.targets"
+        )
     return {path: modules[name] for path, name in targets.items()}
 
 
