@@ -1,0 +1,57 @@
+"""From settings to masked parts: connects to the workers, checks that they are two, and masks.
+
+It computes nothing. Server and client call it once, where they have loaded their parts.
+"""
+
+from cutlayer.model.partition import PartModule
+from cutlayer.tee.masked.linear import MaskedPlace
+from cutlayer.tee.masked.offload import PadSource
+from cutlayer.tee.masked.pads import Seeds
+from cutlayer.tee.masked.part import mask_part
+from cutlayer.tee.masked.remote import (
+    RemoteAccelerator,
+    RemoteDealing,
+    WorkerLink,
+    check_apart,
+)
+from cutlayer.tee.masked.settings import MaskedSettings, PadSourceKind
+from cutlayer.tee.masked.sources import Dealer, Pool, PoolLimits
+
+__all__ = ["mask_parts"]
+
+
+def mask_parts(settings: MaskedSettings | None, *parts: PartModule) -> MaskedPlace | None:
+    """Mask the parts if the settings say so; whoever calls closes the place in the end.
+
+    Raises:
+        ConfigError: dealer and accelerator are one, or a worker is of another kind.
+        ModelError: a part cannot be masked.
+        TransportError: a worker does not answer.
+        ProtocolError: it is no worker, or not the dealer of this key.
+    """
+    if settings is None:
+        return None
+    seeds = Seeds()
+    accelerator = WorkerLink(settings.accelerator, "accelerator", settings.timeout_s, seeds=seeds)
+    place = MaskedPlace(RemoteAccelerator(accelerator), _pads(settings, seeds, accelerator))
+    try:
+        for part in parts:
+            mask_part(part, place, settings)
+    except BaseException:
+        place.close()
+        raise
+    if isinstance(place.pads, Pool):
+        place.pads.start()
+    return place
+
+
+def _pads(settings: MaskedSettings, seeds: Seeds, accelerator: WorkerLink) -> PadSource:
+    if settings.source is PadSourceKind.PRECOMPUTE:
+        waits = settings.when_exhausted == "wait"
+        return Pool(PoolLimits(num_tokens=settings.pool_tokens, waits=waits), seeds)
+    assert settings.dealer is not None
+    dealer = WorkerLink(
+        settings.dealer, "dealer", settings.timeout_s, dealer_key=settings.dealer_key, seeds=seeds
+    )
+    check_apart(accelerator.hello(), dealer.hello(), settings.allow_same_machine)
+    return Dealer(RemoteDealing(dealer), seeds)

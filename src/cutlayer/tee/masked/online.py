@@ -1,0 +1,159 @@
+"""What runs inside for every token: quantise, mask, unmask, check. As few passes as possible.
+
+It sends nothing and draws no pads. Tokens go through in pieces that stay in the cache. Rounding
+is free: a float32 plus 1.5 * 2^23 has the rounded number in its low bits, and what is in the high
+bits is a constant that belongs to the pad (`OFFSET`).
+
+Shapes: N = tokens, K = inputs, M = products, O = outputs of a direction (`quantise.Span`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cutlayer.errors import ModelError
+from cutlayer.tee.masked.field import CENTRE, check_form, check_range, reduce_, words
+from cutlayer.tee.masked.freivalds import CheckKey, ProductCheck
+from cutlayer.tee.masked.offload import Pad
+from cutlayer.tee.masked.quantise import Span
+
+__all__ = ["OFFSET", "Decoder", "OnlineCall"]
+
+_ROUNDING = 12582912.0
+OFFSET = 0x4B400000
+"""Bits of the rounding constant as an integer: pad = uniform residue + OFFSET."""
+
+_PIECE = 1 << 16
+_MAX_ROWS = 128
+_PLAIN_NORMS = (1e-14, 1e18)
+"""Between these, squares in float32 neither vanish nor overflow."""
+_MAX_SCALE = 2.0**120
+_CENTRE = np.uint32(CENTRE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """How products of a direction become numbers."""
+
+    span: Span
+    base: int
+    scale_O: Tensor | None
+    """float32, by output; None where the scale went into the input."""
+
+
+class OnlineCall:
+    """One masked product from its input to its output; used once, in the order of its methods."""
+
+    def __init__(self, x_NK: Tensor, decoder: Decoder, key: CheckKey) -> None:
+        """
+        Args:
+            x_NK: float32 on the CPU.
+            decoder: of the layer's direction.
+            key: of the layer's direction.
+
+        Raises:
+            ModelError: a value is not finite.
+        """
+        self._x_NK = x_NK.contiguous()
+        self._decoder = decoder
+        self._check = ProductCheck(key, x_NK.shape[0])
+        self._scale_N1 = _scales(self._x_NK, decoder.span)
+
+    def mask(self, pad: Pad) -> Tensor:
+        """Levels plus pad mod p, int32 [N, K]; the input is let go."""
+        x_NK = self._x_NK
+        masked_NK = torch.empty(x_NK.shape, dtype=torch.int32)
+        rows = _rows(x_NK.shape[1])
+        levels = torch.empty(min(rows, x_NK.shape[0]), x_NK.shape[1], dtype=torch.float32)
+        for start in range(0, x_NK.shape[0], rows):
+            piece = x_NK[start : start + rows]
+            level = levels[: len(piece)]
+            torch.mul(piece, self._scale_N1[start : start + rows], out=level)
+            level.add_(_ROUNDING)
+            self._check.add_inputs(start, level)
+            sums, bits = words(masked_NK[start : start + rows]), words(level.view(torch.int32))
+            pad.fill(sums)
+            # In [1, 2p): the constant's bits are far from both ends of an unsigned word.
+            np.add(sums, bits, out=sums)
+            reduce_(sums, bits)
+        del self._x_NK
+        return masked_NK
+
+    def unmask(self, products_NM: Tensor, unmask_NM: Tensor, sender: str) -> Tensor:
+        """The layer's output [N, O] in float32, if the products are right.
+
+        Args:
+            products_NM: int32, of the masked input; from the accelerator.
+            unmask_NM: int32, from the pad.
+            sender: whom to name in errors.
+
+        Raises:
+            PeerMisbehaved: they are not; nothing is returned.
+        """
+        num_tokens, span = len(self._scale_N1), self._decoder.span
+        for values in (products_NM, unmask_NM):
+            check_form(values, (num_tokens, span.num_products), sender)
+        products_NM, unmask_NM = products_NM.contiguous(), unmask_NM.contiguous()
+        y_NO = torch.empty(num_tokens, span.num_outputs, dtype=torch.float32)
+        rows = _rows(span.num_products)
+        for start in range(0, num_tokens, rows):
+            place = slice(start, start + rows)
+            centred = _unmasked(products_NM[place], unmask_NM[place], sender)
+            self._check.add_products(start, centred)
+            np.subtract(words(centred), _CENTRE, out=words(centred))
+            y_NO[place] = self._decoded(centred, self._scale_N1[place])
+        self._check.finish(int(_ROUNDING), CENTRE, sender)
+        return y_NO
+
+    def _decoded(self, levels_NM: Tensor, scale_N1: Tensor) -> Tensor:
+        span = self._decoder.span
+        parts_NLBO = levels_NM.to(torch.float32).view(
+            -1, span.num_limbs, span.num_blocks, span.num_outputs
+        )
+        parts_NLO = parts_NLBO[:, :, 0] if span.num_blocks == 1 else parts_NLBO.sum(dim=2)
+        y_NO = parts_NLO[:, 0]
+        if span.num_limbs == 2:
+            y_NO = torch.add(parts_NLO[:, 1], y_NO, alpha=self._decoder.base)
+        y_NO = y_NO.mul_(scale_N1.reciprocal())
+        return y_NO if self._decoder.scale_O is None else y_NO.mul_(self._decoder.scale_O)
+
+
+def _rows(width: int) -> int:
+    return max(1, min(_MAX_ROWS, _PIECE // width))
+
+
+def _unmasked(products_NM: Tensor, unmask_NM: Tensor, sender: str) -> Tensor:
+    """Products of the input alone, plus CENTRE; as int32 residues."""
+    found, taken = words(products_NM), words(unmask_NM)
+    check_range(found, taken, sender=sender)
+    total = torch.empty(products_NM.shape, dtype=torch.int32)
+    sums = words(total)
+    np.add(found, taken, out=sums)
+    reduce_(sums, np.empty_like(sums))
+    return total
+
+
+def _scales(x_NK: Tensor, span: Span) -> Tensor:
+    """What each row is multiplied by so that no block's norm exceeds its bound, [N, 1]."""
+    norms_NB = _norms(x_NK, span, torch.float32)
+    lowest, highest = (float(bound) for bound in norms_NB.aminmax())
+    if not _PLAIN_NORMS[0] <= lowest <= highest <= _PLAIN_NORMS[1]:
+        norms_NB = _norms(x_NK, span, torch.float64)
+        if not bool(torch.isfinite(norms_NB).all()):
+            raise ModelError(
+                "a masked layer got a value that is not finite, which no field can hold; lower "
+                "train.lr, or check the model's files"
+            )
+    bounds_B = torch.tensor(span.bounds, dtype=torch.float64)
+    scale_N = (bounds_B / norms_NB.double()).amin(dim=1).clamp_(max=_MAX_SCALE)
+    return scale_N.to(torch.float32)[:, None]
+
+
+def _norms(x_NK: Tensor, span: Span, dtype: torch.dtype) -> Tensor:
+    norms = [
+        torch.linalg.vector_norm(piece, dim=1, dtype=dtype)
+        for piece in x_NK.split(span.block, dim=1)
+    ]
+    return torch.stack(norms, dim=1)
