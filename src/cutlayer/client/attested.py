@@ -26,34 +26,34 @@ from cutlayer.tee.ra_tls import (
     has_evidence,
     verify_certificate,
 )
+from cutlayer.tee.refusal import Refusal, refused
 from cutlayer.tee.verifier import utc_now
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.endpoints import ConnectionSettings, TlsFiles, read_tls
 from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.pinned import Pin, shown_certificate
 
-__all__ = ["Attestation", "attestation_of"]
+__all__ = ["Attestation", "attestation_of", "note_in"]
 
 _KEY_BYTES = 32
 Note = Callable[[Accepted | AttestationError], None]
 
 
 class Attestation:
-    """One owner's: policy, own evidence, and the last verdict."""
+    """One owner's: policy, own evidence, and the last verdict.
+
+    Attributes:
+        note: told of each proof that is accepted, and of each refusal.
+    """
 
     def __init__(
-        self,
-        settings: ClientTeeSettings,
-        tls: TlsFiles,
-        note: Note = lambda told: None,
-        now: Callable[[], datetime] = utc_now,
+        self, settings: ClientTeeSettings, tls: TlsFiles, now: Callable[[], datetime] = utc_now
     ) -> None:
         """Read policy, roots and keys; the network is not touched.
 
         Args:
             settings: the section [tee].
             tls: this side's certificate, and the authority that certifies servers' operators.
-            note: told of each proof that is accepted, and of each refusal.
             now: time of each verdict, UTC.
 
         Raises:
@@ -62,10 +62,12 @@ class Attestation:
         """
         policy = read_policy(settings.policy)
         policy.read_roots()
-        self._settings, self._tls, self._note, self._now = settings, tls, note, now
+        self.note: Note = lambda told: None
+        self._settings, self._tls, self._now = settings, tls, now
         self._challenger = Challenger(policy, Side.SERVER, now)
         self._own = _own(settings, tls)
         self._last: Accepted | None = None
+        self._channel: AttestedChannel | None = None
 
     @property
     def label(self) -> str:
@@ -95,18 +97,30 @@ class Attestation:
             # It may have renewed its certificate between the two handshakes; once, not twice.
             return self._opened(connection)
         except AttestationError as error:
-            self._note(error)
+            self.note(error)
             raise
+
+    def fetch_key(self, name: str) -> bytes:
+        """A key that the server at the other end releases to attested clients.
+
+        Raises:
+            AttestationError: there is no attested connection, or it was not released to this side.
+            ConfigError: the server has no such key.
+        """
+        if self._channel is None:
+            raise refused(Refusal.NO_EVIDENCE, "no attested server was reached yet")
+        return self._channel.fetch_key(name)
 
     def _opened(self, connection: ConnectionSettings) -> Channel:
         der = shown_certificate(connection)
         if not self._settings.required and not has_evidence(der):
-            self._last = None
+            self._last = self._channel = None
             return GrpcChannel(connection)
         certificate = verify_certificate(der, self._challenger.policy, self._now())
         self._check_operator(certificate, connection)
         pin = Pin(certificate=certificate.pem, name=ATTESTED_NAME)
-        return AttestedChannel(GrpcChannel(connection, pin), self._terms(certificate))
+        self._channel = AttestedChannel(GrpcChannel(connection, pin), self._terms(certificate))
+        return self._channel
 
     def _check_operator(
         self, certificate: AttestedCertificate, connection: ConnectionSettings
@@ -128,15 +142,11 @@ class Attestation:
     def _told(self, told: Accepted | AttestationError) -> None:
         if isinstance(told, Accepted):
             self._last = told
-        self._note(told)
+        self.note(told)
 
 
-def attestation_of(settings: ClientSettings, state: RunState | None = None) -> Attestation | None:
+def attestation_of(settings: ClientSettings) -> Attestation | None:
     """As the settings say; None where they have no section [tee].
-
-    Args:
-        settings: of this owner.
-        state: whose audit log is told; None tells none.
 
     Raises:
         ConfigError: no TLS, a policy or root that is missing, or settings that exclude each other.
@@ -151,8 +161,33 @@ def attestation_of(settings: ClientSettings, state: RunState | None = None) -> A
             "tee.adapter_key_file does not work in a federation: its rounds' adapters are all "
             "members'; remove it"
         )
-    note: Note = (lambda told: None) if state is None else _noted_in(state)
-    return Attestation(settings.tee, settings.connection.tls, note)
+    return Attestation(settings.tee, settings.connection.tls)
+
+
+def note_in(state: RunState, attestation: Attestation | None) -> None:
+    """Have verdicts written to the audit log of a run; a refusal is on disk at once."""
+    if attestation is None:
+        return
+
+    def note(told: Accepted | AttestationError) -> None:
+        state.audit.record(_entry(told, state.run_id))
+        if isinstance(told, AttestationError):
+            state.audit.flush()
+
+    attestation.note = note
+
+
+def _entry(told: Accepted | AttestationError, run_id: str) -> AuditEntry:
+    if isinstance(told, AttestationError):
+        error = type(told).__name__
+        return AuditEntry(event=AuditEvent.REFUSED, who="server", run=run_id, error=error)
+    return AuditEntry(
+        event=AuditEvent.ATTESTED,
+        who="server",
+        run=run_id,
+        assurance=told.result.assurance.label,
+        policy=told.result.policy_digest,
+    )
 
 
 def _own(settings: ClientTeeSettings, tls: TlsFiles) -> Own:
@@ -175,29 +210,3 @@ def _read_key(path: Path) -> bytes:
     if len(key) != _KEY_BYTES:
         raise ConfigError(f"{path} must hold {2 * _KEY_BYTES} hex digits, has {2 * len(key)}")
     return key
-
-
-def _noted_in(state: RunState) -> Note:
-    """Writes to the audit log of a run; a refusal is on disk at once."""
-
-    def note(told: Accepted | AttestationError) -> None:
-        if isinstance(told, AttestationError):
-            entry = AuditEntry(
-                event=AuditEvent.REFUSED,
-                who="server",
-                run=state.run_id,
-                error=type(told).__name__,
-            )
-        else:
-            entry = AuditEntry(
-                event=AuditEvent.ATTESTED,
-                who="server",
-                run=state.run_id,
-                assurance=told.result.assurance.label,
-                policy=told.result.policy_digest,
-            )
-        state.audit.record(entry)
-        if isinstance(told, AttestationError):
-            state.audit.flush()
-
-    return note

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cutlayer.client.accounts import report_of_run
-from cutlayer.client.attested import attestation_of
+from cutlayer.client.attested import attestation_of, note_in
 from cutlayer.client.chat import Chat, TextPiece
 from cutlayer.client.checked_trunk import checked_trunk
 from cutlayer.client.draft_parts import DraftParts
@@ -75,6 +75,8 @@ class Client:
         """
         self.settings = settings
         self._tracer = tracer or NoTrace()
+        self.attestation = attestation_of(settings)
+        direct = opener(settings, self.attestation, connect)
         model = settings.model
         set_threads(model.threads)
         cut = Cut(model.lower, model.upper)
@@ -82,6 +84,7 @@ class Client:
         self.head, self.tail = load_client_parts(self._folder, cut, model.dtype, model.device)
         self.head.decode_threads = self.tail.decode_threads = model.decode_threads
         self._state = RunState(settings.run)
+        note_in(self._state, self.attestation)
         train, denoises = settings.train or TrainSettings(steps=1), settings.privacy.denoiser
         self._parts = TrainedParts(
             self.head, self.tail, settings.adapter, train.optimizer, train.seed, denoises
@@ -89,8 +92,7 @@ class Client:
         leaves = {**self.head.leaves, **self.tail.leaves}
         own = own_model(settings, self._folder, leaves)
         self._witness = witness_of(settings, own, leaves)
-        self.attestation = attestation_of(settings, self._state)
-        self._connect = self._witness.connect(opener(settings, self.attestation, connect))
+        self._connect = self._witness.connect(direct)
         self._own, self.federation_bytes = own, (0, 0)
         self.trunk = checked_trunk(Link(self._connect, own), settings, self._folder, self._state)
 
