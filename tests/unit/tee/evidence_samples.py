@@ -21,6 +21,7 @@ from tests.tpm_worlds import quoted_tpm
 from tests.unit.tee import authorities
 from tests.unit.tee.azure_worlds import AzureVm
 from tests.unit.tee.nitro_worlds import Module
+from tests.unit.tee.nvidia_worlds import VBIOS, Gpu
 from tests.unit.tee.snp_worlds import make_chip
 
 __all__ = ["MADE", "PUBLISHED", "PUBLISHED_FOLDER", "Sample", "published", "sample"]
@@ -81,6 +82,18 @@ def _tpm() -> Sample:
     return Sample(evidence=made.evidence, at=AT, roots=roots)
 
 
+def _gpu() -> Sample:
+    gpu = Gpu()
+    evidence = gpu.evidence(rim=gpu.manifest(), vbios_rim=gpu.manifest(VBIOS))
+    return Sample(evidence=evidence, at=authorities.AT, roots={Platform.NVIDIA: gpu.root.pem})
+
+
+def _gpu_tokens() -> Sample:
+    gpu = Gpu()
+    roots = {Platform.NVIDIA: gpu.root.pem}
+    return Sample(evidence=gpu.token_evidence(), at=authorities.AT, roots=roots)
+
+
 def _intel(platform: Platform, name: str) -> Sample:
     collateral = {COLLATERAL: published(f"{name}_collateral.json")}
     evidence = Evidence(platform=platform, body=published(name), collateral=collateral)
@@ -92,10 +105,24 @@ def _nitro() -> Sample:
     return Sample(evidence=evidence, at=datetime(2022, 9, 28, 15, 34, tzinfo=UTC))
 
 
+def _published_gpu_tokens() -> Sample:
+    collateral = {"jwks": published("nras_jwks_2026-09-12.json")}
+    body = published("nras_ppcie_8xh100_2026-09-10.json")
+    evidence = Evidence(platform=Platform.NVIDIA, body=body, collateral=collateral)
+    return Sample(evidence=evidence, at=datetime(2026, 9, 10, 18, 30, tzinfo=UTC))
+
+
 def _published_snp() -> Sample:
     collateral = {"vcek": published("kds_vcek.der"), "chain": published("milan.pem")}
     body = published("attestation.bin")
     evidence = Evidence(platform=Platform.SEV_SNP, body=body, collateral=collateral)
+    return Sample(evidence=evidence, at=authorities.AT)
+
+
+def _published_nvidia() -> Sample:
+    body = bytes.fromhex(published("nv/hopperAttestationReport.txt").decode())
+    collateral = {"chain": published("nv/hopperCertChain.txt")}
+    evidence = Evidence(platform=Platform.NVIDIA, body=body, collateral=collateral)
     return Sample(evidence=evidence, at=authorities.AT)
 
 
@@ -106,6 +133,8 @@ MADE: dict[str, Callable[[], Sample]] = {
     "azure": _azure,
     "nitro": _made_nitro,
     "tpm": _tpm,
+    "nvidia": _gpu,
+    "nvidia tokens": _gpu_tokens,
 }
 """Anywhere."""
 
@@ -114,6 +143,8 @@ PUBLISHED: dict[str, Callable[[], Sample]] = {
     "published sgx": lambda: _intel(Platform.SGX, "sgx_quote"),
     "published nitro": _nitro,
     "published sev-snp": _published_snp,
+    "published nvidia tokens": _published_gpu_tokens,
+    "published nvidia": _published_nvidia,
 }
 """Where the published samples are."""
 

@@ -59,7 +59,7 @@ class NvidiaVerifier:
         Raises:
             AttestationError: see `Verifier`.
         """
-        if "jwks" in evidence.collateral:
+        if evidence.body.lstrip()[:1] == b"[":
             return _verify_tokens(evidence, trust)
         return _verify_report(evidence, trust)
 
@@ -162,6 +162,8 @@ def _versions(driver: str, vbios: str) -> dict[str, str]:
 
 
 def _verify_tokens(evidence: Evidence, trust: Trust) -> Claims:
+    if "jwks" not in evidence.collateral:
+        raise refused(Refusal.NO_COLLATERAL, "tokens come with the service's key set 'jwks'")
     is_replaced = Platform.NVIDIA in trust.roots
     roots = believed_roots(trust, Platform.NVIDIA, ())
     named = roots.fingerprints if is_replaced else None
