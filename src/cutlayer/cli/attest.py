@@ -1,6 +1,6 @@
 """`cutlayer attest`: verify evidence offline, begin a policy, measure software, make evidence.
 
-It opens no connection, and what it judges is the same code that a client runs (`tee.verify`).
+Who judges is the same code that a client runs (`tee.verify`). Only `collateral` opens a connection.
 """
 
 from pathlib import Path
@@ -163,6 +163,33 @@ def quote(
     out.say(f"wrote evidence of {evidence.platform} to {path}")
     result = {"evidence": str(path), "platform": evidence.platform, "report_data": bound.hex()}
     out.result(result)
+
+
+@app.command("collateral")
+def collateral(
+    evidence: EvidenceArgument,
+    path: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")],
+    platform: PlatformOption = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="A cache (PCCS) in place of Intel's service.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch what verifies an Intel quote; the one attest command that opens a connection."""
+    from cutlayer.cli.attest_input import evidence_of
+    from cutlayer.errors import ConfigError
+    from cutlayer.storage.files import write_atomic
+    from cutlayer.tee.evidence import Platform
+    from cutlayer.tee.intel_collateral import INTEL_SERVICE, fetch_collateral
+
+    out = Output(as_json)
+    shown = evidence_of(evidence, platform, ())
+    if shown.platform not in (Platform.TDX, Platform.SGX):
+        raise ConfigError(f"only Intel's quotes need it; this is evidence of {shown.platform}")
+    fetched = fetch_collateral(shown.body, url or INTEL_SERVICE)
+    write_atomic(path, fetched, mode=0o644)
+    out.say(f"wrote {path}; name it as collateral intel, and fetch it again before 30 days end")
+    out.result({"collateral": str(path), "name": "intel", "num_bytes": len(fetched)})
 
 
 _LOUD = "SIMULATED: made by software under a test root; it proves nothing to anybody"

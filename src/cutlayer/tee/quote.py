@@ -22,7 +22,7 @@ from cutlayer.tee.quote_refusals import refusal_of
 from cutlayer.tee.refusal import Refusal, refused
 from cutlayer.tee.verifier import Trust
 
-__all__ = ["COLLATERAL", "ParsedQuote", "parse_quote", "verify_quote"]
+__all__ = ["COLLATERAL", "ParsedQuote", "dcap_package", "parse_quote", "verify_quote"]
 
 COLLATERAL = "intel"
 """Name under which evidence carries dcap-qvl's QuoteCollateralV3 JSON."""
@@ -69,7 +69,7 @@ def parse_quote(body: bytes) -> ParsedQuote:
         ConfigError: dcap-qvl is not installed.
     """
     try:
-        quote = _dcap().Quote.parse(body)
+        quote = dcap_package().Quote.parse(body)
         report = quote.report
     except ValueError as error:
         raise refused(Refusal.MALFORMED, f"this is no TDX or SGX quote: {error}") from error
@@ -160,7 +160,7 @@ def _verdict(
 ) -> _Verdict:
     collateral_json = _collateral(evidence)
     root_der = None if root_pem is None else _der_of_root(root_pem)
-    dcap = _dcap()
+    dcap = dcap_package()
     # The package counts seconds from 1970; evidence of an earlier time is not valid yet either.
     now_s = max(0, int(at.timestamp()))
     try:
@@ -209,7 +209,12 @@ def _sgx_ids(body: bytes) -> dict[str, str]:
 
 
 @cache
-def _dcap() -> ModuleType:
+def dcap_package() -> ModuleType:
+    """The verifier's package.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         import dcap_qvl
     except ImportError as error:
