@@ -23,6 +23,8 @@ from cutlayer.server.host import TrunkHost
 from cutlayer.server.quota import DailyQuota
 from cutlayer.server.runner import Runner
 from cutlayer.storage.audit_log import AuditEvent
+from cutlayer.tee.private_model.label import What
+from cutlayer.tee.private_model.source import ExportGate
 from cutlayer.wire.channel import Peer
 from cutlayer.wire.codec import decode, get_codec
 from cutlayer.wire.frame import Frame
@@ -67,6 +69,7 @@ class ServerDesk:
     metrics: ServerMetrics
     federation: FederationCalls | None
     attestation: ServerAttestation | None = None
+    exports: ExportGate
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class ClientConnection:
         self._quota = desk.quota
         self._audit = desk.audit
         self._metrics = desk.metrics
+        self._exports = desk.exports
+        self._root = ""
         self._attestation = peer_attestation(desk.attestation, peer)
         self._futures: set[Future[Frame]] = set()
         self._spec: Spec | None = None
@@ -196,7 +201,7 @@ class ClientConnection:
             self._audit.record(AuditEvent.CONNECTED, self._peer, spec=agreement.root)
             if self._federation is not None:
                 self._federation.arrived(self._peer)
-        self._spec = agreement.theirs
+        self._spec, self._root = agreement.theirs, agreement.root
         return Frame(kind=Kind.WELCOME, header=welcome)
 
     def _checked_tokens(self, frame: Frame, name: str | None) -> int:
@@ -238,6 +243,7 @@ class ClientConnection:
 
     def _pull_adapter(self, frame: Frame) -> Reply:
         call = _header(frame, PullAdapter)
+        self._exports.require(self._root, What.ADAPTER, self._peer.name)
         state = self._host.pull_adapter(self._peer.name, call.run_id, call.step)
         self._audit.record(AuditEvent.ADAPTER_PULLED, self._peer, run=call.run_id, step=call.step)
         return Kind.TRUNK_ADAPTER, TrunkAdapter(step=call.step), state

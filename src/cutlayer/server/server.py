@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from cutlayer.metrics import ServerMetrics
 from cutlayer.model.agreement import known_manifest
-from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut, Trunk
 from cutlayer.model.threads import set_threads
 from cutlayer.server.attestation import attestation_of
@@ -33,6 +32,7 @@ from cutlayer.server.tensor_parallel import parallel_trunk, stop_followers, when
 from cutlayer.storage.audit_log import AuditEvent, AuditLog
 from cutlayer.storage.files import private_folder
 from cutlayer.storage.vault import Vault, open_vault
+from cutlayer.tee.private_model.source import ExportGate, open_model
 from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.channel import Connection, Peer
 from cutlayer.wire.replica_messages import Stats
@@ -94,6 +94,7 @@ class TrunkServer:
             metrics=self._metrics,
             federation=self.federation,
             attestation=attestation,
+            exports=ExportGate(settings.private_model),
         )
         self._doors = Doors(settings, attestation)
         self._is_ready = False
@@ -210,7 +211,8 @@ class TrunkServer:
 def _load(settings: ServerSettings) -> tuple[Trunk, ServedModel]:
     model = settings.model
     cut = Cut(model.lower, model.upper)
-    folder = resolve_model(model.path, model.revision)
+    attester = None if settings.tee is None else settings.tee.attester
+    folder = open_model(model.path, model.revision, settings.private_model, attester)
     trunk = parallel_trunk(folder, cut, model.dtype, model.device)
     manifest = known_manifest(folder, trunk.leaves)
     return trunk, ServedModel(

@@ -9,6 +9,7 @@ from cutlayer.server.replica_settings import ReplicaSettings
 from cutlayer.server.sessions import SessionLimits
 from cutlayer.server.tee_settings import ServerTeeSettings
 from cutlayer.settings import Settings
+from cutlayer.tee.private_model.source import PrivateModelSettings
 from cutlayer.web.settings import HttpSettings
 from cutlayer.wire.endpoints import ListenSettings
 
@@ -148,6 +149,8 @@ class ServerSettings(Settings):
     """Rounds that this server coordinates; absent coordinates none."""
     tee: ServerTeeSettings | None = None
     """What it proves of itself, and wants of its clients; absent proves nothing."""
+    private_model: PrivateModelSettings | None = None
+    """What the model's owner keeps in hand; absent, clients take their adapters out."""
     replicas: ReplicaSettings = ReplicaSettings()
     """Copies of the trunk behind this address; none by default."""
     revoked: Path | None = None

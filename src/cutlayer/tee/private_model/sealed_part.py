@@ -1,8 +1,9 @@
 """One part's weights, sealed tensor by tensor, and loaded from there without plain text on disk.
 
 `weights.sealed` holds the tensors one after the other, `index.sealed` the config, the names and
-where each tensor lies; both are AES-256-GCM (`storage.vault`), each piece bound to the label. The
-key is whoever calls' business. Swap and core dumps are the process's (`tee.process`).
+where each tensor lies; both are AES-256-GCM (`storage.vault`), each piece bound to the label.
+In the clear are the label and the model's manifest: digests. The key is whoever calls' business;
+swap and core dumps are the process's (`tee.process`).
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from cutlayer.errors import ModelError
 from cutlayer.model.folder import ModelFolder
-from cutlayer.model.manifest import hash_config, hash_leaf, names_by_leaf
+from cutlayer.model.manifest import hash_config, manifest_of, names_by_leaf, write_manifest
 from cutlayer.model.partition import Cut, Part
 from cutlayer.model.tensor_file import DTYPES, raw_bytes
 from cutlayer.storage.files import explain_os_errors, replace_folder, write_atomic
@@ -64,9 +65,8 @@ def seal_part(folder: ModelFolder, cut: Cut, part: Part, out: Path, key: bytes) 
     num_blocks = folder.config.num_hidden_layers
     groups = _groups(folder, cut.blocks(part, num_blocks), part)
     config = _config_table(folder.config)
-    leaves = {"config": hash_config(folder.config)}
-    for leaf, names in groups.items():
-        leaves[leaf] = hash_leaf((name, folder.get(name)) for name in names)
+    whole = manifest_of(folder)
+    leaves = {leaf: whole.leaves[leaf] for leaf in ("config", *groups)}
     label = Label(
         what=What.WEIGHTS,
         content=_digest(leaves),
@@ -85,6 +85,7 @@ def seal_part(folder: ModelFolder, cut: Cut, part: Part, out: Path, key: bytes) 
         index = _Index(config, leaves, sorted(folder.names()), places)
         data = vault.seal(msgspec.json.encode(index), label.context(_INDEX))
         write_atomic(target / _INDEX, data, mode=0o644)
+        write_manifest(whole, target)
         write_label(target, label)
 
     replace_folder(out, fill)

@@ -10,7 +10,7 @@ import torch
 from cutlayer.errors import ConfigError, ModelError, StorageError
 from cutlayer.model.checkpoint import load_part
 from cutlayer.model.folder import ModelFolder
-from cutlayer.model.manifest import manifest_of
+from cutlayer.model.manifest import MANIFEST_NAME, manifest_of
 from cutlayer.model.partition import Cut, Part
 from cutlayer.tee.private_model.label import LABEL_NAME, What, read_label
 from cutlayer.tee.private_model.sealed_adapter import (
@@ -50,7 +50,7 @@ def test_no_weight_name_or_size_is_in_the_clear(plain: ModelFolder, tmp_path: Pa
     seal_part(plain, CUT, Part.TRUNK, tmp_path / "sealed", KEY)
     seal_part(plain, CUT, Part.TRUNK, tmp_path / "again", KEY)
     files = {path.name: path.read_bytes() for path in (tmp_path / "sealed").iterdir()}
-    assert set(files) == {LABEL_NAME, "index.sealed", "weights.sealed"}
+    assert set(files) == {LABEL_NAME, MANIFEST_NAME, "index.sealed", "weights.sealed"}
     together = b"".join(files.values())
     for name in plain.names():
         assert name.encode() not in together
