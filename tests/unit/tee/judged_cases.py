@@ -12,6 +12,7 @@ import msgspec
 from cutlayer.tee.claims import Claims
 from cutlayer.tee.evidence import Evidence, Platform
 from cutlayer.tee.policy import Policy, appraise
+from cutlayer.tee.refusal import Refusal
 from cutlayer.tee.verifier import Trust
 from cutlayer.tee.verify import claims_of
 from tests.unit.tee.evidence_samples import Sample
@@ -19,6 +20,7 @@ from tests.unit.tee.evidence_samples import Sample
 __all__ = [
     "Case",
     "Change",
+    "Row",
     "accepting",
     "at",
     "body",
@@ -31,6 +33,7 @@ __all__ = [
     "named",
     "policy",
     "rooted",
+    "rows",
 ]
 
 
@@ -47,6 +50,29 @@ class Case:
 
 Change = Callable[[Case], Case]
 """Another case of one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way to be wrong."""
+
+    base: str
+    what: str
+    change: Change
+    refusal: Refusal
+    needs_published: bool
+    """The samples must lie beside the checkout."""
+
+
+def rows(
+    base: str, *cells: tuple[str, Change, Refusal], needs_published: bool | None = None
+) -> list[Row]:
+    """Rows over one base."""
+    needs = base.startswith("published") if needs_published is None else needs_published
+    return [
+        Row(base=base, what=what, change=change, refusal=name, needs_published=needs)
+        for what, change, name in cells
+    ]
 
 
 def judge(case: Case) -> Claims:

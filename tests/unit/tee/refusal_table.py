@@ -4,22 +4,22 @@ A platform's rows follow its base. Rows over published evidence need it beside t
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
-from functools import cache
 
-from cutlayer.tee.evidence import Evidence, Platform
+import msgspec
+
+from cutlayer.tee.evidence import Platform
 from cutlayer.tee.quote import COLLATERAL
 from cutlayer.tee.refusal import Refusal
-from cutlayer.tee.synthetic_quoter import Pretence, SyntheticQuoter
-from tests.unit.tee.authorities import AT, ec_key, issue, revocation_list
+from cutlayer.tee.synthetic_quoter import Pretence
+from tests.unit.tee.authorities import AT, revocation_list
 from tests.unit.tee.azure_worlds import AzureVm
-from tests.unit.tee.evidence_samples import Sample, published, sample
+from tests.unit.tee.evidence_samples import published
 from tests.unit.tee.judged_cases import (
     Case,
     Change,
-    accepting,
     at,
     body,
     bound,
@@ -30,86 +30,19 @@ from tests.unit.tee.judged_cases import (
     named,
     policy,
     rooted,
+    rows,
 )
 from tests.unit.tee.nitro_worlds import Module
-from tests.unit.tee.snp_worlds import LeafWish, SnpChip, Wished, make_chip, with_leaf
+from tests.unit.tee.refusal_bases import BASES, DATA, PINNED, chip, module, quoter, stranger
+from tests.unit.tee.snp_worlds import LeafWish, Wished, with_leaf
 
-__all__ = ["BASES", "ROWS", "Row", "base"]
+__all__ = ["ROWS"]
 
 R = Refusal
-PINNED = {
-    "tdx": "mr_td",
-    "sgx": "mr_enclave",
-    "nitro": "pcr0",
-    "sev-snp": "measurement",
-    "azure": "measurement",
-    "simulated": "mr_td",
-    "tpm": "pcr4",
-}
-DATA = bytes(range(32))
-"""What the made ones bind."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One way to be wrong."""
-
-    base: str
-    what: str
-    change: Change
-    refusal: R
-
-
-def _rows(base: str, *rows: tuple[str, Change, R]) -> list[Row]:
-    return [Row(base=base, what=what, change=change, refusal=name) for what, change, name in rows]
-
-
-@cache
-def _chip() -> SnpChip:
-    return make_chip()
-
-
-@cache
-def _module() -> Module:
-    return Module()
-
-
-@cache
-def _vm() -> AzureVm:
-    return AzureVm(chip=_chip())
-
-
-@cache
-def _quoter() -> SyntheticQuoter:
-    return SyntheticQuoter.create()
-
-
-@cache
-def _stranger() -> bytes:
-    return issue("stranger", ec_key()).pem
-
-
-def _made(evidence: Evidence, root: bytes) -> Sample:
-    return Sample(evidence=evidence, at=AT, roots={evidence.platform: root})
-
-
-BASES: dict[str, Callable[[], Sample]] = {
-    "published tdx": lambda: sample("published tdx"),
-    "published sgx": lambda: sample("published sgx"),
-    "published nitro": lambda: sample("published nitro"),
-    "published sev-snp": lambda: sample("published sev-snp"),
-    "sev-snp": lambda: _made(_chip().evidence(Wished(report_data=DATA)), _chip().ark.pem),
-    "nitro": lambda: _made(_module().evidence({"user_data": DATA}), _module().root.pem),
-    "azure": lambda: _made(_vm().evidence(DATA), _chip().ark.pem),
-    "tpm": lambda: sample("tpm"),
-    "simulated": lambda: _made(_quoter().evidence(bytes(48), DATA, AT), _quoter().root_pem),
-}
-
-
-@cache
-def base(name: str) -> Case:
-    """The case that each row of this base changes."""
-    return accepting(BASES[name](), PINNED[name.removeprefix("published ")])
+_SDK = "nv/sample_attestation_data_gpu_"
+_RIM = "nv/NV_GPU_DRIVER_GH100_550.144.03.xml"
+_DRIVER = {"driver_version": [b"580.159.03".hex()]}
+_ANY = {"driver_version": [b"1.2.3".hex()]}
 
 
 def _edited(key: str, old: str, new: str) -> Change:
@@ -136,7 +69,18 @@ def _pretended(pretence: Pretence, mr_td: bytes = bytes(48)) -> Change:
     """Evidence of the same simulated machine in another state."""
 
     def change(case: Case) -> Case:
-        return replace(case, evidence=_quoter().evidence(mr_td, DATA, AT, pretence))
+        return replace(case, evidence=quoter().evidence(mr_td, DATA, AT, pretence))
+
+    return change
+
+
+def _beside(name: str, pins: Mapping[str, list[str]]) -> Change:
+    """With another sample's evidence as an accelerator's, and a policy that asks for one."""
+
+    def change(case: Case) -> Case:
+        piece = BASES[name]().evidence
+        together = msgspec.structs.replace(case.evidence, companions=[piece])
+        return replace(policy(gpus=1, gpu_measurements=pins)(case), evidence=together)
 
     return change
 
@@ -145,7 +89,7 @@ _OTHER_SOFTWARE = {name: policy(measurements={name: ["ab" * 48]}) for name in se
 _NO_SOFTWARE = policy(measurements={})
 _FOR_ANOTHER = bound(b"\xee" * 32)
 
-_TDX = _rows(
+_TDX = rows(
     "published tdx",
     ("a bit of mr_td", flip(48 + 136), R.BAD_SIGNATURE),
     ("a bit of the report data", flip(48 + 520), R.BAD_SIGNATURE),
@@ -169,12 +113,12 @@ _TDX = _rows(
     ),
     ("TCB info edited", _edited("tcb_info", "UpToDate", "OutOfDate"), R.BAD_SIGNATURE),
     ("identity edited", _edited("qe_identity", "UpToDate", "OutOfDate"), R.BAD_SIGNATURE),
-    ("an unknown root", rooted(Platform.TDX, _stranger), R.WRONG_ROOT),
+    ("an unknown root", rooted(Platform.TDX, stranger), R.WRONG_ROOT),
     ("another chip", policy(chips=["00" * 16]), R.WRONG_CHIP),
     ("a GPU is wanted", policy(gpus=1), R.NO_GPU),
     ("more assurance is wanted", policy(least_assurance="hardware-tee+gpu-cc"), R.LOW_ASSURANCE),
 )
-_SGX = _rows(
+_SGX = rows(
     "published sgx",
     ("a bit of mr_enclave", flip(48 + 64), R.BAD_SIGNATURE),
     ("a bit of the report data", flip(48 + 320), R.BAD_SIGNATURE),
@@ -191,7 +135,7 @@ _SGX = _rows(
         R.OTHER_PLATFORM,
     ),
 )
-_PUBLISHED_SNP = _rows(
+_PUBLISHED_SNP = rows(
     "published sev-snp",
     ("as it is: started for debugging", lambda case: case, R.DEBUG),
     ("the debug bit cleared", flip(0x0A, 0x08), R.BAD_SIGNATURE),
@@ -202,50 +146,50 @@ _PUBLISHED_SNP = _rows(
     ("the chain of Genoa", _published("chain", "genoa.pem"), R.BAD_CHAIN),
     ("the chain of Turin", _published("chain", "turin_vcek.pem"), R.BAD_CHAIN),
     ("the root left out", _published("chain", "milan_ask.der"), R.BAD_CHAIN),
-    ("another root", rooted(Platform.SEV_SNP, _stranger), R.WRONG_ROOT),
+    ("another root", rooted(Platform.SEV_SNP, stranger), R.WRONG_ROOT),
     ("its chip's certificate left out", collateral("vcek"), R.NO_COLLATERAL),
 )
-_SNP = _rows(
+_SNP = rows(
     "sev-snp",
     ("AMD's own root", lambda case: replace(case, roots={}), R.WRONG_ROOT),
     ("hardware is wanted", policy(least_assurance="hardware-tee"), R.LOW_ASSURANCE),
     ("no chain", collateral("chain"), R.NO_COLLATERAL),
     (
         "another chip of the same maker",
-        _given("vcek", lambda: with_leaf(_chip(), LeafWish()).leaf.der),
+        _given("vcek", lambda: with_leaf(chip(), LeafWish()).leaf.der),
         R.BAD_SIGNATURE,
     ),
     (
         "older firmware than its key's",
-        body(lambda: _chip().report(Wished(tcb=bytes([3, 0, 0, 0, 0, 0, 22, 213])))),
+        body(lambda: chip().report(Wished(tcb=bytes([3, 0, 0, 0, 0, 0, 22, 213])))),
         R.TCB,
     ),
     (
         "firmware that can fall back",
-        body(lambda: _chip().report(Wished(report_data=DATA, committed_tcb=bytes(8)))),
+        body(lambda: chip().report(Wished(report_data=DATA, committed_tcb=bytes(8)))),
         R.TCB,
     ),
     (
         "a revoked authority",
-        _given(
-            "crl", lambda: revocation_list(_chip().ark, [_chip().ask.certificate.serial_number])
-        ),
+        _given("crl", lambda: revocation_list(chip().ark, [chip().ask.certificate.serial_number])),
         R.REVOKED,
     ),
     (
         "an expired revocation list",
-        _given("crl", lambda: revocation_list(_chip().ark, [], AT - timedelta(days=20))),
+        _given("crl", lambda: revocation_list(chip().ark, [], AT - timedelta(days=20))),
         R.EXPIRED,
     ),
+    ("no GPU beside it", policy(gpus=1), R.NO_GPU),
+    ("another CPU beside it", _beside("simulated", {}), R.OTHER_PLATFORM),
     ("another binding", _FOR_ANOTHER, R.WRONG_BINDING),
     ("a digest cut short", bound(DATA[:31]), R.WRONG_BINDING),
     ("no binding at all", bound(b""), R.WRONG_BINDING),
     ("other software", _OTHER_SOFTWARE["measurement"], R.WRONG_MEASUREMENT),
     ("another chip than the policy's", policy(chips=["ff" * 64]), R.WRONG_CHIP),
-    ("a byte too much", body(lambda: _chip().report(Wished()) + b"\0"), R.MALFORMED),
-    ("a Nitro document", body(lambda: _module().evidence().body), R.MALFORMED),
+    ("a byte too much", body(lambda: chip().report(Wished()) + b"\0"), R.MALFORMED),
+    ("a Nitro document", body(lambda: module().evidence().body), R.MALFORMED),
 )
-_NITRO = _rows(
+_NITRO = rows(
     "published nitro",
     ("a bit of the signature", flip(-1), R.BAD_SIGNATURE),
     ("four hours later", later(hours=4), R.EXPIRED),
@@ -254,23 +198,23 @@ _NITRO = _rows(
     ("other software", _OTHER_SOFTWARE["pcr0"], R.WRONG_MEASUREMENT),
     ("another binding", _FOR_ANOTHER, R.WRONG_BINDING),
     ("cut off", cut(4000), R.MALFORMED),
-    ("another root", rooted(Platform.NITRO, _stranger), R.WRONG_ROOT),
+    ("another root", rooted(Platform.NITRO, stranger), R.WRONG_ROOT),
     ("said to be TDX", named(Platform.TDX), R.MALFORMED),
-) + _rows(
+) + rows(
     "nitro",
     ("AWS's own root", lambda case: replace(case, roots={}), R.WRONG_ROOT),
     (
         "started for debugging",
-        body(lambda: _module().evidence({"pcrs": {0: bytes(48)}, "user_data": DATA}).body),
+        body(lambda: module().evidence({"pcrs": {0: bytes(48)}, "user_data": DATA}).body),
         R.DEBUG,
     ),
     (
         "another module's signature",
-        body(lambda: Module(root=_module().root).document(_module().payload())),
+        body(lambda: Module(root=module().root).document(module().payload())),
         R.BAD_SIGNATURE,
     ),
 )
-_AZURE = _rows(
+_AZURE = rows(
     "azure",
     ("a bit of the runtime claims", flip(32 + 1184 + 20 + 100), R.WRONG_BINDING),
     ("a bit of the hardware's measurement", flip(32 + 0x90), R.BAD_SIGNATURE),
@@ -288,7 +232,7 @@ _AZURE = _rows(
     ("cut off", cut(1000), R.MALFORMED),
     ("other guest software", _OTHER_SOFTWARE["pcr4"], R.WRONG_MEASUREMENT),
 )
-_TPM = _rows(
+_TPM = rows(
     "tpm",
     ("a bit of the quote", flip(-1), R.BAD_SIGNATURE),
     ("other PCR values", collateral("pcrs", lambda old: bytes(len(old))), R.BAD_SIGNATURE),
@@ -299,7 +243,7 @@ _TPM = _rows(
     ("confidential hardware is wanted", policy(least_assurance="hardware-tee"), R.LOW_ASSURANCE),
     ("another boot", _OTHER_SOFTWARE["pcr4"], R.WRONG_MEASUREMENT),
 )
-_SIMULATED = _rows(
+_SIMULATED = rows(
     "simulated",
     ("Intel's root", named(Platform.TDX), R.WRONG_ROOT),
     ("hardware is wanted", policy(least_assurance="hardware-tee"), R.LOW_ASSURANCE),
@@ -308,5 +252,30 @@ _SIMULATED = _rows(
     ("old collateral", _pretended(Pretence(collateral_age=timedelta(days=60))), R.EXPIRED),
     ("another binding", _FOR_ANOTHER, R.WRONG_BINDING),
 )
+_NVIDIA = rows(
+    "published nvidia",
+    ("a bit of the nonce", flip(10), R.BAD_SIGNATURE),
+    ("a bit of a measurement", flip(37 + 8 + 20), R.BAD_SIGNATURE),
+    ("a bit of the signature", flip(-1), R.BAD_SIGNATURE),
+    ("cut off", cut(2000), R.MALFORMED),
+    ("another GPU's chain", _published("chain", f"{_SDK}hopperCertChain.txt"), R.BAD_SIGNATURE),
+    ("no chain", collateral("chain"), R.NO_COLLATERAL),
+    ("another root", rooted(Platform.NVIDIA, stranger), R.WRONG_ROOT),
+    ("before its certificates", at(2019, 1, 1), R.NOT_YET_VALID),
+    ("another driver's manifest", _published("rim", _RIM), R.WRONG_MEASUREMENT),
+    ("a manifest that is none", _published("rim", "nv/hopperCertChain.txt"), R.MALFORMED),
+    ("firmware that nobody compared", policy(tcb_statuses=["UpToDate"]), R.TCB),
+    ("another driver", _OTHER_SOFTWARE["driver_version"], R.WRONG_MEASUREMENT),
+    ("another nonce", _FOR_ANOTHER, R.WRONG_BINDING),
+    ("said to be SEV-SNP", named(Platform.SEV_SNP), R.MALFORMED),
+)
+_WITH_GPU = rows(
+    "sev-snp",
+    ("a GPU of another challenge", _beside("published nvidia", _DRIVER), R.WRONG_BINDING),
+    ("a GPU of another driver", _beside("published nvidia", _ANY), R.WRONG_MEASUREMENT),
+    ("a GPU that nobody compared", _beside("published nvidia", {}), R.TCB),
+    needs_published=True,
+)
 ROWS = [*_TDX, *_SGX, *_PUBLISHED_SNP, *_SNP, *_NITRO, *_AZURE, *_TPM, *_SIMULATED]
+ROWS += [*_NVIDIA, *_WITH_GPU]
 """All of them."""

@@ -22,6 +22,7 @@ from cutlayer.tee.quote import COLLATERAL, parse_quote
 from cutlayer.tee.tpm_attest import TpmSignature, check_signature
 from cutlayer.tee.tpm_attest import parse_quote as parse_tpm_quote
 from cutlayer.tee.verifier import Trust
+from cutlayer.tee.verifiers.nvidia import NVIDIA_ROOTS
 from cutlayer.tee.verifiers.sev_snp import AMD_ROOTS
 from cutlayer.tee.verify import claims_of
 from tests.unit.tee.evidence_samples import PUBLISHED_FOLDER, published
@@ -226,9 +227,17 @@ def test_azures_vtpm_quote_is_signed_by_its_key_over_the_word_challenge() -> Non
 
 
 @system
+def test_nvidias_published_roots_are_those_that_we_know() -> None:
+    for name in ("device", "RIM"):
+        (root,) = load_certificates(published(f"nv/verifier_{name}_root.pem"), name)
+        assert fingerprint(root) in NVIDIA_ROOTS
+
+
+@system
 def test_no_sample_is_left_without_a_verdict() -> None:
     published("NOTICE.md")
     files = {str(path.relative_to(PUBLISHED_FOLDER)) for path in PUBLISHED_FOLDER.rglob("*")}
     folders = {"az", "nv"}
+    # The verdicts of these are in `verifiers/test_nvidia`.
     of_gpus = {name for name in files if name.startswith(("nras_", "nv/"))}
     assert files - folders - of_gpus == JUDGED_HERE | READ_BY_PEOPLE
