@@ -13,10 +13,20 @@ from cutlayer.enclave.owner_settings import EnclaveClientSettings
 from cutlayer.enclave.server import EnclaveServer
 from cutlayer.enclave.settings import EnclaveSettings
 from cutlayer.settings import parse_settings
+from cutlayer.storage.files import private_folder
 from cutlayer.wire.channel import Channel, LoopbackChannel, Peer
+from tests.attested_worlds import AttestedWorld, tls_of
 from tests.worlds import ALL_ROLES, Table, write_rows
 
-__all__ = ["enclave_settings", "loopback_of", "owner_of", "owner_settings", "running_enclave"]
+__all__ = [
+    "attested_enclave",
+    "attested_owner",
+    "enclave_settings",
+    "loopback_of",
+    "owner_of",
+    "owner_settings",
+    "running_enclave",
+]
 
 LOWER = 1
 
@@ -73,6 +83,35 @@ def owner_of(
 ) -> EnclaveClient:
     """An owner whose every connection goes to this enclave."""
     return EnclaveClient(settings, connect=lambda: loopback_of(server, name))
+
+
+@contextmanager
+def attested_enclave(world: AttestedWorld, **changes: object) -> Iterator[EnclaveServer]:
+    """An enclave that listens, over mutual TLS, with evidence of the world's machine."""
+    private_folder(world.folder / "machines")
+    table = enclave_settings(world.model, world.folder, **changes).model_dump(
+        mode="json", exclude_defaults=True
+    )
+    table["listen"] = {"address": "127.0.0.1:0", "tls": tls_of(world.kits.server)}
+    table["tee"] = {"attester": world.attester()}
+    with running_enclave(parse_settings(EnclaveSettings, table, "test enclave")) as server:
+        server.start()
+        yield server
+
+
+def attested_owner(
+    world: AttestedWorld, port: int, folder: Path, **changes: object
+) -> EnclaveClientSettings:
+    """An owner who wants evidence of the world's machine."""
+    own = owner_settings(world.model, folder, **changes)
+    table = own.model_dump(mode="json", exclude_defaults=True)
+    table["connection"] = {
+        "address": f"127.0.0.1:{port}",
+        "tls": tls_of(world.kits.clients["clinic"]),
+        "codec": "raw",
+    }
+    table["tee"] = {"policy": str(world.policy())}
+    return parse_settings(EnclaveClientSettings, table, "test owner")
 
 
 def _changed(table: dict[str, Table], changes: dict[str, object]) -> dict[str, object]:

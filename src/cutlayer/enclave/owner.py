@@ -14,7 +14,7 @@ from typing import cast
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cutlayer.client.attested import attestation_of
+from cutlayer.client.attested import attestation_of, note_in
 from cutlayer.client.chat import TextPiece
 from cutlayer.client.draft_parts import DraftParts
 from cutlayer.client.event_files import reporting
@@ -82,9 +82,10 @@ class EnclaveClient:
         self.front.decode_threads = model.decode_threads
         self._parts = self._frozen_parts(cut)
         own = own_model(self._as_client, self._folder, self.front.leaves)
-        self._state = RunState(settings.run)
-        self.attestation = attestation_of(self._as_client, self._state)
+        self.attestation = attestation_of(self._as_client)
         self._connect = opener(self._as_client, self.attestation, connect)
+        self._state = RunState(settings.run)
+        note_in(self._state, self.attestation)
         self._own = own
         vocab_size = int(self._folder.config.vocab_size)
         self.enclave = RemoteEnclave(Link(self._connect, own), vocab_size)
