@@ -16,6 +16,7 @@ from cutlayer.cli import (
     export,
     generate,
     leave,
+    model,
     privacy,
     provision,
     purge,
@@ -53,6 +54,7 @@ app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.add_typer(assets.app, name="assets")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(model.app, name="model")
 app.command("purge")(purge.purge)
 
 
