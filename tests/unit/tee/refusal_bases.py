@@ -13,7 +13,7 @@ from tests.unit.tee.azure_worlds import AzureVm
 from tests.unit.tee.evidence_samples import Sample, published, sample
 from tests.unit.tee.judged_cases import Case, accepting
 from tests.unit.tee.nitro_worlds import Module
-from tests.unit.tee.snp_worlds import SnpChip, Wished
+from tests.unit.tee.snp_worlds import SnpChip, Wished, make_chip
 
 __all__ = ["BASES", "DATA", "PINNED", "base", "chip", "module", "quoter", "stranger"]
 
