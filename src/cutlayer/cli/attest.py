@@ -231,6 +231,7 @@ def _claims(claims: "Claims") -> dict[str, object]:
         "platform": claims.platform,
         "tcb_status": claims.tcb_status,
         "advisories": list(claims.advisories),
+        "tcb_evaluation": claims.tcb_evaluation,
         "is_debug": claims.is_debug,
         "chip": claims.chip,
         "measurements": dict(claims.measurements),

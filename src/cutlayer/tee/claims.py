@@ -26,6 +26,8 @@ class Claims:
     tcb_status: str
     """The vendor's word, "UpToDate" where the vendor has none and the firmware was checked."""
     advisories: tuple[str, ...] = ()
+    tcb_evaluation: int | None = None
+    """Number of the vendor's evaluation that this status is from (Intel's alone has one)."""
     chip: str | None = None
     """Identifier of the physical part, where the evidence has one."""
     issued_at: datetime | None = None

@@ -37,6 +37,8 @@ class Policy(Settings):
     """The vendor's words that are accepted."""
     advisories: list[str] = Field(default=[])
     """Advisories that are accepted beside them; others are refused."""
+    least_tcb_evaluation: int = Field(default=0, ge=0)
+    """Intel's: whoever is judged brings the collateral, and could bring older than there is."""
     chips: list[str] = Field(default=[])
     """Physical parts that are known; empty accepts every part of the vendor."""
     max_age_s: float = Field(default=300.0, gt=0)
@@ -175,6 +177,12 @@ def _check_state(claims: Claims, policy: Policy, at: datetime) -> None:
     unknown = sorted(set(claims.advisories) - set(policy.advisories))
     if unknown:
         raise refused(Refusal.TCB, f"advisories {', '.join(unknown)} are not accepted")
+    if policy.least_tcb_evaluation > (claims.tcb_evaluation or 0):
+        raise refused(
+            Refusal.TCB,
+            f"collateral of evaluation {claims.tcb_evaluation}, the policy wants "
+            f"{policy.least_tcb_evaluation} or later; fetch it again",
+        )
     if policy.chips and claims.chip not in policy.chips:
         raise refused(Refusal.WRONG_CHIP, f"chip {claims.chip} is not one of the policy's")
     if claims.issued_at is None:

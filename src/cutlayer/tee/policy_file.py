@@ -49,6 +49,9 @@ tcb_statuses = {statuses}
 # Advisories that are accepted although the vendor names them for this firmware.
 advisories = {advisories}
 
+# Least number of Intel's evaluation of firmware: older collateral is refused, though it is valid.
+least_tcb_evaluation = {evaluation}
+
 # Physical parts that are known, as the evidence names them; empty accepts every part of the vendor.
 # Pinning them is the answer to attacks on the memory bus of somebody else's machine.
 chips = {chips}
@@ -136,6 +139,7 @@ def render_policy(
             least=_quoted(claims.assurance.label.lower()),
             statuses=_quoted([claims.tcb_status]),
             advisories=_quoted(list(claims.advisories)),
+            evaluation=claims.tcb_evaluation or 0,
             chips=_quoted([] if claims.chip is None else [claims.chip]),
             gpus=len(claims.companions),
         ),

@@ -118,11 +118,11 @@ def verify_quote(evidence: Evidence, trust: Trust, kind: Platform) -> Claims:
         is_debug=quote.is_debug,
         tcb_status=verdict.tcb.status,
         advisories=tuple(verdict.tcb.advisory_ids),
+        tcb_evaluation=verdict.tcb.eval_data_number,
         chip=bytes(pck.ppid).hex(),
         details={
             "fmspc": bytes(pck.fmspc).hex(),
             "quote_version": str(quote.version),
-            "tcb_evaluation": str(verdict.tcb.eval_data_number),
             "tcb_date": verdict.platform.tcb_level.tcb_date,
         },
     )

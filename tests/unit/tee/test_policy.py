@@ -20,6 +20,7 @@ POLICY = Policy(
     name="test",
     platforms=[Platform.TDX],
     measurements={"mr_td": [MEASURED], "rtmr3": ["01" * 48, "02" * 48]},
+    least_tcb_evaluation=17,
     chips=["c0ffee"],
     gpus=1,
     gpu_measurements={"driver_measurement": ["dd" * 48]},
@@ -39,6 +40,7 @@ GOOD = Claims(
     report_data=REPORT_DATA.ljust(64, b"\0"),
     is_debug=False,
     tcb_status="UpToDate",
+    tcb_evaluation=17,
     chip="c0ffee",
     issued_at=AT - timedelta(seconds=300),
     companions=(GPU,),
@@ -68,6 +70,8 @@ def test_claims_that_meet_every_demand_pass() -> None:
         (replace(GOOD, measurements={"mr_td": MEASURED, "rtmr3": "03" * 48}), "wrong-measurement"),
         (replace(GOOD, tcb_status="OutOfDate"), "tcb"),
         (replace(GOOD, advisories=("INTEL-SA-00837",)), "tcb"),
+        (replace(GOOD, tcb_evaluation=16), "tcb"),
+        (replace(GOOD, tcb_evaluation=None), "tcb"),
         (replace(GOOD, chip="0ddba11"), "wrong-chip"),
         (replace(GOOD, chip=None), "wrong-chip"),
         (replace(GOOD, issued_at=AT - timedelta(seconds=301)), "stale"),
@@ -80,6 +84,7 @@ def test_claims_that_meet_every_demand_pass() -> None:
         (replace(GOOD, companions=(replace(GPU, measurements={}),)), "wrong-measurement"),
         (replace(GOOD, companions=(replace(GPU, report_data=bytes(32)),)), "wrong-binding"),
         (replace(GOOD, companions=(GPU, replace(GPU, is_debug=True))), "debug"),
+        (replace(GOOD, companions=(replace(GPU, chip="1"), replace(GPU, chip="1"))), "no-gpu"),
     ],
 )
 def test_each_fault_alone_is_refused_by_its_name(wrong: Claims, name: str) -> None:
@@ -100,6 +105,14 @@ def test_a_policy_without_measurements_accepts_only_simulated_machines() -> None
     assert refusal(GOOD, blank) == "wrong-measurement"
     lenient = blank.model_copy(update={"least_assurance": "simulated"})
     appraise(replace(GOOD, assurance=Assurance.SIMULATED), lenient, AT, REPORT_DATA)
+
+
+def test_an_accelerator_is_judged_by_reference_values_or_by_its_vendors_word() -> None:
+    unpinned = POLICY.model_copy(update={"gpu_measurements": {}})
+    appraise(GOOD, unpinned, AT, REPORT_DATA)
+    unknown = replace(GOOD, companions=(replace(GPU, tcb_status="NotCompared"),))
+    assert refusal(unknown, unpinned) == "tcb"
+    appraise(unknown, POLICY, AT, REPORT_DATA)
 
 
 def test_what_the_policy_accepts_beside_the_best_passes() -> None:
