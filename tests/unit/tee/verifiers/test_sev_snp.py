@@ -68,7 +68,7 @@ def test_every_known_version_is_read(chip: SnpChip, version: int) -> None:
 def test_turin_orders_its_firmware_versions_otherwise(chip: SnpChip) -> None:
     turin = with_leaf(chip, TURIN)
     claims = judged(turin, turin.evidence(TURIN_REPORT))
-    assert claims.details["reported_tcb"] == "fmc 1, boot loader 2, tee 0, snp 5, microcode 77"
+    assert claims.details["tcb"] == "fmc 1, boot loader 2, tee 0, snp 5, microcode 77"
 
 
 def test_a_providers_key_signs_too_and_names_the_provider(chip: SnpChip) -> None:
