@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from cutlayer.tee.evidence import Evidence, Platform
 from cutlayer.tee.tpm_attest import TpmKey
-from cutlayer.tee.tpm_device import TpmDevice
+from cutlayer.tee.tpm_device import TpmDevice, TpmQuoteFiles
 from cutlayer.tee.tpm_reader import sized
 
 AK_ATTRIBUTES = 0x50072
@@ -60,6 +60,36 @@ def extend(device: TpmDevice, index: int) -> None:
     """Measure something else into a PCR, as another kernel would."""
     command = ["tpm2_pcrextend", "-T", device.tcti, f"{index}:sha256={'ab' * 32}"]
     subprocess.run(command, check=True)
+
+
+def quote_with(device: TpmDevice, folder: Path, scheme: str, bank: str) -> TpmQuoteFiles:
+    """A quote over PCRs 0 and 7 with the nonce 0, 1 .. 31 by a key of any scheme: `ak.pub` beside.
+
+    Args:
+        device: a TPM of a test.
+        folder: an empty one.
+        scheme: as `tpm2_createprimary -G` has it.
+        bank: of the PCRs; also the signature's hash.
+    """
+    attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign"
+    key = ["-C", "e", "-G", scheme, "-a", attributes, "-c", "ak.ctx"]
+    nonce = bytes(range(32)).hex()
+    files = ["-m", "message", "-s", "signature", "-o", "pcrs", "-F", "values"]
+    kind = ["-g", bank, "--scheme", scheme.split(":")[1].split("-")[0]]
+    for command in (
+        ["tpm2_createprimary", *key],
+        ["tpm2_flushcontext", "-t"],
+        ["tpm2_readpublic", "-c", "ak.ctx", "-f", "tss", "-o", "ak.pub"],
+        ["tpm2_flushcontext", "-t"],
+        ["tpm2_quote", "-c", "ak.ctx", "-l", f"{bank}:0,7", *kind, "-q", nonce, *files],
+    ):
+        with_device = [*command, "-T", device.tcti]
+        subprocess.run(with_device, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return TpmQuoteFiles(
+        message=(folder / "message").read_bytes(),
+        signature=(folder / "signature").read_bytes(),
+        pcrs=(folder / "pcrs").read_bytes(),
+    )
 
 
 def public_area(key: TpmKey, attributes: int = AK_ATTRIBUTES) -> bytes:

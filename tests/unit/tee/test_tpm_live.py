@@ -1,5 +1,6 @@
 """A TPM 2.0 in software, end to end: quote, activation, sealing, and what each refuses."""
 
+import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +14,14 @@ from cutlayer.tee.attester import ATTESTERS, AttesterSettings
 from cutlayer.tee.evidence import Evidence
 from cutlayer.tee.policy import Policy
 from cutlayer.tee.tpm_activation import begin_activation, finish_activation, request_activation
+from cutlayer.tee.tpm_attest import parse_signature, verify_quote
 from cutlayer.tee.tpm_device import TpmDevice
 from cutlayer.tee.tpm_keys import parse_public
 from cutlayer.tee.tpm_sealing import read_sealed, seal, unseal, write_sealed
 from cutlayer.tee.tpm_trust import ATTESTATION_USAGE, ENDORSEMENT_USAGE, key_pem
 from cutlayer.tee.verifier import Trust
 from cutlayer.tee.verify import claims_of, verify
-from tests.tpm_worlds import extend, maker, software_tpm
+from tests.tpm_worlds import extend, maker, quote_with, software_tpm
 
 pytestmark = pytest.mark.system
 
@@ -73,6 +75,22 @@ def test_activated_key_quotes_what_was_booted(
     assert result.assurance is Assurance.MEASURED_BOOT
     assert result.claims.report_data == NONCE
     assert {f"pcr{index}" for index in range(16)} <= set(result.claims.measurements)
+
+
+@pytest.mark.parametrize("scheme", ["rsa2048:rsassa", "rsa2048:rsapss", "ecc384:ecdsa"])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384"])
+def test_quote_of_any_scheme_and_bank_verifies(
+    device: TpmDevice, tmp_path: Path, scheme: str, algorithm: str
+) -> None:
+    extend(device, 7)
+    quote = quote_with(device, tmp_path, f"{scheme}-{algorithm}:null", algorithm)
+    key = parse_public((tmp_path / "ak.pub").read_bytes()).key
+    size = hashlib.new(algorithm).digest_size
+    pcrs = {algorithm: {0: quote.pcrs[:size], 7: quote.pcrs[size:]}}
+    checked = verify_quote(quote.message, parse_signature(quote.signature), key, pcrs)
+    assert checked.nonce == NONCE
+    assert checked.selections == ((algorithm, (0, 7)),)
+    assert any(pcrs[algorithm][7]) == (algorithm == "sha256")
 
 
 def test_quote_for_another_nonce_is_refused(
