@@ -116,6 +116,7 @@ def _collateral(evidence: Evidence, name: str) -> _Collateral:
 def _check_certificates(
     collateral: _Collateral, trust: Trust, roots: frozenset[str], name: str
 ) -> None:
+    _check_kind(collateral.signer, name)
     leaf, chain = collateral.signer.certificate, collateral.chain
     if chain:
         check_signed_by(leaf, chain[0], name)
@@ -128,6 +129,13 @@ def _check_certificates(
         num_below=1,
     )
     check_dates(leaf.begin, leaf.end, trust.at, f"certificate {name}")
+
+
+def _check_kind(signer: SnpSigner, name: str) -> None:
+    # AMD certifies both kinds; one must not pass for the other, whose checks differ.
+    is_chips, is_providers = signer.chip_id is not None, signer.provider is not None
+    if (is_chips, is_providers) != (name == "vcek", name == "vlek"):
+        raise refused(Refusal.BAD_CHAIN, f"the certificate {name!r} is of another kind of key")
 
 
 def _check_signature(report: SnpReport, signer: SnpSigner, name: str) -> None:

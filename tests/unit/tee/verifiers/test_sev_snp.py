@@ -78,6 +78,11 @@ def test_a_providers_key_signs_too_and_names_the_provider(chip: SnpChip) -> None
     assert claims.chip == bytes(range(64)).hex()
 
 
+def test_a_providers_key_does_not_pass_for_a_chips(chip: SnpChip) -> None:
+    vlek = with_leaf(chip, LeafWish(product="Milan", chip=None, provider="Cloud A"))
+    assert refusal(chip, vlek.evidence()) == "bad-chain"
+
+
 def test_the_hosts_table_of_certificates_does_as_well(chip: SnpChip) -> None:
     assert judged(chip, chip.evidence(collateral={"auxblob": chip.table()})).chip is not None
 
