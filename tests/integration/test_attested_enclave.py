@@ -51,7 +51,7 @@ def test_labels_inside_and_labels_at_home_learn_the_same(
 
             with EnclaveClient(_with_labels(settings, place)) as owner:
                 progress = owner.train(note)
-                assert owner.assurance.startswith("attestation: SIMULATED, by policy server")
+                assert owner.guarantee.startswith("attestation: SIMULATED, by policy server")
                 owner.export(tmp_path / place / "out")
                 replies = owner.generate(["ab:"])
                 # At the socket: frames of the first epoch with, of the second without rows.
@@ -98,4 +98,4 @@ def test_without_proof_the_line_says_so(tmp_path: Path) -> None:
     model = tiny_llama_folder(tmp_path)
     settings = owner_settings(model, tmp_path / "a")
     with running_enclave(enclave_settings(model, tmp_path)), EnclaveClient(settings) as owner:
-        assert "NONE" in owner.assurance
+        assert owner.guarantee == "attestation: NONE"

@@ -12,6 +12,7 @@ from cutlayer.cli import (
     audit,
     demo,
     doctor,
+    enclave,
     eval,
     export,
     generate,
@@ -50,6 +51,7 @@ app.command("api")(api.api)
 app.command("eval")(eval.evaluate)
 app.add_typer(audit.app, name="audit")
 app.add_typer(attest.app, name="attest")
+app.add_typer(enclave.app, name="enclave")
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.add_typer(assets.app, name="assets")

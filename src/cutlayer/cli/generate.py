@@ -18,7 +18,7 @@ from cutlayer.errors import ConfigError
 if TYPE_CHECKING:
     from cutlayer.client.client import Client
 
-__all__ = ["chat", "generate"]
+__all__ = ["chat", "generate", "read_prompts"]
 
 _ENDS = frozenset({"/exit", "/quit"})
 PromptArgument = Annotated[
@@ -41,7 +41,7 @@ def generate(
 ) -> None:
     """Continue texts; without PROMPT and --file, all of stdin is one prompt."""
     out = Output(as_json)
-    prompts = _prompts(prompt or [], file)
+    prompts = read_prompts(prompt or [], file)
     with _open(config, set_, out) as client:
         began_s = time.monotonic()
         replies = _reply(client, prompts, out)
@@ -96,7 +96,12 @@ def _open(config: Path, overrides: Sequence[str] | None, out: Output) -> "Client
     return Client(settings)
 
 
-def _prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
+def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
+    """Prompts as they were given: as arguments, one per line of a file, or all of stdin as one.
+
+    Raises:
+        ConfigError: there is none, or they are given twice.
+    """
     if prompts and file is not None:
         raise ConfigError("give prompts as arguments or --file, not both")
     if prompts:

@@ -6,6 +6,7 @@ It does not train; it counts what the trainer reports.
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -19,20 +20,32 @@ from rich.progress import (
 from rich.table import Column
 
 from cutlayer.cli.output import format_bytes
-from cutlayer.client.client import Client
+from cutlayer.client.event_files import Traffic
 from cutlayer.client.train import Report
 
-__all__ = ["TrainingProgress"]
+__all__ = ["TrainingProgress", "Watched"]
 
 _LINES = 20
 _WIDE = 120
 _SMOOTHING = 0.3
 
 
+class Watched(Protocol):
+    """Who trains: a client of a trunk server, or of an enclave."""
+
+    @property
+    def trunk(self) -> Traffic:
+        """Where its bytes are counted."""
+
+    @property
+    def guarantee(self) -> str:
+        """To be printed beside every result."""
+
+
 class TrainingProgress:
     """Shows each report, and keeps the totals for the result."""
 
-    def __init__(self, client: Client, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, client: Watched, now_s: Callable[[], float] = time.monotonic) -> None:
         self.num_tokens = 0
         self.num_steps = 0
         self.bytes_up = self.bytes_down = 0

@@ -119,11 +119,16 @@ class EnclaveClient:
         return self._folder.tokenizer()
 
     @property
-    def assurance(self) -> str:
-        """What the enclave's accepted evidence is worth, to be printed beside every result."""
+    def trunk(self) -> RemoteEnclave:
+        """The enclave, under the name by which a client's bytes are counted."""
+        return self.enclave
+
+    @property
+    def guarantee(self) -> str:
+        """What protects what leaves, to be printed beside every result: no noise, but proof."""
         if self.attestation is not None:
             return self.attestation.line
-        return "attestation: NONE, tee.required = false: the other side may read what it gets"
+        return "attestation: NONE"
 
     @property
     def run_id(self) -> str:

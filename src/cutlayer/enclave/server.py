@@ -20,12 +20,13 @@ from cutlayer.model.partition import Cut, Part, Tail, Trunk
 from cutlayer.server.handshake import ServedModel
 from cutlayer.server.server import TrunkServer
 from cutlayer.server.settings import ServerSettings
+from cutlayer.storage.files import explain_os_errors, private_folder
 from cutlayer.storage.vault import new_key_file
 from cutlayer.trace import Tracer
 from cutlayer.wire.channel import Connection, Peer
 from cutlayer.wire.spec import Spec
 
-__all__ = ["EnclaveServer"]
+__all__ = ["EnclaveServer", "prepare_state"]
 
 
 class EnclaveServer(TrunkServer):
@@ -42,9 +43,7 @@ class EnclaveServer(TrunkServer):
             ConfigError: wrong settings, model or certificates.
             StorageError: the state folder is in use, open to others or sealed with another key.
         """
-        if not settings.state.key_file.exists():
-            settings.state.key_file.parent.mkdir(parents=True, exist_ok=True)
-            new_key_file(settings.state.key_file)
+        prepare_state(settings)
         folder = resolve_model(settings.model.path, settings.model.revision)
         num_blocks = int(folder.config.num_hidden_layers)
         super().__init__(settings.as_server(num_blocks), tracer)
@@ -79,3 +78,19 @@ class EnclaveServer(TrunkServer):
             software=f"cutlayer {version('cutlayer')} enclave",
         )
         return part, served
+
+
+def prepare_state(settings: EnclaveSettings) -> bool:
+    """Make the state folder and, at the first start, the key that seals it; whether it was made.
+
+    Raises:
+        StorageError: the folder is open to others, or the key cannot be written.
+    """
+    private_folder(settings.state.folder)
+    key_file = settings.state.key_file
+    if key_file.exists():
+        return False
+    with explain_os_errors(f"create {key_file.parent}"):
+        key_file.parent.mkdir(parents=True, exist_ok=True)
+    new_key_file(key_file)
+    return True

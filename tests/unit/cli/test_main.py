@@ -35,6 +35,7 @@ COMMANDS = (
     ("privacy", "plan"),
     ("privacy", "show"),
     *(("assets", name) for name in ("list", "fetch", "manifest")),
+    *(("enclave", name) for name in ("serve", "train", "generate", "export")),
     *(
         ("provision", name)
         for name in (
