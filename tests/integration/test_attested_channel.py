@@ -19,6 +19,8 @@ from cutlayer.errors import AttestationError, ConfigError, PermissionRefused, St
 from cutlayer.identity.keys import new_key
 from cutlayer.identity.provision import local
 from cutlayer.model.folder import resolve_model
+from cutlayer.server.front import TrunkFront
+from cutlayer.server.replica_settings import ReplicaSettings
 from cutlayer.storage.files import private_folder
 from cutlayer.storage.vault import AesVault, new_key_file
 from cutlayer.tee.binding import Binding
@@ -459,3 +461,24 @@ def test_evidence_needs_tls_on_both_sides(world: AttestedWorld) -> None:
     with pytest.raises(ConfigError, match="needs channels by gRPC"):
         Client(settings, connect=lambda: pytest.fail("not opened"))
     assert tls_of(world.kits.server)
+
+
+def test_a_front_and_its_replica_both_attest(world: AttestedWorld) -> None:
+    replicas = {"count": 1, "threads": 1}
+    settings = world.server("front").model_copy(
+        update={"replicas": ReplicaSettings.model_validate(replicas)}
+    )
+    front = TrunkFront(settings)
+    front.start()
+    try:
+        run = {"run__folder": str(world.folder / "fronted")}
+        wish = {"policy": world.policy(measurements={})}
+        with Client(world.client(front.port, wish, **run)) as client:
+            client.train()
+            assert client.attestation is not None
+            assert client.attestation.label == "SIMULATED"
+        own = (world.folder / "fronted" / "audit.jsonl").read_text()
+        # One verdict over the front's evidence, one over the replica's.
+        assert own.count('"event":"attested"') == 2
+    finally:
+        front.stop(grace_s=0)
