@@ -27,17 +27,17 @@ class AzureVm:
     chip: SnpChip = field(default_factory=make_chip)
     key: rsa.RSAPrivateKey = field(default_factory=rsa_key)
 
-    def runtime(self, user_data: bytes = b"") -> bytes:
-        """The JSON that the hardware binds."""
-        numbers = self.key.public_key().public_numbers()
-        key = {
+    def runtime(self, user_data: bytes = b"", key: rsa.RSAPublicKey | None = None) -> bytes:
+        """The JSON that the hardware binds; `key` stands in for the VM's own."""
+        numbers = (key or self.key.public_key()).public_numbers()
+        named = {
             "kid": "HCLAkPub",
             "key_ops": ["sign"],
             "kty": "RSA",
             "e": _base64(numbers.e.to_bytes(3)),
             "n": _base64(numbers.n.to_bytes(256)),
         }
-        claims: dict[str, object] = {"keys": [key], "vm-configuration": {"secure-boot": True}}
+        claims: dict[str, object] = {"keys": [named], "vm-configuration": {"secure-boot": True}}
         if user_data:
             claims["user-data"] = user_data.hex().upper()
         return json.dumps(claims).encode()
