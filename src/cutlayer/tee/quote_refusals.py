@@ -26,6 +26,7 @@ _INTEL_ROOT = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
 _BY_PHRASE = (
     ("issue date is in the future", Refusal.NOT_YET_VALID),
     ("NotValidYet", Refusal.NOT_YET_VALID),
+    ("TCB status is invalid", Refusal.TCB),
     ("expired", Refusal.EXPIRED),
     ("Expired", Refusal.EXPIRED),
     ("Revoked", Refusal.REVOKED),
@@ -35,7 +36,7 @@ _BY_PHRASE = (
     ("No matching TCB level", Refusal.TCB),
     ("TCB levels", Refusal.TCB),
     ("is below minimum", Refusal.TCB),
-    ("No TDX module identity", Refusal.TCB),
+    ("TDX module", Refusal.TCB),
     ("Fmspc mismatch", Refusal.TCB),
     ("QE MRSIGNER", Refusal.TCB),
     ("QE ISV", Refusal.TCB),
