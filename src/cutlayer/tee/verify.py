@@ -65,6 +65,8 @@ def claims_of(evidence: Evidence, trust: Trust) -> Claims:
     """
     if evidence.platform not in VERIFIERS:
         raise refused(Refusal.OTHER_PLATFORM, f"no verifier is known for {evidence.platform}")
+    if evidence.platform is Platform.NVIDIA and evidence.companions:
+        raise refused(Refusal.MALFORMED, "an accelerator's evidence has evidence of its own")
     claims = VERIFIERS.get(evidence.platform).verify(evidence, trust)
     companions = tuple(one for piece in evidence.companions for one in _companion(piece, trust))
     if not companions:

@@ -1,16 +1,17 @@
 """NVIDIA GPUs in confidential mode: the GPU's own report, or its service's tokens.
 
-Report: body is the SPDM request and response; collateral `chain` (PEM, the GPU's certificate
-first, NVIDIA's root last), optional `crl`, and NVIDIA's manifests `rim` (driver) and `vbios_rim`.
+Report: body is the SPDM request and response as bytes or hex text, with collateral `chain` (PEM,
+the GPU's certificate first, NVIDIA's root last); or the JSON of several GPUs with their chains, as
+NVIDIA's tools write it. Optional: `crl`, and NVIDIA's manifests `rim` (driver) and `vbios_rim`.
 Only with both is `tcb_status` "UpToDate"; otherwise it says what nobody compared, and the policy
 pins measurements instead. The report has no debug flag: debug firmware measures differently.
 
-Tokens: body is the service's JSON, collateral `jwks` its key set of the day. More GPUs than one
-become companions of the first. No list of the service is consulted, nothing is fetched.
+Tokens: body is the service's JSON, collateral `jwks` its key set of the day. In either form, more
+GPUs than one become companions of the first. No revocation service is asked, nothing is fetched.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -27,6 +28,7 @@ from cutlayer.tee.certificate_chain import (
 )
 from cutlayer.tee.claims import Claims
 from cutlayer.tee.evidence import Evidence, Platform
+from cutlayer.tee.nvidia_forms import GpuReport, is_token_bundle, read_reports
 from cutlayer.tee.nvidia_token import GpuToken, verify_tokens
 from cutlayer.tee.refusal import Refusal, refused
 from cutlayer.tee.rim import compare, verify_rim
@@ -59,22 +61,24 @@ class NvidiaVerifier:
         Raises:
             AttestationError: see `Verifier`.
         """
-        if evidence.body.lstrip()[:1] == b"[":
+        if is_token_bundle(evidence.body):
             return _verify_tokens(evidence, trust)
-        return _verify_report(evidence, trust)
+        gpus = read_reports(evidence)
+        first, *others = [_verify_report(gpu, evidence.collateral, trust) for gpu in gpus]
+        return replace(first, companions=tuple(others))
 
 
-def _verify_report(evidence: Evidence, trust: Trust) -> Claims:
-    report = parse_spdm_report(evidence.body)
+def _verify_report(gpu: GpuReport, collateral: Mapping[str, bytes], trust: Trust) -> Claims:
+    report = parse_spdm_report(gpu.report)
     roots = believed_roots(trust, Platform.NVIDIA, _DEVICE_ROOT)
-    chain = _check_device(evidence, report, roots, trust.at)
+    chain = _check_device(gpu.chain, collateral.get("crl"), report, roots, trust.at)
     return Claims(
         platform=Platform.NVIDIA,
         assurance=roots.assurance,
         measurements=_measurements(report),
         report_data=report.nonce,
         is_debug=False,
-        tcb_status=_compare_manifests(evidence, report, trust),
+        tcb_status=_compare_manifests(collateral, report, trust),
         chip=f"{chain[1].serial_number:x}" if len(chain) > 1 else None,
         details={
             "driver": report.driver_version,
@@ -87,13 +91,14 @@ def _verify_report(evidence: Evidence, trust: Trust) -> Claims:
 
 
 def _check_device(
-    evidence: Evidence, report: SpdmReport, roots: BelievedRoots, at: datetime
+    pem: bytes,
+    revocation_list: bytes | None,
+    report: SpdmReport,
+    roots: BelievedRoots,
+    at: datetime,
 ) -> list[x509.Certificate]:
-    if "chain" not in evidence.collateral:
-        raise refused(Refusal.NO_COLLATERAL, "a GPU's report comes with its 'chain'")
-    chain = load_certificates(evidence.collateral["chain"], "the GPU's chain")
-    lists = evidence.collateral.get("crl")
-    revoked = [load_revocation_list(lists, "crl")] if lists is not None else []
+    chain = load_certificates(pem, "the GPU's chain")
+    revoked = [] if revocation_list is None else [load_revocation_list(revocation_list, "crl")]
     check_chain(
         chain, at=at, roots=roots.fingerprints, what="the GPU's chain", revocation_lists=revoked
     )
@@ -120,10 +125,9 @@ def _is_certified_for(certificate: x509.Certificate, fwid: bytes) -> bool:
     return any(_SHA384_DIGEST + fwid in value for value in values)
 
 
-def _compare_manifests(evidence: Evidence, report: SpdmReport, trust: Trust) -> str:
+def _compare_manifests(found: Mapping[str, bytes], report: SpdmReport, trust: Trust) -> str:
     """Refuse a mismatch; say what was compared."""
     roots = believed_roots(trust, Platform.NVIDIA, _MANIFEST_ROOT).fingerprints
-    found = evidence.collateral
     has_driver, has_vbios = "rim" in found, "vbios_rim" in found
     if has_driver:
         _compare(found["rim"], report, report.driver_version, roots, trust.at)

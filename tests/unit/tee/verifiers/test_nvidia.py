@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from cutlayer.errors import AttestationError
@@ -226,6 +227,52 @@ def test_report_under_a_tests_root_is_simulated(gpu: Gpu) -> None:
     assert bytes.fromhex(claims.measurements["driver_version"]) == DRIVER.encode()
     assert claims.measurements["vbios_version"] == "9600740020"
     assert claims.details["vbios"] == VBIOS
+
+
+def test_report_is_read_in_every_form_of_nvidias_tools(gpu: Gpu) -> None:
+    plain = judged(gpu, gpu.evidence())
+    assert judged(gpu, gpu.evidence(plain_hex(gpu.report()))).measurements == plain.measurements
+    both = judged(gpu, collection(gpu, replace_chip(gpu)))
+    assert [one.chip for one in (both, *both.companions)] == ["7", "8"]
+
+
+def plain_hex(report: bytes) -> bytes:
+    return (report.hex() + "\n").encode()
+
+
+def collection(*gpus: Gpu) -> Evidence:
+    entries = [
+        {
+            "arch": "HOPPER",
+            "nonce": "00" * 32,
+            "evidence": base64.b64encode(one.report()).decode(),
+            "certificate": base64.b64encode(one.chain).decode(),
+        }
+        for one in gpus
+    ]
+    return Evidence(platform=Platform.NVIDIA, body=json.dumps(entries, indent=2).encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"11e0 is no hex",
+        b"[{}]",
+        b'[{"evidence": "!", "certificate": "!"}]',
+        b'[{"evidence": "AAAA", "certificate": "AAAA"}]',
+        b"[[]]",
+        b"[" * 100_000,
+        b'[{"evidence": "AAAA", "certificate": "AAAA"}' + b', {"a": 1}' * 70 + b"]",
+    ],
+)
+def test_form_that_is_none_is_malformed(gpu: Gpu, body: bytes) -> None:
+    evidence = gpu.evidence(body, jwks=b"{}")
+    assert refusal(gpu, evidence) == "malformed"
+
+
+def test_gpu_stands_beside_a_cpu_not_beside_a_gpu(gpu: Gpu) -> None:
+    nested = msgspec.structs.replace(gpu.evidence(), companions=[gpu.evidence()])
+    assert refusal(gpu, nested) == "malformed"
 
 
 def test_nvidias_root_does_not_vouch_for_it(gpu: Gpu) -> None:
