@@ -45,10 +45,17 @@ SceneOption = Annotated[
 ]
 
 
+AttestedOption = Annotated[
+    bool,
+    typer.Option("--attested", help="Instead: a trunk that attests itself, SIMULATED evidence."),
+]
+
+
 def demo(
     output: OutputOption = Path("build/demo.json"),
     seed: SeedOption = 0,
     scene: SceneOption = Scene.ALL,
+    attested: AttestedOption = False,
     keep: KeepOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
@@ -62,9 +69,11 @@ def demo(
     cache = cache_folder() if cache is None else cache
     values: dict[str, object] = {"seed": seed}
     with work_folder(keep, "demo") as folder:
-        if scene is not Scene.TWO:
+        if attested:
+            values["attested"] = _scene_attested(folder, cache, seed, out)
+        elif scene is not Scene.TWO:
             values = {**_scene_one(folder, cache, seed, out), **values}
-        if scene is not Scene.ONE:
+        if not attested and scene is not Scene.ONE:
             values["federation"] = _scene_two(folder, cache, seed, out)
     with explain_os_errors(f"create folder {output.parent}"):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +106,33 @@ def _scene_two(folder: Path, cache: Path, seed: int, out: Output) -> dict[str, o
     result = run_simulation(federation_settings(seed), own, out.say, cache=cache)
     print_federation(result, out)
     return result.values()
+
+
+def _scene_attested(folder: Path, cache: Path, seed: int, out: Output) -> dict[str, object]:
+    """A trunk server proves what it runs; three owners judge it by three policies."""
+    from dataclasses import asdict
+
+    from cutlayer.data.assets import fetch
+    from cutlayer.demo.attested import ATTESTED_SIZE, run_attested
+    from cutlayer.demo.run import DemoInputs
+
+    inputs = DemoInputs(
+        model=fetch("smollm2", cache),
+        articles=fetch("bbcnews", cache),
+        folder=folder,
+        cache=cache,
+        seed=seed,
+        size=ATTESTED_SIZE,
+    )
+    report = run_attested(inputs, out.say)
+    first, last = report.training["loss_first"], report.training["loss_last"]
+    rows = [("this software", f"accepted ({report.assurance}); loss {first:.3f} to {last:.3f}")]
+    rows += [
+        (one.policy, f"refused: {one.refusal}; {one.bytes_sent} bytes sent")
+        for one in report.refused
+    ]
+    out.table(("policy for", ""), rows, title=f"cutlayer demo --attested ({report.assurance})")
+    return asdict(report)
 
 
 def _values(report: "DemoReport") -> dict[str, object]:
