@@ -32,6 +32,7 @@ IssuerKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 """What the vendors' authorities sign with."""
 
 _MAX_CERTIFICATES = 16
+_MAX_NAME = 120
 _HANDLED_CRITICAL = {
     ExtensionOID.BASIC_CONSTRAINTS,
     ExtensionOID.KEY_USAGE,
@@ -129,15 +130,14 @@ def check_chain(
     try:
         _check_links(chain, what, num_below)
         if fingerprint(chain[-1]) not in roots:
-            name = chain[-1].subject.rfc4514_string()
+            name = _name(chain[-1])
             raise refused(Refusal.WRONG_ROOT, f"{what} ends at {name}, which is not a known root")
         for certificate in chain:
-            name = certificate.subject.rfc4514_string()
             check_dates(
                 certificate.not_valid_before_utc,
                 certificate.not_valid_after_utc,
                 at,
-                f"{what}: certificate {name}",
+                f"{what}: certificate {_name(certificate)}",
             )
         for revocation_list in revocation_lists:
             serials = [c.serial_number for c in chain if c.issuer == revocation_list.issuer]
@@ -213,7 +213,7 @@ def _signing_key(key: object) -> IssuerKey:
 def _check_links(chain: Sequence[x509.Certificate], what: str, num_below: int) -> None:
     links = zip(chain, [*chain[1:], chain[-1]], strict=True)
     for depth, (child, parent) in enumerate(links, start=num_below):
-        name = child.subject.rfc4514_string()
+        name = _name(child)
         if not _issued(child, parent):
             raise refused(Refusal.BAD_CHAIN, f"{what}: {name} is not signed by the next one")
         _check_critical(child, f"{what}: {name}")
@@ -263,6 +263,12 @@ def _check_authority(certificate: x509.Certificate, num_below: int, what: str) -
         return
     if not usage.key_cert_sign:
         raise refused(Refusal.BAD_CHAIN, f"{what} may not sign certificates")
+
+
+def _name(certificate: x509.Certificate) -> str:
+    # Whoever made the certificate chose it: no line breaks and no pages of it in our logs.
+    name = certificate.subject.rfc4514_string().encode("unicode_escape").decode()
+    return name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..."
 
 
 def _stamp(at: datetime) -> str:

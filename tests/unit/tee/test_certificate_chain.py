@@ -144,3 +144,11 @@ def test_what_is_no_certificate_is_malformed(data: bytes) -> None:
 def test_a_thousand_certificates_are_not_read(root: Authority) -> None:
     with pytest.raises(AttestationError, match="more than 16"):
         load_certificates(root.pem * 1000, "chain")
+
+
+def test_a_name_cannot_write_lines_into_our_logs(root: Authority) -> None:
+    forged = issue("x\nERROR all is well\x1b[2J" + "y" * 30, ec_key(), root)
+    chain = [issue("end", ec_key(), forged).certificate, forged.certificate, root.certificate]
+    with pytest.raises(AttestationError) as caught:
+        check(chain, root, AT + 40 * DAY)
+    assert str(caught.value).isprintable()

@@ -50,6 +50,25 @@ def test_a_report_says_what_firmware_measured_and_a_named_root_makes_it_simulate
     assert claims.details["platform"] == "smt, ecc, alias-check-complete"
 
 
+def test_every_field_stands_where_amd_puts_it(chip: SnpChip) -> None:
+    tcb = "04000000000016d5"
+    assert judged(chip, chip.evidence(Wished(version=5, vmpl=2))).measurements == {
+        "measurement": "5a" * 48,
+        "host_data": b"h".hex() * 32,
+        "id_key_digest": b"i".hex() * 48,
+        "author_key_digest": b"a".hex() * 48,
+        "report_id": b"r".hex() * 32,
+        "report_id_ma": b"m".hex() * 32,
+        "family_id": b"F".hex() * 16,
+        "image_id": b"I".hex() * 16,
+        "policy": "0000000000030000",
+        "platform_info": "0000000000000025",
+        "guest_svn": "00000007",
+        "vmpl": "00000002",
+        **dict.fromkeys(("current_tcb", "reported_tcb", "committed_tcb", "launch_tcb"), tcb),
+    }
+
+
 def test_the_same_report_is_nothing_under_amds_own_root(chip: SnpChip) -> None:
     with pytest.raises(AttestationError) as caught:
         claims_of(chip.evidence(), Trust(at=AT))
