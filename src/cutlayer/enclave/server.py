@@ -15,13 +15,13 @@ from cutlayer.enclave.row_store import RowStore
 from cutlayer.enclave.settings import EnclaveSettings
 from cutlayer.model.agreement import known_manifest
 from cutlayer.model.checkpoint import load_part
-from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut, Part, Tail, Trunk
 from cutlayer.server.handshake import ServedModel
 from cutlayer.server.server import TrunkServer
 from cutlayer.server.settings import ServerSettings
 from cutlayer.storage.files import explain_os_errors, private_folder
 from cutlayer.storage.vault import new_key_file
+from cutlayer.tee.private_model.source import open_model
 from cutlayer.trace import Tracer
 from cutlayer.wire.channel import Connection, Peer
 from cutlayer.wire.spec import Spec
@@ -44,9 +44,7 @@ class EnclaveServer(TrunkServer):
             StorageError: the state folder is in use, open to others or sealed with another key.
         """
         prepare_state(settings)
-        folder = resolve_model(settings.model.path, settings.model.revision)
-        num_blocks = int(folder.config.num_hidden_layers)
-        super().__init__(settings.as_server(num_blocks), tracer)
+        super().__init__(settings.as_server(), tracer)
         part = cast(InnerPart, self._trunk)
         self.desk = EnclaveDesk(part, self._host, RowStore(settings.rows))
 
@@ -56,15 +54,17 @@ class EnclaveServer(TrunkServer):
 
     def _load(self, settings: ServerSettings) -> tuple[Trunk, ServedModel]:
         model = settings.model
-        folder = resolve_model(model.path, model.revision)
+        attester = None if settings.tee is None else settings.tee.attester
+        folder = open_model(model.path, model.revision, settings.private_model, attester)
+        num_blocks = int(folder.config.num_hidden_layers)
         # The tail of this cut is all that comes after the owners' blocks.
         tail = load_part(folder, Cut(0, model.lower), Part.TAIL, model.dtype, model.device)
         part = InnerPart(cast(Tail, tail))
         spec = Spec(
             model_type=folder.config.model_type,
-            n_block=model.upper,
+            n_block=num_blocks,
             lower=model.lower,
-            upper=model.upper,
+            upper=num_blocks,
             hidden_size=part.hidden_size,
             dtype=model.dtype,
             codec_up="raw",

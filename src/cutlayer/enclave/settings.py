@@ -22,6 +22,7 @@ from cutlayer.server.settings import (
 )
 from cutlayer.server.tee_settings import ServerTeeSettings
 from cutlayer.settings import Settings
+from cutlayer.tee.private_model.source import PrivateModelSettings
 from cutlayer.tee.process.confine import ConfinementSettings
 from cutlayer.wire.endpoints import ListenSettings
 
@@ -152,6 +153,8 @@ class EnclaveSettings(Settings):
     """Rounds of several owners; absent, each trains for itself."""
     tee: ServerTeeSettings | None = None
     """What it proves of itself, and wants of owners; absent, only owners who waive proof come."""
+    private_model: PrivateModelSettings | None = None
+    """What the model's owner keeps in hand; absent, owners of rows take their adapters out."""
     process: EnclaveProcess | None = None
     """What the process gives up once it listens, on machines without a TEE: SIMULATED; absent
     gives up nothing."""
@@ -169,29 +172,28 @@ class EnclaveSettings(Settings):
         tls = self.listen.tls
         keys = [] if tls is None else [tls.certificate, tls.key, tls.authority]
         attester = None if self.tee is None else self.tee.attester.folder
-        # What is renewed or revoked while it serves is read again.
-        named = [Path(self.model.path), *keys, self.revoked, attester]
+        consents = None if self.private_model is None else self.private_model.consents
+        # What is renewed, revoked or consented to while it serves is read again.
+        named = [Path(self.model.path), *keys, self.revoked, attester, consents]
         return ConfinementSettings(
             **self.process.model_dump(),
             readable=[path.absolute() for path in named if path is not None and path.exists()],
             writable=[self.state.folder.absolute()],
         )
 
-    def as_server(self, num_blocks: int) -> ServerSettings:
-        """The same for the machinery of a trunk server.
-
-        Args:
-            num_blocks: of the whole model; all from `model.lower` on are inside.
-        """
-        model = self.model.model_dump()
+    def as_server(self) -> ServerSettings:
+        """The same for the machinery of a trunk server."""
+        # All blocks from there on are inside; how many is known when the model is open.
+        upper = self.model.lower + 1
         return ServerSettings(
-            model=TrunkSettings(**model, upper=num_blocks),
+            model=TrunkSettings(**self.model.model_dump(), upper=upper),
             listen=self.listen,
             limits=self.limits,
             batch=self.batch,
             state=StateSettings(folder=self.state.folder, key_file=self.state.key_file),
             federation=None if self.rounds is None else self.rounds.federation(),
             tee=self.tee,
+            private_model=self.private_model,
             revoked=self.revoked,
             health_port=self.health_port,
             drain_s=self.drain_s,

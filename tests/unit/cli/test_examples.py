@@ -8,11 +8,18 @@ import pytest
 from pydantic import BaseModel
 
 from cutlayer.client.settings import ClientSettings
+from cutlayer.enclave.owner_settings import EnclaveClientSettings
+from cutlayer.enclave.settings import EnclaveSettings
 from cutlayer.server.settings import ServerSettings
 from cutlayer.settings import Settings, load_settings
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-ROLES = [("client.toml", ClientSettings), ("server.toml", ServerSettings)]
+ROLES = [
+    ("client.toml", ClientSettings),
+    ("server.toml", ServerSettings),
+    ("enclave-client.toml", EnclaveClientSettings),
+    ("enclave-server.toml", EnclaveSettings),
+]
 
 
 def _keys(model: type[BaseModel], path: str = "") -> set[str]:
@@ -49,7 +56,7 @@ def test_the_example_shows_every_setting_once(name: str, kind: type[Settings]) -
     assert sorted(_shown(EXAMPLES / name)) == sorted(_keys(kind))
 
 
-@pytest.mark.parametrize("name", ["client.toml", "server.toml"])
+@pytest.mark.parametrize("name", [name for name, _ in ROLES])
 def test_every_setting_is_explained_by_a_comment_above_it(name: str) -> None:
     lines = (EXAMPLES / name).read_text(encoding="utf-8").splitlines()
     for before, line in pairwise(lines):
