@@ -64,6 +64,13 @@ def _snp() -> Sample:
     return Sample(evidence=chip.evidence(), at=authorities.AT, roots=roots)
 
 
+def _snp_table() -> Sample:
+    chip = make_chip()
+    collateral = {"auxblob": chip.table(), "crl": authorities.revocation_list(chip.ark, [5])}
+    roots = {Platform.SEV_SNP: chip.ark.pem}
+    return Sample(evidence=chip.evidence(collateral=collateral), at=authorities.AT, roots=roots)
+
+
 def _azure() -> Sample:
     vm = AzureVm()
     evidence = vm.evidence(nonce=bytes(range(32)))
@@ -130,6 +137,7 @@ MADE: dict[str, Callable[[], Sample]] = {
     "simulated": lambda: _simulated(Platform.SIMULATED),
     "tdx": lambda: _simulated(Platform.TDX),
     "sev-snp": _snp,
+    "sev-snp with the host's table": _snp_table,
     "azure": _azure,
     "nitro": _made_nitro,
     "tpm": _tpm,
