@@ -86,7 +86,7 @@ class OpenRun(Header, frozen=True, kw_only=True):
     """Open or reopen a training run; the run belongs to the certificate's name."""
 
     run_id: str
-    adapter: dict[str, str | int | float | bool | list[str]]
+    adapter: dict[str, str | int | float | bool | list[str] | dict[str, str | int | float]]
     """Adapter settings of the trunk, as `AdapterSettings.model_dump()`."""
     optimizer: dict[str, float]
     """AdamW: beta1, beta2, eps, weight_decay."""

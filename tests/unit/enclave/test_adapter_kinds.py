@@ -1,0 +1,32 @@
+"""Every kind of adapter learns inside, with its prefixes, heads and rows where the blocks are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cutlayer.client.settings import SamplingSettings
+from tests.enclave_worlds import enclave_settings, owner_of, owner_settings, running_enclave
+from tests.tiny_models import tiny_llama_folder
+
+KINDS = [["prefix"], ["sparse"], ["lora", "sparse"], ["lora", "prefix"]]
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids="+".join)
+def test_every_kind_learns_and_generates(tmp_path: Path, kinds: list[str]) -> None:
+    model = tiny_llama_folder(tmp_path)
+    adapter = {"kinds": kinds, "rank": 4, "alpha": 8}
+    settings = owner_settings(model, tmp_path / "a", adapter=adapter, train__steps=4)
+    with (
+        running_enclave(enclave_settings(model, tmp_path)) as server,
+        owner_of(server, settings) as owner,
+    ):
+        before = owner.score([[70, 80, 90]])
+        losses = [record.loss for record in owner.train().history]
+        state = owner.enclave.pull_adapter(owner.run_id, 4)
+        after = owner.score([[70, 80, 90]])
+        assert len(owner.generate_ids([[70, 80]], SamplingSettings(max_new_tokens=4))[0]) == 4
+    assert losses[-1] < losses[0]
+    assert not torch.equal(before, after)
+    assert state
+    assert not any(".layers.0." in key for key in state)
