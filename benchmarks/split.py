@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 
-Setting = bool | int | float | str | None
+Scalar = bool | int | float | str | None
+Setting = Scalar | dict[str, Scalar]
+"""A key's value, or a section within a section."""
 
 
 class ServeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +77,8 @@ class SplitRequest(msgspec.Struct, frozen=True, kw_only=True):
     is_head_trained: bool = True
     micro_batch_rows: int | None = None
     in_flight: int = 2
+    tee: dict[str, Setting] | None = None
+    """The client's section [tee]; None asks the server for no proof."""
     export_folder: str | None = None
     """Write the untrained adapter here, so that the unsplit run starts from the same one."""
 
@@ -226,7 +230,7 @@ def client_settings(request: SplitRequest, folder: str) -> ClientSettings:
     """An owner without noise; its run lies in `folder`."""
     files = member_files(Path(request.kit))
     parts = ["head", "trunk", "tail"] if request.is_head_trained else ["trunk", "tail"]
-    table = {
+    table: dict[str, object] = {
         "model": _model_of(request),
         "connection": {
             "address": request.address,
@@ -241,6 +245,8 @@ def client_settings(request: SplitRequest, folder: str) -> ClientSettings:
         "run": {"folder": str(Path(folder) / "run")},
         "adapter": {"rank": 8, "alpha": 16, "parts": parts},
     }
+    if request.tee is not None:
+        table["tee"] = request.tee
     return parse_settings(ClientSettings, table, "benchmark client")
 
 
