@@ -72,6 +72,11 @@ class Policy(Settings):
                     raise ValueError(f"{name}: {value!r} is no hex number") from None
         return {name: [value.lower() for value in values] for name, values in table.items()}
 
+    @field_validator("chips")
+    @classmethod
+    def _are_lower(cls, chips: list[str]) -> list[str]:
+        return [chip.lower() for chip in chips]
+
     @property
     def least(self) -> Assurance:
         """`least_assurance` as a level."""
@@ -183,7 +188,7 @@ def _check_state(claims: Claims, policy: Policy, at: datetime) -> None:
             f"collateral of evaluation {claims.tcb_evaluation}, the policy wants "
             f"{policy.least_tcb_evaluation} or later; fetch it again",
         )
-    if policy.chips and claims.chip not in policy.chips:
+    if policy.chips and (claims.chip or "").lower() not in policy.chips:
         raise refused(Refusal.WRONG_CHIP, f"chip {claims.chip} is not one of the policy's")
     if claims.issued_at is None:
         return

@@ -145,6 +145,30 @@ def test_a_result_names_its_policy_and_its_time(quoter: SyntheticQuoter, tmp_pat
     assert judged(quoter, tmp_path, []) is Assurance.SIMULATED
 
 
+def test_what_the_policy_does_not_want_is_not_even_parsed() -> None:
+    policy = Policy(name="test", platforms=[Platform.TDX], measurements={"mr_td": ["00"]})
+    with pytest.raises(AttestationError) as caught:
+        verify(Evidence(platform=Platform.SGX, body=b"no quote"), policy, AT, None)
+    assert caught.value.refusal == "other-platform"
+
+
+def test_simulated_machines_do_not_pass_a_policy_that_does_not_say_so(
+    quoter: SyntheticQuoter, tmp_path: Path
+) -> None:
+    (tmp_path / "root.pem").write_bytes(quoter.root_pem)
+    made = quoter.evidence(bytes(48), bytes(32), AT)
+    for platform in (Platform.SIMULATED, Platform.TDX):
+        policy = Policy(
+            name="test",
+            platforms=[platform],
+            measurements={"mr_td": ["00" * 48]},
+            roots={platform: tmp_path / "root.pem"},
+        )
+        with pytest.raises(AttestationError) as caught:
+            verify(msgspec.structs.replace(made, platform=platform), policy, AT, bytes(32))
+        assert caught.value.refusal == "low-assurance"
+
+
 def test_only_an_accelerator_may_stand_beside_a_cpu(
     quoter: SyntheticQuoter, tmp_path: Path
 ) -> None:

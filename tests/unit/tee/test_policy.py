@@ -21,7 +21,7 @@ POLICY = Policy(
     platforms=[Platform.TDX],
     measurements={"mr_td": [MEASURED], "rtmr3": ["01" * 48, "02" * 48]},
     least_tcb_evaluation=17,
-    chips=["c0ffee"],
+    chips=["C0FFEE"],
     gpus=1,
     gpu_measurements={"driver_measurement": ["dd" * 48]},
 )
