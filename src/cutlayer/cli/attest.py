@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cutlayer.cli.attest_tpm import app as tpm_app
 from cutlayer.cli.options import JsonOption
 from cutlayer.cli.output import Output
 
@@ -20,6 +21,7 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, help="Prove and check what a machine runs; offline.")
 policy_app = typer.Typer(no_args_is_help=True, help="Policies: what is accepted as proof.")
 app.add_typer(policy_app, name="policy")
+app.add_typer(tpm_app, name="tpm")
 
 EvidenceArgument = Annotated[
     Path, typer.Argument(metavar="EVIDENCE", help="File of `attest quote`, or a vendor's bytes.")

@@ -53,10 +53,11 @@ class ActivationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationChallenge:
-    """The owner sends `credential` and keeps the rest."""
+    """The owner sends `credential` and keeps the rest to himself."""
 
     credential: bytes
-    ak: TpmPublic
+    ak: bytes
+    """TPM2B_PUBLIC."""
     secret: bytes = field(repr=False)
 
 
@@ -93,11 +94,22 @@ def begin_activation(request: ActivationRequest, roots: bytes, at: datetime) -> 
         raise refused(
             Refusal.MALFORMED, "the attestation key may sign anything, or can leave its TPM"
         )
-    if key_digest(ek.key) not in pinned_keys(roots):
-        check_key_certificate(ek.key, request.ek_certificate, roots, at, ENDORSEMENT_USAGE)
+    _check_known(ek, request.ek_certificate, roots, at)
     secret = secrets.token_bytes(_SECRET_BYTES)
     credential = make_credential(ek, ak.name, secret)
-    return ActivationChallenge(credential=credential, ak=ak, secret=secret)
+    return ActivationChallenge(credential=credential, ak=request.ak, secret=secret)
+
+
+def _check_known(ek: TpmPublic, chain: bytes, roots: bytes, at: datetime) -> None:
+    digest = key_digest(ek.key)
+    if digest in pinned_keys(roots):
+        return
+    if not chain:
+        raise refused(
+            Refusal.WRONG_ROOT,
+            f"endorsement key {digest} came without its maker's certificate and is not known",
+        )
+    check_key_certificate(ek.key, chain, roots, at, ENDORSEMENT_USAGE)
 
 
 def finish_activation(challenge: ActivationChallenge, answer: bytes) -> bytes:
@@ -112,7 +124,7 @@ def finish_activation(challenge: ActivationChallenge, answer: bytes) -> bytes:
     """
     if not hmac.compare_digest(challenge.secret, answer):
         raise refused(Refusal.WRONG_BINDING, "the machine does not know what was sent to its TPM")
-    return key_pem(challenge.ak.key)
+    return key_pem(parse_public(challenge.ak).key)
 
 
 def make_credential(ek: TpmPublic, ak_name: bytes, secret: bytes) -> bytes:
