@@ -43,7 +43,7 @@ def masked(layer: nn.Linear, place: MaskedPlace, bits: int = 16) -> MaskedLinear
     """The layer, masked."""
     assert bits in (8, 16)
     weight = quantise_weight(layer.weight, 16 if bits == 16 else 8)
-    return MaskedLinear("layer", weight, place, layer.bias, layer.weight.dtype)
+    return MaskedLinear("layer", weight, place, layer.bias)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from cutlayer.cli import (
     export,
     generate,
     leave,
+    masked,
     model,
     privacy,
     provision,
@@ -56,6 +57,7 @@ app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.add_typer(assets.app, name="assets")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(masked.app, name="masked")
 app.add_typer(model.app, name="model")
 app.command("purge")(purge.purge)
 

@@ -47,6 +47,7 @@ from cutlayer.privacy.report import PrivacyReport
 from cutlayer.settings import load_settings
 from cutlayer.storage.audit_log import AuditEntry, AuditEvent
 from cutlayer.trace import NoTrace, Tracer
+from cutlayer.tee.masked.hook import mask_parts, release_parts
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.messages import OpenRun
 
@@ -82,6 +83,7 @@ class Client:
         cut = Cut(model.lower, model.upper)
         self._folder = resolve_model(model.path, model.revision)
         self.head, self.tail = load_client_parts(self._folder, cut, model.dtype, model.device)
+        mask_parts(settings.masked, self.head, self.tail)
         self.head.decode_threads = self.tail.decode_threads = model.decode_threads
         self._state = RunState(settings.run)
         note_in(self._state, self.attestation)
@@ -115,6 +117,7 @@ class Client:
     def close(self) -> None:
         """End the connection and release the run folder."""
         self.trunk.close()
+        release_parts(self.head, self.tail)
         self._witness.close()
         self._drafting.save()
         self._state.close()

@@ -12,6 +12,7 @@ from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.optimizer import AdamWSettings
 from cutlayer.privacy.mechanism import PrivacySettings
 from cutlayer.settings import Settings
+from cutlayer.tee.masked.settings import MaskedSettings
 from cutlayer.web.settings import ApiSettings
 from cutlayer.wire.endpoints import ConnectionSettings
 
@@ -235,6 +236,8 @@ class ClientSettings(Settings):
     """What is checked of the server's replies."""
     tee: ClientTeeSettings | None = None
     """What the trunk must prove before anything leaves; absent asks for no proof."""
+    masked: MaskedSettings | None = None
+    """Run head's and tail's frozen linear layers masked on an accelerator; absent runs all here."""
     api: ApiSettings = ApiSettings()
     """The OpenAI-compatible endpoint and its chat page; docs/api.md."""
 

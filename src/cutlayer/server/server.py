@@ -32,6 +32,7 @@ from cutlayer.server.tensor_parallel import parallel_trunk, stop_followers, when
 from cutlayer.storage.audit_log import AuditEvent, AuditLog
 from cutlayer.storage.files import private_folder
 from cutlayer.storage.vault import Vault, open_vault
+from cutlayer.tee.masked.hook import mask_parts, release_parts
 from cutlayer.tee.private_model.source import ExportGate, open_model
 from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.channel import Connection, Peer
@@ -157,6 +158,7 @@ class TrunkServer:
             self.federation.close()
         self._runner.close()
         stop_followers(self._trunk)
+        release_parts(self._trunk)
         self._doors.close()
         self._audit.record(AuditEvent.STOPPED)
         self._audit.close()
@@ -214,6 +216,7 @@ def _load(settings: ServerSettings) -> tuple[Trunk, ServedModel]:
     attester = None if settings.tee is None else settings.tee.attester
     folder = open_model(model.path, model.revision, settings.private_model, attester)
     trunk = parallel_trunk(folder, cut, model.dtype, model.device)
+    mask_parts(settings.masked, trunk)
     manifest = known_manifest(folder, trunk.leaves)
     return trunk, ServedModel(
         spec=Spec(

@@ -9,6 +9,7 @@ from cutlayer.server.replica_settings import ReplicaSettings
 from cutlayer.server.sessions import SessionLimits
 from cutlayer.server.tee_settings import ServerTeeSettings
 from cutlayer.settings import Settings
+from cutlayer.tee.masked.settings import MaskedSettings
 from cutlayer.tee.private_model.source import PrivateModelSettings
 from cutlayer.web.settings import HttpSettings
 from cutlayer.wire.endpoints import ListenSettings
@@ -151,6 +152,8 @@ class ServerSettings(Settings):
     """What it proves of itself, and wants of its clients; absent proves nothing."""
     private_model: PrivateModelSettings | None = None
     """What the model's owner keeps in hand; absent, clients take their adapters out."""
+    masked: MaskedSettings | None = None
+    """Run the trunk's frozen linear layers masked on an accelerator; absent runs all here."""
     replicas: ReplicaSettings = ReplicaSettings()
     """Copies of the trunk behind this address; none by default."""
     revoked: Path | None = None

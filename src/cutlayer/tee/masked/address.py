@@ -61,9 +61,7 @@ def connect(address: str, timeout_s: float) -> socket.socket:
             connection.connect(address.removeprefix(_UNIX))
             return connection
         host, _, port = address.rpartition(":")
-        connection = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+        return socket.create_connection((host.strip("[]"), int(port)), timeout_s)
     except OSError as error:
         raise TransportError(
             f"no worker answers at {address} ({error.strerror or error}); start it with `cutlayer "

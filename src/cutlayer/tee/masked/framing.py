@@ -8,6 +8,8 @@ with the header as associated data, one key per direction and the frame's count 
 
 import socket
 import struct
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -25,6 +27,7 @@ _HEADER = struct.Struct("<4sBBHQIIQ")
 _MAGIC = b"CLM1"
 _MAX_NAME_BYTES = 256
 _TAG_BYTES = 16
+_SMALL_BYTES = 1 << 16
 
 
 class FrameKind(IntEnum):
@@ -68,6 +71,8 @@ class FrameSocket:
         """
         self._socket = connection
         self._socket.settimeout(timeout_s)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._peer = peer
         self._send_key: AESGCM | None = None
         self._receive_key: AESGCM | None = None
@@ -102,10 +107,18 @@ class FrameSocket:
             parts = [header, self._send_key.encrypt(nonce, plain, header)]
         self._num_sent += 1
         try:
-            for part in parts:
-                self._socket.sendall(part)
+            self._send_all(parts)
         except OSError as error:
             raise self._lost(error) from error
+
+    def _send_all(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Together where they fit: a small header by itself may wait for an acknowledgement."""
+        first = b"".join(part for part in parts[:-1])
+        if len(memoryview(parts[-1]).cast("B")) <= _SMALL_BYTES:
+            self._socket.sendall(first + bytes(parts[-1]))
+            return
+        self._socket.sendall(first)
+        self._socket.sendall(parts[-1])
 
     def receive(self) -> Frame | None:
         """The next frame; None where the peer closed between two of them.
@@ -140,7 +153,13 @@ class FrameSocket:
         )
 
     def close(self) -> None:
-        """Close the connection."""
+        """End the connection for both sides; a thread that waits on it wakes up."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def drop(self) -> None:
+        """Forget the connection, which another process goes on with."""
         self._socket.close()
 
     def _content(self, head: bytes, num_bytes: int) -> memoryview:

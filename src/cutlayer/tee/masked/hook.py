@@ -17,11 +17,13 @@ from cutlayer.tee.masked.remote import (
 from cutlayer.tee.masked.settings import MaskedSettings, PadSourceKind
 from cutlayer.tee.masked.sources import Dealer, Pool, PoolLimits
 
-__all__ = ["mask_parts"]
+__all__ = ["mask_parts", "release_parts"]
+
+_ATTRIBUTE = "cutlayer_masked_place"
 
 
-def mask_parts(settings: MaskedSettings | None, *parts: PartModule) -> MaskedPlace | None:
-    """Mask the parts if the settings say so; whoever calls closes the place in the end.
+def mask_parts(settings: MaskedSettings | None, *parts: PartModule) -> None:
+    """Mask the parts if the settings say so; `release_parts` lets the workers go.
 
     Raises:
         ConfigError: dealer and accelerator are one, or a worker is of another kind.
@@ -30,19 +32,27 @@ def mask_parts(settings: MaskedSettings | None, *parts: PartModule) -> MaskedPla
         ProtocolError: it is no worker, or not the dealer of this key.
     """
     if settings is None:
-        return None
+        return
     seeds = Seeds()
     accelerator = WorkerLink(settings.accelerator, "accelerator", settings.timeout_s, seeds=seeds)
     place = MaskedPlace(RemoteAccelerator(accelerator), _pads(settings, seeds, accelerator))
     try:
         for part in parts:
             mask_part(part, place, settings)
+            vars(part)[_ATTRIBUTE] = place
     except BaseException:
         place.close()
         raise
     if isinstance(place.pads, Pool):
         place.pads.start()
-    return place
+
+
+def release_parts(*parts: PartModule) -> None:
+    """Close what masked parts work with; others have nothing to close."""
+    for part in parts:
+        place = vars(part).pop(_ATTRIBUTE, None)
+        if place is not None:
+            place.close()
 
 
 def _pads(settings: MaskedSettings, seeds: Seeds, accelerator: WorkerLink) -> PadSource:

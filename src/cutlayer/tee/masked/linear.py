@@ -2,7 +2,7 @@
 
 It holds no weights: what is inside are the layer's scales, its bias and the secrets of its check.
 The module looks like the `nn.Linear` that it replaces, so that adapters go on it as on any other;
-its `weight` is a placeholder of NaN without memory, because whatever reads it would be wrong.
+its `weight` is a placeholder of integers without memory: whatever computes with it fails aloud.
 
 Shapes: N = tokens, I and O = input and output features.
 """
@@ -106,7 +106,6 @@ class MaskedLinear(nn.Linear):
         weight: FieldWeight,
         place: MaskedPlace,
         bias_O: Tensor | None,
-        dtype: torch.dtype,
     ) -> None:
         """
         Args:
@@ -114,11 +113,10 @@ class MaskedLinear(nn.Linear):
             weight: its integers; handed to the place and not kept.
             place: who multiplies.
             bias_O: stays inside.
-            dtype: of the layer's outputs.
         """
         _, num_outputs, num_inputs = weight.limbs_LOI.shape
         super().__init__(num_inputs, num_outputs, bias=False, device="meta")
-        nothing = torch.full((1, 1), torch.nan, dtype=dtype).expand(num_outputs, num_inputs)
+        nothing = torch.zeros(1, 1, dtype=torch.int8).expand(num_outputs, num_inputs)
         self.weight = nn.Parameter(nothing, requires_grad=False)
         if bias_O is not None:
             self.bias = nn.Parameter(bias_O.detach(), requires_grad=False)

@@ -2,7 +2,7 @@
 
 It does not multiply or mask (`linear`). Inside stay the embedding, norms, attention with its
 softmax and caches, activations, adapters with their gradients, and biases. Adapters may be on the
-part already or come later.
+part already or come later; those that need the weights (sparse) find none and say so.
 """
 
 from dataclasses import dataclass
@@ -66,10 +66,10 @@ def _masked(
     assert isinstance(weight, Tensor)
     assert bias_O is None or isinstance(bias_O, Tensor)
     weight_OI = weight.mT if isinstance(layer, Conv1D) else weight
-    masked = MaskedLinear(
-        name, quantise_weight(weight_OI, settings.weight_bits), place, bias_O, weight.dtype
-    )
-    return masked.train(layer.training)
+    if "forward" in vars(layer):
+        raise ModelError(f"{name} has an adapter that needs its weights; mask the part before it")
+    integers = quantise_weight(weight_OI, settings.weight_bits)
+    return MaskedLinear(name, integers, place, bias_O).train(layer.training)
 
 
 def _is_frozen(path: str, module: nn.Module) -> bool:

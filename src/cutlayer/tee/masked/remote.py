@@ -71,7 +71,7 @@ class WorkerLink:
     def after_fork(self) -> None:
         """In the child: the parent goes on with the connection."""
         if self._wire is not None:
-            self._wire.close()
+            self._wire.drop()
             self._wire = None
 
     def hello(self) -> Hello:
@@ -173,7 +173,8 @@ class WorkerLink:
     def _connected(self) -> FrameSocket:
         if self._wire is not None and self._seeds.current_epoch() != self._epoch:
             # Another copy of this process may go on with the same connection and its keys.
-            self.close()
+            self._wire.drop()
+            self._wire = None
         if self._wire is None:
             self.hello()
             for key, layout in self._keys.values():

@@ -7,8 +7,10 @@ it is idle: that only moves the work, so it is for rare calls.
 Shapes: N = tokens, K = inputs and M = products of a direction.
 """
 
+import atexit
 import threading
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
@@ -280,17 +282,26 @@ class _Filler:
     """The thread that fills a pool while it is idle."""
 
     def __init__(self, pool: Pool, idle_s: float) -> None:
-        self._pool, self._idle_s = pool, idle_s
+        self._pool, self._idle_s = weakref.ref(pool), idle_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pads", daemon=True)
         self._thread.start()
+        # A thread that is killed in the middle of a product aborts the process.
+        atexit.register(self.close)
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         self._stopped.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._stopped.wait(self._idle_s):
-            while self._pool.idle_for_s() >= self._idle_s and not self._stopped.is_set():
-                if not self._pool.fill_some():
-                    break
+            while not self._stopped.is_set() and self._makes_some():
+                pass
+
+    def _makes_some(self) -> bool:
+        pool = self._pool()
+        if pool is None:
+            self._stopped.set()
+            return False
+        return pool.idle_for_s() >= self._idle_s and pool.fill_some() > 0

@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,7 @@ __all__ = ["Worker"]
 
 _MAX_TOKENS = 1 << 20
 _MAX_WORDS = 1 << 26
+_JOIN_S = 10.0
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Worker:
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         self._open: set[FrameSocket] = set()
+        self._threads: list[threading.Thread] = []
 
     def start(self, address: str) -> str:
         """Listen in a thread; the address with the port that was taken.
@@ -87,7 +90,7 @@ class Worker:
             ConfigError: the address cannot be used.
         """
         self._listener, taken = listen(address)
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        self._start(self._accept, self._listener)
         return taken
 
     def stop(self) -> None:
@@ -98,6 +101,8 @@ class Worker:
             self._listener.close()
         for wire in list(self._open):
             wire.close()
+        for thread in list(self._threads):
+            thread.join(timeout=_JOIN_S)
 
     def serve(self, connection: socket.socket) -> None:
         """Answer one connection until it ends."""
@@ -112,13 +117,18 @@ class Worker:
             self._open.discard(wire)
             wire.close()
 
+    def _start(self, work: Callable[[socket.socket], None], end: socket.socket) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads.append(threading.Thread(target=work, args=(end,), daemon=True))
+        self._threads[-1].start()
+
     def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+            self._start(self.serve, connection)
 
     def _greet(self, wire: FrameSocket) -> bool:
         frame = wire.receive()
