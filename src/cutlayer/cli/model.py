@@ -27,21 +27,6 @@ OutOption = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Sealed
 SealedArgument = Annotated[Path, typer.Argument(metavar="SEALED", help="A sealed folder.")]
 
 
-@app.command("digest")
-def digest(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, GGUF file or hub id.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Print the digest that consents and settings name a model by."""
-    from cutlayer.model.folder import resolve_model
-    from cutlayer.model.manifest import manifest_of
-
-    out = Output(as_json)
-    root = manifest_of(resolve_model(model)).root()
-    out.say(root)
-    out.result({"model": model, "digest": root})
-
-
 @app.command("seal")
 def seal(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, GGUF file or hub id.")],

@@ -95,7 +95,7 @@ def _digest(text: str) -> str:
         digest = b""
     if len(digest) != 32:
         raise ConfigError(
-            f"--model {text[:80]!r} is no digest; `cutlayer model digest MODEL` prints it"
+            f"--model {text[:80]!r} is no digest; `cutlayer assets manifest FOLDER` prints it"
         )
     return digest.hex()
 

@@ -50,7 +50,7 @@ def test_an_owner_signs_a_consent_and_anybody_checks_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     model = tiny_llama_folder(tmp_path)
-    digest = _json(run_command(capsys, "model", "digest", model, "--json").out)["digest"]
+    digest = _json(run_command(capsys, "assets", "manifest", model, "--json").out)["digest"]
     run_command(capsys, "model", "owner-key", tmp_path / "owner.pem")
     given = ("--model", digest, "--to", "clinic")
     sign = ("model", "consent", tmp_path / "c.json", "--key", tmp_path / "owner.pem", *given)
@@ -68,7 +68,7 @@ def test_an_owner_signs_a_consent_and_anybody_checks_it(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--model", "xyz", "--until", "2026-12-31"), "cutlayer model digest"),
+        (("--model", "xyz", "--until", "2026-12-31"), "cutlayer assets manifest"),
         (("--model", "ab" * 32, "--until", "soon"), "is no time"),
         (("--model", "ab" * 32, "--until", "2026-12-31T10:00:00"), "no time zone"),
         (("--model", "ab" * 32, "--until", "2026-12-31", "--what", "logs"), "adapter or weights"),
