@@ -121,6 +121,12 @@ def test_an_error_carries_its_reason_by_name_and_in_its_text(reason: Refusal) ->
     assert (error.refusal, str(error)) == (reason, f"{reason}: because")
 
 
+def test_every_reason_is_explained_in_the_documents() -> None:
+    page = Path(__file__).parents[3] / "docs" / "attestation.md"
+    text = page.read_text(encoding="utf-8")
+    assert [reason for reason in Refusal if f"`{reason}`" not in text] == []
+
+
 @pytest.fixture(scope="module")
 def quoter() -> SyntheticQuoter:
     return SyntheticQuoter.create()
