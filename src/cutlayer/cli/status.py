@@ -59,6 +59,8 @@ def _print_server(page: "PageState", out: Output) -> None:
     totals = server.totals
     state = "ready" if server.is_ready else "not ready"
     out.say(f"{printable(server.software)}, {state}, up {time_span(server.uptime_s)}")
+    if server.assurance != "none":
+        out.say(f"attestation  {printable(server.assurance)}")
     out.say(f"throughput   {rates.tokens_per_s:,.0f} tokens/s, {totals.tokens:,.0f} in all")
     out.say(
         f"bytes        {format_bytes(totals.bytes_up)} up, {format_bytes(totals.bytes_down)} down "

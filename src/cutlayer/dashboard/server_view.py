@@ -56,6 +56,9 @@ class ServerLike(Protocol):
     def replicas(self) -> "Sequence[ReplicaStatus]":
         """A front's replicas; none at a trunk server."""
 
+    def assurance(self) -> str:
+        """What its own evidence is worth; "none" where it proves nothing."""
+
 
 class OneServerView:
     """Implements `ServerView`."""
@@ -118,6 +121,7 @@ class OneServerView:
             ),
             replicas=tuple(_replica(replica) for replica in self._server.replicas()),
             federation=self._federation_now(),
+            assurance=self._server.assurance(),
         )
 
     def _federation_now(self) -> FederationView | None:

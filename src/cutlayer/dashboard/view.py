@@ -155,6 +155,8 @@ class Snapshot:
     runs: tuple[RunView, ...] = ()
     replicas: tuple[ReplicaView, ...] = ()
     federation: FederationView | None = None
+    assurance: str = "none"
+    """What its own evidence is worth (`tee.assurance`); none where it proves nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,17 @@ from cutlayer.server.owner_vaults import OwnerVaults
 from cutlayer.server.tee_settings import ServerTeeSettings
 from cutlayer.storage.audit_log import AuditEvent
 from cutlayer.storage.files import read_private
+from cutlayer.tee.assurance import Assurance
 from cutlayer.tee.challenge import Challenger, Prover, read_nonce
 from cutlayer.tee.door import AttestedDoor
 from cutlayer.tee.endorsement import Endorser
+from cutlayer.tee.evidence import Platform
 from cutlayer.tee.exhibit import Side
 from cutlayer.tee.key_release import Accepted, adapter_job, named_job, release
 from cutlayer.tee.policy import read_policy
 from cutlayer.tee.refusal import Refusal, refused
+from cutlayer.tee.verifier import Trust
+from cutlayer.tee.verify import claims_of
 from cutlayer.wire.attest_messages import Challenge, Key, KeyRequest, Proof
 from cutlayer.wire.channel import Peer
 from cutlayer.wire.endpoints import ListenSettings
@@ -69,6 +73,17 @@ class ServerAttestation:
         self.prover = Prover(settings.attester, Side.SERVER)
         endorser = Endorser(listen.tls.certificate, listen.tls.key)
         self.door = AttestedDoor(self.prover.attest, endorser.extension)
+
+    @property
+    def label(self) -> str:
+        """What the evidence in the certificate is worth to a stranger without a policy."""
+        evidence = self.door.evidence
+        if evidence.platform is Platform.SIMULATED:
+            return Assurance.SIMULATED.label
+        try:
+            return claims_of(evidence, Trust(at=self.door.now())).assurance.label
+        except AttestationError as error:
+            return f"unverified ({error.refusal})"
 
     def own_certificate(self) -> tuple[bytes, bytes]:
         """Key and certificate, PEM, for the listener."""

@@ -156,6 +156,10 @@ class TrunkFront:
         sums["num_connections"] += self._doors.num_streams
         return Stats(**sums)
 
+    def assurance(self) -> str:
+        """What its own evidence is worth; "none" where it proves nothing."""
+        return "none" if self._attestation is None else self._attestation.label
+
     def runs(self) -> list[tuple[str, str, int]]:
         """Not known here: the replicas have them."""
         return []

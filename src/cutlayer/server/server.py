@@ -127,6 +127,10 @@ class TrunkServer:
         """None: this server computes itself."""
         return ()
 
+    def assurance(self) -> str:
+        """What its own evidence is worth; "none" where it proves nothing."""
+        return "none" if self._desk.attestation is None else self._desk.attestation.label
+
     def admin(self) -> AdminService:
         """What a front may order this server to do, if it is one of its replicas."""
         return AdminService(self._model, self._host, self._runner, self.stats)

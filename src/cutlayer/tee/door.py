@@ -26,7 +26,12 @@ _RETRY_AFTER = LIFETIME / 48
 
 class AttestedDoor:
     """The key stays for the life of the process: evidence on open connections binds it. The
-    certificate and the evidence in it are made anew at half their life. Thread-safe."""
+    certificate and the evidence in it are made anew at half their life. Thread-safe.
+
+    Attributes:
+        key_sha256: digest of the TLS key.
+        evidence: that the certificate of now carries.
+    """
 
     def __init__(
         self,
@@ -75,5 +80,6 @@ class AttestedDoor:
 
     def _made(self) -> bytes:
         binding = Binding(tls_key_sha256=self.key_sha256, nonce=b"", spec_digest=b"")
-        evidence = self._attest(binding.report_data())
-        return make_certificate(self._key, evidence, self.now(), (self._endorse(self.key_sha256),))
+        self.evidence = self._attest(binding.report_data())
+        extensions = (self._endorse(self.key_sha256),)
+        return make_certificate(self._key, self.evidence, self.now(), extensions)

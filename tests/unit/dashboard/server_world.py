@@ -30,6 +30,10 @@ class StandInServer:
         """Yes."""
         return True
 
+    def assurance(self) -> str:
+        """The least."""
+        return "SIMULATED"
+
     def metrics(self) -> bytes:
         """One line."""
         return b"cutlayer_runs 2.0\n"

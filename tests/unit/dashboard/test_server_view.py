@@ -23,6 +23,7 @@ def test_every_number_is_where_it_belongs() -> None:
     )
     assert now.federation is None
     assert now.software.startswith("cutlayer ")
+    assert now.assurance == "SIMULATED"
 
 
 def test_a_replica_that_is_down_is_shown_with_its_clients() -> None:

@@ -38,7 +38,8 @@ function draw({ server, rates }) {
   ]));
   fill("runs", server.runs.map((r) => [r.owner, r.run_id, count(r.step)]));
   byId("charts").hidden = byId("seconds-figure").hidden && byId("loss-figure").hidden;
-  setText(byId("footer"), `${server.software} · up ${duration(Math.floor(server.uptime_s))} · state of ${clock(server.time_s)}`);
+  const proved = server.assurance === "none" ? "" : ` · attestation ${server.assurance}`;
+  setText(byId("footer"), `${server.software}${proved} · up ${duration(Math.floor(server.uptime_s))} · state of ${clock(server.time_s)}`);
 }
 
 function drawNumbers(server, rates) {
