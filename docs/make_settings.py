@@ -12,7 +12,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+import cutlayer
 from cutlayer.client.settings import ClientSettings
+from cutlayer.enclave.owner_settings import EnclaveClientSettings
+from cutlayer.enclave.settings import EnclaveSettings
 from cutlayer.server.settings import ServerSettings
 
 __all__ = ["SETTINGS_PAGE", "render"]
@@ -34,12 +37,17 @@ mean: [data.md](data.md); the privacy settings: [privacy.md](privacy.md).
 
 def render() -> str:
     """The whole page."""
-    roles = (("The data owner", ClientSettings), ("The trunk server", ServerSettings))
+    roles = (
+        ("The data owner", ClientSettings),
+        ("The trunk server", ServerSettings),
+        ("The data owner of an enclave", EnclaveClientSettings),
+        ("The enclave", EnclaveSettings),
+    )
     return "\n".join([_INTRO, *(_role(title, cls) for title, cls in roles)])
 
 
 def _role(title: str, cls: type[BaseModel]) -> str:
-    lines = [f"## {title}", "", f"`cutlayer.{cls.__name__}`", ""]
+    lines = [f"## {title}", "", f"`{_public_name(cls)}`", ""]
     for name, section, lead in _sections(cls, ""):
         heading = f"### `[{name}]`" if name else "### Before the first section"
         table = [_row(key, field) for key, field in _plain_fields(section)]
@@ -47,6 +55,12 @@ def _role(title: str, cls: type[BaseModel]) -> str:
             head = ["| key | type | default | meaning |", "|---|---|---|---|"]
             lines += [heading, "", *([lead, ""] if lead else []), *head, *table, ""]
     return "\n".join(lines)
+
+
+def _public_name(cls: type[BaseModel]) -> str:
+    """As whoever writes Python imports it."""
+    module = "cutlayer" if hasattr(cutlayer, cls.__name__) else cls.__module__
+    return f"{module}.{cls.__name__}"
 
 
 def _sections(

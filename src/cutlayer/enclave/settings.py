@@ -169,16 +169,15 @@ class EnclaveSettings(Settings):
         """What `tee.process` is to apply, with the files that this enclave still needs."""
         if self.process is None:
             return None
-        tls = self.listen.tls
-        keys = [] if tls is None else [tls.certificate, tls.key, tls.authority]
-        attester = None if self.tee is None else self.tee.attester.folder
-        consents = None if self.private_model is None else self.private_model.consents
+        tls, private = self.listen.tls, self.private_model
         # What is renewed, revoked or consented to while it serves is read again.
-        named = [Path(self.model.path), *keys, self.revoked, attester, consents]
+        read = [Path(self.model.path), self.revoked]
+        read += [] if tls is None else [tls.certificate, tls.key, tls.authority]
+        read += [] if self.tee is None else [self.tee.attester.folder, self.tee.key_folder]
+        read += [] if private is None else [private.consents]
+        written = [self.state.folder, None if private is None else private.exchange]
         return ConfinementSettings(
-            **self.process.model_dump(),
-            readable=[path.absolute() for path in named if path is not None and path.exists()],
-            writable=[self.state.folder.absolute()],
+            **self.process.model_dump(), readable=_there(read), writable=_there(written)
         )
 
     def as_server(self) -> ServerSettings:
@@ -203,3 +202,7 @@ class EnclaveSettings(Settings):
 def inside(adapter: AdapterSettings) -> AdapterSettings:
     """The adapter where all that trains is inside the enclave."""
     return adapter.model_copy(update={"parts": [Part.TAIL]})
+
+
+def _there(paths: list[Path | None]) -> list[Path]:
+    return [path.absolute() for path in paths if path is not None and path.exists()]
