@@ -23,6 +23,7 @@ MEASURED_PCRS = tuple(range(16))
 """Firmware, boot loader, kernel and what the operating system extends; 16 to 23 can be reset."""
 
 _TIMEOUT_S = 120.0
+_CHANGED = "PCR composite"
 _TCTI = "TPM2TOOLS_TCTI"
 _AK_ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign"
 _SEALED_ATTRIBUTES = "fixedtpm|fixedparent"
@@ -60,7 +61,8 @@ class TpmDevice:
         if shutil.which("tpm2_quote") is None:
             raise ConfigError("tpm2-tools are not installed: `apt install tpm2-tools`")
         self.tcti = tcti
-        self._environment = {_TCTI: tcti, "PATH": os.defpath, "LANG": "C"}
+        path = os.environ.get("PATH", os.defpath)
+        self._environment = {_TCTI: tcti, "PATH": path, "LANG": "C"}
 
     def attestation_key(self) -> bytes:
         """TPM2B_PUBLIC of the attestation key (ECDSA, P-256)."""
@@ -88,7 +90,7 @@ class TpmDevice:
             self._load_ak(work)
             command = ["tpm2_quote", "-Q", "-c", "ak.ctx", "-g", "sha256", "-q", nonce.hex()]
             outputs = ["-m", "message", "-s", "signature", "-o", "pcrs", "-F", "values"]
-            self._run(work, *command, "-l", _selection(pcrs), *outputs)
+            self._run_twice(work, *command, "-l", _selection(pcrs), *outputs)
             return TpmQuoteFiles(
                 message=(work / "message").read_bytes(),
                 signature=(work / "signature").read_bytes(),
@@ -196,6 +198,15 @@ class TpmDevice:
         # After a failure the TPM may not know it any more, and the failure is what matters.
         with suppress(ConfigError):
             self._run(work, "tpm2_flushcontext", what)
+
+    def _run_twice(self, work: Path, *command: str) -> None:
+        try:
+            self._run(work, *command)
+        except ConfigError as error:
+            # The kernel extended a PCR between the quote and the reading of the values.
+            if _CHANGED not in str(error):
+                raise
+            self._run(work, *command)
 
     def _run(self, work: Path, *command: str, stdin: bytes = b"") -> bytes:
         try:

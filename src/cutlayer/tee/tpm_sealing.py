@@ -88,5 +88,5 @@ def read_sealed(path: Path) -> SealedSecret:
     """
     try:
         return msgspec.json.decode(read_private(path), type=SealedSecret)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} holds no sealed secret: {error}") from error

@@ -16,7 +16,7 @@ from cutlayer.tee.evidence import Evidence, Platform
 from cutlayer.tee.policy import Policy, appraise
 from cutlayer.tee.verifier import Trust
 from cutlayer.tee.verify import claims_of
-from tests.unit.tee.authorities import AT
+from tests.unit.tee.authorities import AT, revocation_list
 from tests.unit.tee.evidence_samples import published
 from tests.unit.tee.nvidia_worlds import DRIVER, KID, VBIOS, Gpu, measured
 
@@ -305,6 +305,12 @@ def test_video_decoder_counts_only_where_it_is_on(gpu: Gpu) -> None:
 def test_certificate_for_other_firmware_is_refused(gpu: Gpu) -> None:
     other = replace(gpu, fwid=bytes(48))
     assert refusal(other, other.evidence()) == "bad-chain"
+
+
+def test_revoked_gpu_is_refused(gpu: Gpu) -> None:
+    crl = revocation_list(gpu.root, [gpu.middle.certificate.serial_number])
+    assert refusal(gpu, gpu.evidence(crl=crl)) == "revoked"
+    judged(gpu, gpu.evidence(crl=revocation_list(gpu.root, [99])))
 
 
 def test_switch_is_no_gpu(gpu: Gpu) -> None:
