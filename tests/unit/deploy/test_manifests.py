@@ -25,7 +25,7 @@ _REPOSITORY_PATH = re.compile(
     r"(?<![\w/.])(?:\.\./\.\./)?((?:deploy|packaging|examples|docs|tests|src)/[\w./-]*[\w-])"
 )
 _COMMANDS = (
-    re.compile(r"(?:cutlayer|cutlayer\.cli\.main|\[)((?: ?[a-z-]+)+) --config"),
+    re.compile(r"(?:cutlayer |cutlayer\.cli\.main |\[)((?:[a-z-]+ )+)--config"),
     re.compile(r"`cutlayer ([^`]+)`"),
     re.compile(r"cutlayer-enclave:local ([a-z -]+)$", re.MULTILINE),
 )

@@ -133,7 +133,7 @@ class Confinement:
 
 
 def confine_files(settings: ConfinementSettings, also: Sequence[Path] = ()) -> bool:
-    """Early rules: the settings' folders, Python's and the system's files, nothing else.
+    """Early rules: the settings' folders, Python's and the system's files, no programs.
 
     Args:
         settings: what stays readable and writable.

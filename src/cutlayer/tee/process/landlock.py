@@ -29,8 +29,8 @@ _OF_A_FILE = 1 << 0 | 1 << 1 | _READ_FILE | 1 << 14 | 1 << 15
 _FIRST_RIGHTS = (1 << 13) - 1
 _LATER_RIGHTS = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 """Right to move between folders, to truncate, to drive devices: by the ABI that added it."""
-_DEVICES = 1 << 6 | 1 << 11 | 1 << 15
-"""Making device files and driving devices: not even in the state's folder."""
+_NEVER = 1 << 0 | 1 << 6 | 1 << 11 | 1 << 15
+"""Starting programs, making device files and driving devices: not even in the state's folder."""
 _NETWORK = 0b11
 """Binding and connecting TCP."""
 _SCOPES = 0b11
@@ -54,7 +54,8 @@ def restrict_files(readable: Iterable[Path], writable: Iterable[Path], is_final:
         readable: may be read, with what is below them; what cannot be is passed
             over.
         writable: may be read, written, made and removed.
-        is_final: also forbid to bind and connect TCP, and to signal other processes.
+        is_final: also forbid to bind and connect TCP. Programs and signals to processes outside are
+            forbidden in any case.
 
     Returns:
         Whether threads that were there already are held too.
@@ -71,7 +72,7 @@ def restrict_files(readable: Iterable[Path], writable: Iterable[Path], is_final:
             if os.access(path, os.R_OK):
                 _allow(ruleset, path, _READ)
         for path in writable:
-            _allow(ruleset, path, rights & ~_DEVICES)
+            _allow(ruleset, path, rights & ~_NEVER)
         # Without it only root may restrict itself.
         forbid_new_privileges()
         flags = _ALL_THREADS if abi >= 8 else 0
@@ -87,7 +88,7 @@ def _new_ruleset(abi: int, rights: int, is_final: bool) -> int:
         attributes += struct.pack("<Q", _NETWORK if is_final else 0)
     # Before ABI 7, kernels took threads of one process for strangers to each other.
     if abi >= 7:
-        attributes += struct.pack("<Q", _SCOPES if is_final else 0)
+        attributes += struct.pack("<Q", _SCOPES)
     return system_call(LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
 
 
