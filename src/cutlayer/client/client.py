@@ -46,8 +46,8 @@ from cutlayer.privacy.ledger import LedgerSummary
 from cutlayer.privacy.report import PrivacyReport
 from cutlayer.settings import load_settings
 from cutlayer.storage.audit_log import AuditEntry, AuditEvent
-from cutlayer.trace import NoTrace, Tracer
 from cutlayer.tee.masked.hook import mask_parts, release_parts
+from cutlayer.trace import NoTrace, Tracer
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.messages import OpenRun
 
@@ -219,7 +219,8 @@ class Client:
     @property
     def context_length(self) -> int:
         """Tokens of a row at most, prompt and reply together."""
-        return int(self._folder.config.max_position_embeddings)
+        taken = self.settings.adapter.num_positions
+        return int(self._folder.config.max_position_embeddings) - taken
 
     @property
     def model_name(self) -> str:
@@ -277,10 +278,10 @@ class Client:
         )
 
     def export(self, folder: Path, step: int | None = None, merged: Path | None = None) -> int:
-        """Join head, trunk and tail adapters into one PEFT folder; the exported step.
+        """Join head, trunk and tail adapters into one folder; the exported step.
 
         Args:
-            folder: the PEFT adapter goes here.
+            folder: the adapter goes here: docs/adapters.md has the formats.
             step: a saved step; None is the best by validation, else the newest.
             merged: also write a plain model folder with the adapter merged in.
 
@@ -291,8 +292,8 @@ class Client:
         states: list[AdapterState] = self._state.adapters(step)
         if self._parts.trunk_trains:
             states.append(self.trunk.pull_adapter(self.run_id, step))
-        states = [state for state in states if state]
-        export_adapter(folder, states, self.settings.adapter, self.settings.model.path)
+        adapter, name = self.settings.adapter, self.settings.model.path
+        export_adapter(folder, [s for s in states if s], adapter, name, base=self._folder)
         if merged is not None:
             merge_adapter(self._folder, folder, merged)
         self._note(AuditEvent.ADAPTER_EXPORTED, step)

@@ -25,7 +25,8 @@ class FedAvg:
     """Adds the mean change of the weights.
 
     Equals: the weighted mean of the members' trained weights; with one member, that member.
-    Does not equal: the mean of the members' updates to the model. LoRA's update is B A, and
+    Sparse rows are themselves what is added to the model, so their mean is the mean of updates.
+    Does not equal: with LoRA, the mean of the members' updates to the model. Its update is B A, and
     mean(B) mean(A) is not mean(B A) unless all but one are equal (`fedavg_frozen_a`, `svd`). Nor
     centralised training, unless each member takes one plain gradient step (`every_step`).
 
@@ -35,6 +36,7 @@ class FedAvg:
     sends: ClassVar[UpdateKind] = UpdateKind.DELTA
     needs_single_updates: ClassVar[bool] = False
     freezes_a: ClassVar[bool] = False
+    needs_lora: ClassVar[bool] = False
 
     def __init__(self, settings: StrategySettings) -> None:
         self.settings = settings
@@ -69,6 +71,7 @@ class FedAvgFrozenA(FedAvg):
     """
 
     freezes_a: ClassVar[bool] = True
+    needs_lora: ClassVar[bool] = True
 
 
 @STRATEGIES.register("fedprox")

@@ -81,6 +81,8 @@ class Svd(_OfSingles):
     member's own optimizer state does not fit them.
     """
 
+    needs_lora: ClassVar[bool] = True
+
     def aggregate(self, current: AdapterState, updates: Sequence[Update]) -> AdapterState:
         """New factors of every layer; keys that are no LoRA factor are averaged."""
         having = by_key(updates)

@@ -80,6 +80,11 @@ class FederationPolicy(Settings):
             known = ", ".join(STRATEGIES)
             raise ValueError(f"no strategy is called {self.strategy.kind!r}; known: {known}")
         strategy = STRATEGIES.get(self.strategy.kind)
+        if strategy.needs_lora and self.adapter.kinds != ["lora"]:
+            raise ValueError(
+                f"strategy {self.strategy.kind} works on LoRA's factors A and B, and the adapter "
+                f"is {' + '.join(self.adapter.kinds)}; choose fedavg, or adapter.kinds = ['lora']"
+            )
         if self.secure.enabled and strategy.needs_single_updates:
             raise ValueError(
                 f"strategy {self.strategy.kind} needs to see every member's update, and secure "

@@ -23,6 +23,8 @@ class Strategy(Protocol):
     """The mean alone is not enough; so secure aggregation must be off."""
     freezes_a: ClassVar[bool]
     """LoRA's A stays as it was drawn; members train and send B alone."""
+    needs_lora: ClassVar[bool]
+    """The rule is about LoRA's two factors, so no other kind of adapter can be trained by it."""
     proximal_weight: float
     """Members add half of this times the squared distance from the round's start to their loss."""
 

@@ -63,6 +63,11 @@ class AdapterSettings(Settings):
     sparse: SparseSettings = SparseSettings()
     """Used where `kinds` has "sparse"."""
 
+    @property
+    def num_positions(self) -> int:
+        """Positions of the model's context that the adapter takes from every row."""
+        return self.prefix.num_virtual_tokens if "prefix" in self.kinds else 0
+
     @model_validator(mode="before")
     @classmethod
     def _accept_one_kind(cls, table: object) -> object:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.errors import ModelError
-from cutlayer.model import lora, prefix, sparse
 from cutlayer.model.adapter_kinds import KINDS, AdapterKind, some
 from cutlayer.model.adapter_settings import AdapterSettings
 from cutlayer.model.adapter_slots import Segment, Slots, slots_of
+from cutlayer.model.lora import Lora
 from cutlayer.model.partition import PartModule
+from cutlayer.model.prefix import Prefix
+from cutlayer.model.sparse import Sparse
 
 __all__ = [
     "Adapter",
@@ -38,7 +40,7 @@ to float32 tensors on the CPU, sorted by key."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 # Importing a kind registers it.
-assert {*KINDS} == {"lora", "prefix", "sparse"}, (lora, prefix, sparse)
+assert [type(KINDS.get(name)) for name in KINDS] == [Lora, Prefix, Sparse]
 
 
 class Adapter:

@@ -24,9 +24,9 @@ from cutlayer.model.partition import PartModule
 from cutlayer.model.sparse_choice import choose_rows, digest_of, row_norms
 from cutlayer.model.sparse_linear import FEW_TOKENS, RowDelta, added_rows, sparse_linear
 
-__all__ = ["Sparse", "SparseOnPart", "sparse_key"]
+__all__ = ["SPARSE_KEY", "Sparse", "SparseOnPart", "sparse_key"]
 
-_KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.sparse_(?P<digest>[0-9a-f]{8})\.delta")
+SPARSE_KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.sparse_(?P<digest>[0-9a-f]{8})\.delta")
 _HOLDER = "sparse_deltas"
 _NORMS = "cutlayer_row_norms"
 
@@ -49,7 +49,7 @@ class Sparse:
 
     def owns(self, key: str) -> bool:
         """`PATH.sparse_DIGEST.delta`."""
-        return _KEY.fullmatch(key) is not None
+        return SPARSE_KEY.fullmatch(key) is not None
 
     def fresh(self, key: str, shape: Sequence[int], seed: int) -> Tensor:
         """Zero: the public weights are where learning starts."""

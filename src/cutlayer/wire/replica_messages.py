@@ -19,7 +19,7 @@ __all__ = [
     "TakeStats",
 ]
 
-AdapterTable = dict[str, str | int | float | bool | list[str]]
+AdapterTable = dict[str, str | int | float | bool | list[str] | dict[str, str | int | float]]
 
 
 class Describe(Header, frozen=True, kw_only=True):
