@@ -87,15 +87,15 @@ def check_gradients(settings: ClientSettings) -> None:
             in epsilon.
     """
     budget, parts, train = settings.privacy.budget, settings.adapter.parts, settings.train
-    if budget.limits and train is not None and train.clip_norm is not None:
+    if not budget.limits or not budget.covers(BudgetedBoundary.GRADIENTS):
+        return
+    if train is not None and train.clip_norm is not None:
         raise ConfigError(
             "privacy.budget keeps an epsilon and train.clip_norm tells the server the exact "
             "gradient norm of every step, which no epsilon covers: set train.clip_norm = 0"
         )
     leave = Part.TRUNK in parts or (Part.HEAD in parts and settings.model.lower > 0)
-    if not leave or not budget.limits or not budget.covers(BudgetedBoundary.GRADIENTS):
-        return
-    if settings.privacy.gradient_rule().event(1).form is None:
+    if leave and settings.privacy.gradient_rule().event(1).form is None:
         raise ConfigError(
             "privacy.budget keeps an epsilon and gradients leave with "
             f"{settings.privacy.gradient_rule().guarantee!r}, through which labels leak: set "
