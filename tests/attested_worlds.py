@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cutlayer import ClientSettings, ServerSettings, TrunkServer
+from cutlayer import Client, ClientSettings, ServerSettings, TrunkServer
+from cutlayer.errors import AttestationError
 from cutlayer.identity.admission import Admission
 from cutlayer.identity.keys import new_key
 from cutlayer.identity.provision import LocalFolders, local, member_files
@@ -108,7 +110,7 @@ class AttestedWorld:
 
     def machine(self, name: str = "server") -> SyntheticQuoter:
         """The quoter of a machine; the same one as its attester uses."""
-        return SyntheticQuoter.open(self.folder / "machines" / name)
+        return SyntheticQuoter.open(private_folder(self.folder / "machines") / name)
 
     def policy(self, machine: str = "server", **changes: object) -> Path:
         """A policy file for this installation on that machine; `changes` replace keys."""
@@ -131,7 +133,6 @@ class AttestedWorld:
 
     def server(self, name: str = "server", **tee: object) -> ServerSettings:
         """A trunk server that attests; `name` is of its state folder."""
-        private_folder(self.folder / "machines")
         table: Table = {
             "model": {"path": str(self.model), "lower": 1, "upper": 3},
             "listen": {"address": "127.0.0.1:0", "tls": tls_of(self.kits.server)},
@@ -221,6 +222,18 @@ class AttestedWorld:
         extensions = (self.endorser().extension(digest),)
         pem = make_certificate(key, shown, at or utc_now(), extensions)
         return lambda: (key_pem(key), pem)
+
+
+def refusal_of(world: AttestedWorld, served: Served, **tee: object) -> AttestationError:
+    """Of a training that must not begin."""
+    with (
+        Client(world.client(served.port, tee or None)) as client,
+        pytest.raises(AttestationError) as caught,
+    ):
+        client.train()
+    assert served.arrived.num_tensors == 0
+    assert Kind.OPEN_RUN not in served.arrived.kinds
+    return caught.value
 
 
 def proof_of(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from cutlayer.cli.link import check_listening, check_reachable
+from cutlayer.cli.link import check_evidence, check_listening, check_reachable
 from cutlayer.client.settings import ClientSettings, ModelSettings
 from cutlayer.data.settings import DataSettings
 from cutlayer.data.sources import read_records
@@ -84,6 +84,9 @@ def check_server(settings: ServerSettings) -> list[Finding]:
     found += _folder("state folder", settings.state.folder)
     if settings.state.key_file is not None:
         found += _private_file("storage key", settings.state.key_file)
+    tee = settings.tee
+    if tee is not None:
+        found += _link("attestation", lambda: check_evidence(tee))
     model = settings.model
     found += _dtype(model.dtype, model.device)
     folder = _tried(found, "model", lambda: resolve_model(model.path, model.revision))

@@ -151,8 +151,11 @@ def _messages(out: Output) -> Iterator[str]:
 
 
 def _traffic(client: "Client") -> dict[str, object]:
+    from cutlayer.client.attested import level
+
     return {
         "bytes_up": client.trunk.bytes_sent,
         "bytes_down": client.trunk.bytes_received,
         "guarantee": client.guarantee,
+        "assurance": level(client.attestation),
     }

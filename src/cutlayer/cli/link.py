@@ -11,11 +11,16 @@ from cutlayer.client.own_model import opener, own_model
 from cutlayer.client.settings import ClientSettings
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.folder import HubFolder, ModelFolder
+from cutlayer.server.tee_settings import ServerTeeSettings
+from cutlayer.tee.challenge import Prover
+from cutlayer.tee.exhibit import Side
+from cutlayer.tee.policy import read_policy
 from cutlayer.wire.endpoints import ListenSettings, check_security
 
-__all__ = ["check_listening", "check_reachable"]
+__all__ = ["check_evidence", "check_listening", "check_reachable"]
 
 _PATIENCE_S = 5.0
+_REPORT_BYTES = 32
 
 
 def check_reachable(settings: ClientSettings, folder: ModelFolder) -> str:
@@ -42,6 +47,20 @@ def check_reachable(settings: ClientSettings, folder: ModelFolder) -> str:
     return (
         f"{connection.address} answers ({welcome.software}); model, cut and formats match{proved}"
     )
+
+
+def check_evidence(settings: ServerTeeSettings) -> str:
+    """Whether this machine can attest, and the policy for clients can be read.
+
+    Raises:
+        ConfigError: it cannot; says what is missing.
+    """
+    evidence = Prover(settings.attester, Side.SERVER).attest(bytes(_REPORT_BYTES))
+    if settings.client_policy is None:
+        return f"{evidence.platform} evidence; clients are asked for none"
+    policy = read_policy(settings.client_policy)
+    policy.read_roots()
+    return f"{evidence.platform} evidence; clients must satisfy policy {policy.name}"
 
 
 def check_listening(settings: ListenSettings) -> str:

@@ -97,6 +97,7 @@ def _keep_settings(settings: "ClientSettings", out: Output | None) -> None:
 
 
 def _result(client: "Client", progress: "Progress", shown: "TrainingProgress") -> dict[str, object]:
+    from cutlayer.client.attested import level
     from cutlayer.settings import settings_digest
 
     settings = client.settings
@@ -124,7 +125,7 @@ def _result(client: "Client", progress: "Progress", shown: "TrainingProgress") -
         "federation_bytes_down": client.federation_bytes[1],
         "bytes_down_per_token": round(client.trunk.bytes_received / num_tokens, 2),
         "guarantee": client.guarantee,
-        "assurance": "none" if client.attestation is None else client.attestation.label,
+        "assurance": level(client.attestation),
         "privacy": client.privacy_report().as_json(),
         "ledger": asdict(client.ledger),
         "settings_digest": settings_digest(settings),

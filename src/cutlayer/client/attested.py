@@ -33,7 +33,7 @@ from cutlayer.wire.endpoints import ConnectionSettings, TlsFiles, read_tls
 from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.pinned import Pin, shown_certificate
 
-__all__ = ["Attestation", "attestation_of", "note_in"]
+__all__ = ["Attestation", "attestation_of", "level", "note_in"]
 
 _KEY_BYTES = 32
 Note = Callable[[Accepted | AttestationError], None]
@@ -92,10 +92,11 @@ class Attestation:
             TransportError: nobody answers.
         """
         try:
-            return self._opened(connection)
-        except PermissionRefused:
-            # It may have renewed its certificate between the two handshakes; once, not twice.
-            return self._opened(connection)
+            try:
+                return self._opened(connection)
+            except PermissionRefused:
+                # It may have renewed its certificate between the two handshakes; once, not twice.
+                return self._opened(connection)
         except AttestationError as error:
             self.note(error)
             raise
@@ -162,6 +163,11 @@ def attestation_of(settings: ClientSettings) -> Attestation | None:
             "members'; remove it"
         )
     return Attestation(settings.tee, settings.connection.tls)
+
+
+def level(attestation: Attestation | None) -> str:
+    """What stands beside every result: the last accepted evidence's worth, or "none"."""
+    return "none" if attestation is None else attestation.label
 
 
 def note_in(state: RunState, attestation: Attestation | None) -> None:
