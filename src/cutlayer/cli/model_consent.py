@@ -73,7 +73,7 @@ def check_consent(
     from cutlayer.tee.private_model import consent as room
 
     out = Output(as_json)
-    found = room.read_consent(file, owner)
+    found = room.read_consent(file, room.OwnerKey(owner))
     when = datetime.now(UTC) if at is None else _time(at, "--at", time.min)
     room.check_consent(found, _digest(model), _what(what), to, when)
     out.say(f"the owner consents until {found.until.astimezone(UTC):%F %T} UTC ({found.serial})")

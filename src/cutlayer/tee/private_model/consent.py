@@ -30,6 +30,7 @@ from cutlayer.tee.private_model.label import What
 
 __all__ = [
     "Consent",
+    "OwnerKey",
     "check_consent",
     "give_consent",
     "new_owner_key",
@@ -37,8 +38,8 @@ __all__ = [
     "require_consent",
 ]
 
-OwnerKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
-OwnerPublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
+_Private = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
+_Public = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
 
 _LABEL = b"cutlayer export consent 1\0"
 _CURVES = ("secp256r1", "secp384r1")
@@ -68,6 +69,38 @@ class Consent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     consent: Consent
     signature: str
+
+
+class OwnerKey:
+    """An owner's public key."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: PEM; Ed25519, or ECDSA on P-256 or P-384.
+
+        Raises:
+            ConfigError: it cannot be read, or is of another kind.
+        """
+        self.path = path
+        try:
+            key = load_pem_public_key(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"cannot read the owner's key {path}: {error.strerror}") from error
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise ConfigError(f"{path} is no public key in PEM form") from error
+        self._key = _check_kind(key, path)
+
+    def has_signed(self, data: bytes, signature: bytes) -> bool:
+        """Whether the signature over `data` is the owner's."""
+        try:
+            if isinstance(self._key, ed25519.Ed25519PublicKey):
+                self._key.verify(signature, data)
+            else:
+                self._key.verify(signature, data, ec.ECDSA(SHA256()))
+        except InvalidSignature:
+            return False
+        return True
 
 
 def new_owner_key(path: Path) -> Path:
@@ -114,18 +147,16 @@ def give_consent(owner: Path, model: str, what: What, to: str, until: datetime) 
     return msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n"
 
 
-def read_consent(path: Path, owner: Path) -> Consent:
+def read_consent(path: Path, owner: OwnerKey) -> Consent:
     """What a file says, if it is the owner's.
 
     Args:
         path: the consent.
-        owner: PEM of the owner's public key.
+        owner: whose it must be.
 
     Raises:
-        ConfigError: the owner's key cannot be read.
         PermissionRefused: malformed, or not signed by this owner.
     """
-    key = _load_public(owner)
     try:
         with path.open("rb") as file:
             found = msgspec.json.decode(file.read(_MAX_BYTES), type=_File)
@@ -136,12 +167,10 @@ def read_consent(path: Path, owner: Path) -> Consent:
         raise PermissionRefused(f"{path} is no consent: {error}") from error
     if found.consent.format != 1 or found.consent.until.tzinfo is None:
         raise PermissionRefused(f"{path} is a consent of another format, or without time zone")
-    try:
-        _verify(key, signature, found.consent.signed_bytes())
-    except InvalidSignature as error:
+    if not owner.has_signed(found.consent.signed_bytes(), signature):
         raise PermissionRefused(
-            f"{path} is not signed by the owner in {owner}, or was changed afterwards"
-        ) from error
+            f"{path} is not signed by the owner in {owner.path}, or was changed afterwards"
+        )
     return found.consent
 
 
@@ -167,12 +196,11 @@ def check_consent(consent: Consent, model: str, what: What, to: str, at: datetim
 
 
 def require_consent(
-    folder: Path, owner: Path, model: str, what: What, to: str, at: datetime
+    folder: Path, owner: OwnerKey, model: str, what: What, to: str, at: datetime
 ) -> Consent:
     """The consent for an export, out of all in a folder (`*.json`).
 
     Raises:
-        ConfigError: the owner's key cannot be read.
         PermissionRefused: none covers it; says why of each, up to three.
         StorageError: the folder cannot be read.
     """
@@ -193,37 +221,20 @@ def require_consent(
     )
 
 
-def _load_private(path: Path) -> OwnerKey:
+def _load_private(path: Path) -> _Private:
     data = read_private(path)
     try:
         key = load_pem_private_key(data, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{path} is no private key in PEM form without passphrase") from error
     _check_kind(key.public_key(), path)
-    assert isinstance(key, OwnerKey)
+    assert isinstance(key, _Private)
     return key
 
 
-def _load_public(path: Path) -> OwnerPublicKey:
-    try:
-        key = load_pem_public_key(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read the owner's key {path}: {error.strerror}") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{path} is no public key in PEM form") from error
-    return _check_kind(key, path)
-
-
-def _check_kind(key: object, path: Path) -> OwnerPublicKey:
+def _check_kind(key: object, path: Path) -> _Public:
     is_known_curve = isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES
     if not (is_known_curve or isinstance(key, ed25519.Ed25519PublicKey)):
         raise ConfigError(f"{path} must be an Ed25519 key, or ECDSA on P-256 or P-384")
-    assert isinstance(key, OwnerPublicKey)
+    assert isinstance(key, _Public)
     return key
-
-
-def _verify(key: OwnerPublicKey, signature: bytes, data: bytes) -> None:
-    if isinstance(key, ed25519.Ed25519PublicKey):
-        key.verify(signature, data)
-    else:
-        key.verify(signature, data, ec.ECDSA(SHA256()))

@@ -15,7 +15,7 @@ from cutlayer.settings import Settings
 from cutlayer.tee.attester import AttesterSettings
 from cutlayer.tee.challenge import Prover
 from cutlayer.tee.exhibit import Side
-from cutlayer.tee.private_model.consent import require_consent
+from cutlayer.tee.private_model.consent import OwnerKey, require_consent
 from cutlayer.tee.private_model.exchange import receive
 from cutlayer.tee.private_model.label import LABEL_NAME, What, read_label
 from cutlayer.tee.private_model.sealed_part import SealedFolder
@@ -83,7 +83,14 @@ class ExportGate:
     def __init__(
         self, settings: PrivateModelSettings | None, now: Callable[[], datetime] = utc_now
     ) -> None:
+        """Read the owner's key.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
         self._settings, self._now = settings, now
+        owner = None if settings is None else settings.owner
+        self._owner = None if owner is None else OwnerKey(owner)
 
     def require(self, model: str, what: What, to: str) -> None:
         """Refuse what the owner did not consent to.
@@ -95,9 +102,8 @@ class ExportGate:
 
         Raises:
             PermissionRefused: no consent covers it; says why of each.
-            ConfigError: the owner's key cannot be read.
             StorageError: the consents cannot be read.
         """
-        settings = self._settings
-        if settings is not None and settings.owner is not None:
-            require_consent(settings.consents, settings.owner, model, what, to, self._now())
+        if self._settings is not None and self._owner is not None:
+            folder = self._settings.consents
+            require_consent(folder, self._owner, model, what, to, self._now())

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cutlayer.errors import ConfigError, PermissionRefused, StorageError
 from cutlayer.identity.keys import save_key
 from cutlayer.tee.private_model.consent import (
+    OwnerKey,
     check_consent,
     give_consent,
     new_owner_key,
@@ -29,8 +30,8 @@ def owner(tmp_path: Path) -> Path:
     return tmp_path / "owner.pem"
 
 
-def _public(owner: Path) -> Path:
-    return owner.with_suffix(".pub.pem")
+def _public(owner: Path) -> OwnerKey:
+    return OwnerKey(owner.with_suffix(".pub.pem"))
 
 
 def _written(owner: Path, path: Path, to: str = "clinic", days: float = 1.0) -> Path:
@@ -52,7 +53,7 @@ def test_an_ecdsa_key_will_do(tmp_path: Path) -> None:
     pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "owner.pub.pem").write_bytes(pem)
     path = _written(tmp_path / "owner.pem", tmp_path / "consent.json")
-    assert read_consent(path, tmp_path / "owner.pub.pem").to == "clinic"
+    assert read_consent(path, OwnerKey(tmp_path / "owner.pub.pem")).to == "clinic"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_a_changed_consent_is_refused(owner: Path, tmp_path: Path, field: str, v
 
 def test_another_owner_s_signature_is_refused(owner: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    other = new_owner_key(tmp_path / "other" / "owner.pem")
+    other = OwnerKey(new_owner_key(tmp_path / "other" / "owner.pem"))
     with pytest.raises(PermissionRefused, match="not signed by the owner"):
         read_consent(_written(owner, tmp_path / "consent.json"), other)
 
@@ -131,6 +132,9 @@ def test_keys_of_other_kinds_and_times_without_zone_are_refused(
         give_consent(owner, MODEL, What.ADAPTER, "clinic", until.replace(tzinfo=None))
     with pytest.raises(StorageError, match="never overwritten"):
         new_owner_key(owner)
+    for bad in (owner, tmp_path / "none.pem"):
+        with pytest.raises(ConfigError, match=r"public key|cannot read"):
+            OwnerKey(bad)
     owner.chmod(0o644)
     with pytest.raises(StorageError, match="chmod 600"):
         give_consent(owner, MODEL, What.ADAPTER, "clinic", until)
