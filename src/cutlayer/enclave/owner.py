@@ -138,7 +138,9 @@ class EnclaveClient:
     @property
     def context_length(self) -> int:
         """Tokens of a row at most, prompt and reply together."""
-        return int(self._folder.config.max_position_embeddings)
+        # Prefixes take positions of the model's context.
+        taken = self._as_client.adapter.num_positions
+        return int(self._folder.config.max_position_embeddings) - taken
 
     def rows(self) -> Dataset:
         """Training and validation rows as the settings say.

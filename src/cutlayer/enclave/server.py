@@ -21,6 +21,7 @@ from cutlayer.server.server import TrunkServer
 from cutlayer.server.settings import ServerSettings
 from cutlayer.storage.files import explain_os_errors, private_folder
 from cutlayer.storage.vault import new_key_file
+from cutlayer.tee.masked.hook import mask_parts
 from cutlayer.tee.private_model.source import open_model
 from cutlayer.trace import Tracer
 from cutlayer.wire.channel import Connection, Peer
@@ -60,6 +61,7 @@ class EnclaveServer(TrunkServer):
         # The tail of this cut is all that comes after the owners' blocks.
         tail = load_part(folder, Cut(0, model.lower), Part.TAIL, model.dtype, model.device)
         part = InnerPart(cast(Tail, tail))
+        mask_parts(settings.masked, part)
         spec = Spec(
             model_type=folder.config.model_type,
             n_block=num_blocks,

@@ -22,6 +22,7 @@ from cutlayer.server.settings import (
 )
 from cutlayer.server.tee_settings import ServerTeeSettings
 from cutlayer.settings import Settings
+from cutlayer.tee.masked.settings import MaskedSettings
 from cutlayer.tee.private_model.source import PrivateModelSettings
 from cutlayer.tee.process.confine import ConfinementSettings
 from cutlayer.wire.endpoints import ListenSettings
@@ -155,6 +156,8 @@ class EnclaveSettings(Settings):
     """What it proves of itself, and wants of owners; absent, only owners who waive proof come."""
     private_model: PrivateModelSettings | None = None
     """What the model's owner keeps in hand; absent, owners of rows take their adapters out."""
+    masked: MaskedSettings | None = None
+    """Run the frozen linear layers masked on an accelerator; absent runs all inside."""
     process: EnclaveProcess | None = None
     """What the process gives up once it listens, on machines without a TEE: SIMULATED; absent
     gives up nothing."""
@@ -193,6 +196,7 @@ class EnclaveSettings(Settings):
             federation=None if self.rounds is None else self.rounds.federation(),
             tee=self.tee,
             private_model=self.private_model,
+            masked=self.masked,
             revoked=self.revoked,
             health_port=self.health_port,
             drain_s=self.drain_s,
