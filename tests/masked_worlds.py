@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -78,6 +78,9 @@ def answering(serve: Callable[[socket.socket], None]) -> Iterator[Callable[..., 
         yield open_
     finally:
         for end in ends:
-            end.close()
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
         for thread in threads:
             thread.join(timeout=5)
+        for end in ends:
+            end.close()

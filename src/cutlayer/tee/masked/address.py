@@ -56,10 +56,7 @@ def connect(address: str, timeout_s: float) -> socket.socket:
     """
     try:
         if address.startswith(_UNIX):
-            connection = socket.socket(socket.AF_UNIX)
-            connection.settimeout(timeout_s)
-            connection.connect(address.removeprefix(_UNIX))
-            return connection
+            return _connect_unix(address.removeprefix(_UNIX), timeout_s)
         host, _, port = address.rpartition(":")
         return socket.create_connection((host.strip("[]"), int(port)), timeout_s)
     except OSError as error:
@@ -67,6 +64,17 @@ def connect(address: str, timeout_s: float) -> socket.socket:
             f"no worker answers at {address} ({error.strerror or error}); start it with `cutlayer "
             "masked worker`"
         ) from error
+
+
+def _connect_unix(path: str, timeout_s: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(timeout_s)
+    try:
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 def _listen_unix(path: Path) -> socket.socket:

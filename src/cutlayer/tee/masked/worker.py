@@ -106,7 +106,11 @@ class Worker:
 
     def serve(self, connection: socket.socket) -> None:
         """Answer one connection until it ends."""
-        wire = FrameSocket(connection, "a masked part", self._idle_s)
+        try:
+            wire = FrameSocket(connection, "a masked part", self._idle_s)
+        except OSError:
+            connection.close()  # Gone before it was answered.
+            return
         self._open.add(wire)
         try:
             if self._greet(wire):
