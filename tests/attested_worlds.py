@@ -35,6 +35,7 @@ from cutlayer.wire.channel import Connection, Peer
 from cutlayer.wire.frame import Frame
 from cutlayer.wire.grpc_listener import GrpcListener
 from cutlayer.wire.messages import Hello, Kind
+from tests.federation_worlds import NAMES
 from tests.tiny_models import tiny_llama_folder
 from tests.worlds import client_settings
 
@@ -105,7 +106,7 @@ class AttestedWorld:
 
     @classmethod
     def make(cls, folder: Path) -> "AttestedWorld":
-        kits = local(private_folder(folder / "kits"), names=("clinic", "bank"))
+        kits = local(private_folder(folder / "kits"), names=("clinic", "bank", *NAMES))
         return cls(folder, tiny_llama_folder(folder), kits)
 
     def machine(self, name: str = "server") -> SyntheticQuoter:
@@ -146,7 +147,8 @@ class AttestedWorld:
     ) -> ClientSettings:
         """An owner who wants evidence; `tee` replaces keys of that section."""
         folder = private_folder(self.folder / f"owner-{name}")
-        own = client_settings(self.model, folder, train__steps=2, **changes)
+        wish: Table = {"train__steps": 2, **changes}
+        own = client_settings(self.model, folder, **wish)
         table = own.model_dump(mode="json", exclude_defaults=True)
         table["connection"] = {
             "address": f"127.0.0.1:{port}",

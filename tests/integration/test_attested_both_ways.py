@@ -1,14 +1,16 @@
 """Evidence in both directions, released keys, replicas, and settings that cannot be kept."""
 
 from contextlib import AbstractContextManager
+from functools import partial
 
 import pytest
 
-from cutlayer import Client, TrunkServer
+from cutlayer import Client, ServerSettings, TrunkServer
 from cutlayer.cli.checks import check_server
 from cutlayer.errors import AttestationError, ConfigError, StorageError
 from cutlayer.server.front import TrunkFront
 from cutlayer.server.replica_settings import ReplicaSettings
+from cutlayer.settings import parse_settings
 from cutlayer.storage.files import private_folder
 from cutlayer.storage.vault import AesVault, new_key_file
 from cutlayer.tee.refusal import Refusal
@@ -16,6 +18,7 @@ from cutlayer.wire.attest_messages import Challenge, Proof
 from cutlayer.wire.frame import Frame
 from cutlayer.wire.messages import Hello, Kind
 from tests.attested_worlds import AttestedWorld, Served, refusal_of, tls_of
+from tests.federation_worlds import NAMES, at_once, federation
 
 WRONG = bytes(48)
 
@@ -172,6 +175,25 @@ def test_a_front_and_its_replica_both_attest(world: AttestedWorld) -> None:
         assert own.count('"event":"attested"') == 2
     finally:
         front.stop(grace_s=0)
+
+
+def test_members_of_a_federation_ask_for_proof_at_each_round(world: AttestedWorld) -> None:
+    table = world.server("rounds").model_dump(mode="json", exclude_none=True)
+    settings = parse_settings(ServerSettings, {**table, "federation": federation()}, "rounds")
+    wish = {"policy": world.policy(measurements={}), "reattest_s": 3600.0}
+    changes: dict[str, object] = {"train__steps": None, "federation__name": "trial"}
+
+    def train(name: str, port: int) -> str:
+        with Client(world.client(port, wish, name, **changes)) as client:
+            client.train()
+        return (world.folder / f"owner-{name}" / "run" / "audit.jsonl").read_text()
+
+    with world.serving(settings) as served:
+        logs = at_once([partial(train, name, served.port) for name in NAMES])
+    # Two links each; in both rounds an update, in the second one a run after the first one's.
+    assert served.arrived.kinds.count(Kind.SEND_UPDATE) >= 6
+    assert served.arrived.kinds.count(Kind.CHALLENGE) >= 3 * 3
+    assert all(log.count('"event":"attested"') >= 5 for log in logs)
 
 
 def test_a_server_that_cannot_attest_says_so_before_it_listens(world: AttestedWorld) -> None:

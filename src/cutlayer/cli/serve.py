@@ -122,6 +122,8 @@ def _announce(
         f"serving blocks {spec.lower} to {spec.upper - 1} of {spec.n_block} ({spec.model_type})"
     )
     out.say(f"address      {address}")
+    if server.assurance() != "none":
+        out.say(f"attestation  {server.assurance()}")
     if num_replicas:
         out.say(f"replicas     {num_replicas}")
     if server.health_port is not None:
@@ -138,6 +140,7 @@ def _announce(
             "lower": spec.lower,
             "upper": spec.upper,
             "replicas": num_replicas,
+            "assurance": server.assurance(),
         }
     )
 
