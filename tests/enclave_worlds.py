@@ -92,7 +92,7 @@ def attested_enclave(world: AttestedWorld, **changes: object) -> Iterator[Enclav
     table = enclave_settings(world.model, world.folder, **changes).model_dump(
         mode="json", exclude_defaults=True
     )
-    table["listen"] = {"address": "127.0.0.1:0", "tls": tls_of(world.kits.server)}
+    table["listen"] = {"address": table["listen"]["address"], "tls": tls_of(world.kits.server)}
     table["tee"] = {"attester": world.attester()}
     with running_enclave(parse_settings(EnclaveSettings, table, "test enclave")) as server:
         server.start()

@@ -1,5 +1,6 @@
 """An owner and an enclave over TLS with evidence of a simulated machine: rows, labels, bytes."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cutlayer.enclave.owner import EnclaveClient
 from cutlayer.enclave.owner_settings import EnclaveClientSettings, LabelPlace
 from cutlayer.errors import AttestationError, ConfigError
 from cutlayer.settings import parse_settings
+from cutlayer.wire.pinned import shown_certificate
 from tests.attested_worlds import AttestedWorld
 from tests.enclave_worlds import (
     attested_enclave,
@@ -99,3 +101,30 @@ def test_without_proof_the_line_says_so(tmp_path: Path) -> None:
     settings = owner_settings(model, tmp_path / "a")
     with running_enclave(enclave_settings(model, tmp_path)), EnclaveClient(settings) as owner:
         assert owner.guarantee == "attestation: NONE"
+
+
+def test_an_enclave_that_restarts_proves_itself_anew_and_gets_the_rows_again(
+    world: AttestedWorld, tmp_path: Path
+) -> None:
+    state = {"state": {"folder": str(tmp_path / "s"), "key_file": str(tmp_path / "s.key")}}
+    with ExitStack() as stack:
+        first = ExitStack()
+        server = first.enter_context(attested_enclave(world, **state))
+        settings = attested_owner(world, server.port, tmp_path / "a", train__save_every=2)
+        owner = stack.enter_context(EnclaveClient(settings))
+        keys = []
+
+        def restart(report: Report) -> None:
+            keys.append(shown_certificate(settings.connection))
+            if report.record.step == 3 and len(set(keys)) == 1:
+                first.close()
+                address = {"listen__address": f"127.0.0.1:{server.port}"}
+                stack.enter_context(attested_enclave(world, **state, **address))
+
+        progress = owner.train(restart)
+        assert len(set(keys)) == 2
+        assert owner.feeder is not None
+        assert owner.feeder.num_sent > 24
+    losses = [record.loss for record in progress.history]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]

@@ -10,10 +10,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, get_scheduler
 
+from cutlayer.client.cached_row import Feed
 from cutlayer.client.settings import SamplingSettings
 from cutlayer.data.batches import BatchPlan
 from cutlayer.data.template import Example
-from tests.enclave_worlds import enclave_settings, owner_of, owner_settings, running_enclave
+from cutlayer.enclave.owner import EnclaveClient
+from cutlayer.enclave.server import EnclaveServer
+from tests.enclave_worlds import (
+    enclave_settings,
+    loopback_of,
+    owner_of,
+    owner_settings,
+    running_enclave,
+)
 from tests.tiny_models import tiny_llama_folder, tiny_model
 
 NUM_STEPS, LR = 6, 0.02
@@ -94,3 +103,24 @@ def test_replies_and_scores_equal_unsplit_peft(tmp_path: Path) -> None:
             eos_token_id=None,
         )
         assert reply == wanted[0, len(prompt) :].tolist()
+
+
+def test_a_conversation_survives_a_restart_of_the_enclave(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    settings = enclave_settings(model, tmp_path)
+    servers = [EnclaveServer(settings)]
+    mine = owner_settings(model, tmp_path / "a")
+    with EnclaveClient(mine, connect=lambda: loopback_of(servers[-1])) as owner:
+        session = owner.generator().session()
+        row = session.open_row(40)
+        session.step([Feed(row=row, tokens=[70, 80, 90])])
+        servers[0].stop(grace_s=0)
+        servers.append(EnclaveServer(settings))
+        owner.enclave.close()
+        (logits_SV,) = session.step([Feed(row=row, tokens=[33, 34], num_logits=2)])
+        assert session.num_replays == 1
+    servers[-1].stop(grace_s=0)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        wanted = base(input_ids=torch.tensor([[70, 80, 90, 33, 34]])).logits[0, -2:]
+    torch.testing.assert_close(logits_SV, wanted)

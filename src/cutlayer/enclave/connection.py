@@ -66,6 +66,7 @@ class EnclaveConnection(ClientConnection):
         """
         super().__init__(peer, desk)
         self._inside = inside
+        inside.rows.sweep(inside.clock())
 
     def submit(self, frame: Frame) -> "Future[Frame]":
         """Start answering a frame; see `ClientConnection.submit`."""
@@ -90,6 +91,11 @@ class EnclaveConnection(ClientConnection):
             )
         self._quota.charge(self._peer.name, num_bytes)
         return self._kept(frame.kind, rule.start(self, frame))
+
+    def close(self) -> None:
+        """See `ClientConnection.close`; rows outlive it, for a while."""
+        super().close()
+        self._inside.rows.sweep(self._inside.clock())
 
     def _ask(self, frame: Frame) -> "Future[Frame]":
         call = _header(frame, AskRows)

@@ -21,6 +21,8 @@ __all__ = ["HeldRow", "RowSet", "RowSettings", "RowStore"]
 _GIB = 1 << 30
 _BUSY_S = 60.0
 """A set that was used a moment ago belongs to a run that goes on."""
+_ROW_BYTES, _PLACE_BYTES = 512, 72
+"""What Python itself spends on a row, and on a place with its label."""
 
 
 class RowSettings(Settings):
@@ -31,7 +33,7 @@ class RowSettings(Settings):
     max_client_bytes: int = Field(default=8 * _GIB, ge=1)
     """Activations of one owner."""
     ttl_s: float = Field(default=86_400.0, gt=0)
-    """Rows that nobody used for so long are forgotten when others need the room."""
+    """Rows that nobody used for so long are forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,8 @@ class HeldRow:
 
     @property
     def num_bytes(self) -> int:
-        """Of the activations; the rest is small."""
-        return self.h_LD.nbytes
+        """In memory, or many short rows would take more than anybody counts."""
+        return self.h_LD.nbytes + _ROW_BYTES + _PLACE_BYTES * len(self.places)
 
 
 @dataclass(kw_only=True)
@@ -132,6 +134,13 @@ class RowStore:
             self._used[name.owner] = self._used.get(name.owner, 0) + added
             return self._used[name.owner]
 
+    def sweep(self, now_s: float) -> None:
+        """Forget what nobody used for long; to be called now and then."""
+        with self._lock:
+            for name, kept in list(self._sets.items()):
+                if now_s - kept.used_s > self._settings.ttl_s:
+                    self._forget(name)
+
     def clear(self) -> None:
         """Forget everything, as a restart does."""
         with self._lock:
@@ -145,14 +154,14 @@ class RowStore:
         return kept
 
     def _make_room(self, name: RowSet, added: int, now_s: float) -> None:
-        """Forget the owner's other sets, then those that nobody used for long; oldest first."""
+        """Forget the owner's other sets, oldest first, but for those of runs that go on."""
         settings = self._settings
         by_age = sorted(self._sets, key=lambda other: self._sets[other].used_s)
         for other in by_age:
             if self._fits(name.owner, added):
                 return
-            patience_s = _BUSY_S if other.owner == name.owner else settings.ttl_s
-            if other != name and now_s - self._sets[other].used_s > patience_s:
+            is_idle = now_s - self._sets[other].used_s > _BUSY_S
+            if other != name and other.owner == name.owner and is_idle:
                 self._forget(other)
         if self._fits(name.owner, added):
             return

@@ -302,6 +302,20 @@ def test_calls_need_a_greeting_and_the_role(server: EnclaveServer) -> None:
     reader.close()
 
 
+def test_a_days_vectors_are_counted_where_they_tell_of_the_weights(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    limited = enclave_settings(model, tmp_path, limits__max_client_vectors_per_day=12)
+    with running_enclave(limited) as server:
+        channel = _greeted(server, "thief")
+        _call(channel, Kind.OPEN_RUN, _run("mine"))
+        _call(channel, Kind.PUT_ROWS, PUT, H)
+        for _ in range(2):
+            _call(channel, Kind.SCORE_ROWS, SCORE)
+        with pytest.raises(PermissionRefused, match="vectors"):
+            _call(channel, Kind.SCORE_ROWS, SCORE)
+        channel.close()
+
+
 def test_another_cut_and_another_model_are_refused_in_the_handshake(
     tmp_path: Path, server: EnclaveServer
 ) -> None:

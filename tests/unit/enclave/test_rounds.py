@@ -133,6 +133,20 @@ def test_fedprox_is_refused_with_the_reason(tmp_path: Path) -> None:
         _rounds(tmp_path, tmp_path, strategy={"kind": "fedprox"})
 
 
+def test_rows_stay_inside_from_round_to_round(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    rounds = _rounds(model, tmp_path, rounds=3, min_members=1, quorum=1)
+    changes = _member(model, tmp_path / "a", 16)
+    changes["rounds"] = {"name": "clinics", "min_cohort": 1}
+    with (
+        running_enclave(rounds) as server,
+        owner_of(server, owner_settings(model, tmp_path / "a", **changes)) as owner,
+    ):
+        assert owner.train().step == 3
+        assert owner.feeder is not None
+        assert owner.feeder.num_sent == 16
+
+
 def test_a_round_without_its_quorum_is_no_round(tmp_path: Path) -> None:
     model = tiny_llama_folder(tmp_path)
     rounds = _rounds(model, tmp_path, min_members=1, quorum=1, max_attempts=1, deadline_s=0.01)
