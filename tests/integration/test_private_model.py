@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cutlayer.enclave.owner import EnclaveClient
 from cutlayer.errors import AttestationError, ConfigError, PermissionRefused, TransportError
 from cutlayer.identity.provision import local, member_files
 from cutlayer.model.folder import ModelFolder
@@ -15,13 +16,15 @@ from cutlayer.server.settings import ServerSettings
 from cutlayer.settings import parse_settings
 from cutlayer.tee.evidence import Platform
 from cutlayer.tee.measure import measure_package
-from cutlayer.tee.policy import Policy
+from cutlayer.tee.policy import Policy, read_policy
 from cutlayer.tee.private_model.consent import give_consent, new_owner_key
 from cutlayer.tee.private_model.exchange import hand_out
 from cutlayer.tee.private_model.key_holder import KeyFolder, KeyHolder
 from cutlayer.tee.private_model.label import What
 from cutlayer.tee.private_model.sealed_part import seal_part
 from cutlayer.tee.synthetic_quoter import ROOT_FILE, SyntheticQuoter
+from tests.attested_worlds import AttestedWorld
+from tests.enclave_worlds import attested_enclave, attested_owner
 from tests.tiny_models import tiny_llama_folder
 from tests.worlds import client_of, client_settings, running_server, server_settings
 
@@ -126,3 +129,29 @@ def test_sealed_weights_without_an_owner_or_an_attester_are_explained(tmp_path: 
     half = parse_settings(ServerSettings, table, "test")
     with pytest.raises(ConfigError, match="attested places alone"), running_server(half):
         pass
+
+
+def test_an_enclave_opens_its_sealed_blocks_and_an_owner_trains_with_them(tmp_path: Path) -> None:
+    world = AttestedWorld.make(tmp_path)
+    keys = KeyFolder(tmp_path / "keys")
+    key = keys.new_key()
+    # All that comes after the owners' block 0.
+    plain, sealed = ModelFolder(world.model), tmp_path / "sealed"
+    label = seal_part(plain, Cut(0, 1), Part.TAIL, sealed, key)
+    keys.keep(label, key)
+    holder = KeyHolder(keys, read_policy(world.policy()))
+    exchange = tmp_path / "exchange"
+    inside = {"model__path": str(sealed), "private_model__exchange": str(exchange)}
+    owner = threading.Thread(target=hand_out, args=(holder, label, exchange, 30.0))
+    owner.start()
+    losses = []
+    with attested_enclave(world, **inside) as server:
+        owner.join(30)
+        settings = attested_owner(world, server.port, tmp_path / "one", train__steps=2)
+        with EnclaveClient(settings) as client:
+            losses.append([record.loss for record in client.train().history])
+    with attested_enclave(world, state__folder=str(tmp_path / "other")) as server:
+        settings = attested_owner(world, server.port, tmp_path / "two", train__steps=2)
+        with EnclaveClient(settings) as client:
+            losses.append([record.loss for record in client.train().history])
+    assert losses[0] == losses[1]

@@ -1,14 +1,22 @@
 """`cutlayer model`: seal, look, sign and check, as a security officer types it."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
+from cutlayer.errors import TransportError
+from cutlayer.tee.attester import AttesterSettings
+from cutlayer.tee.challenge import Prover
+from cutlayer.tee.exhibit import Side
+from cutlayer.tee.measure import measure_package
+from cutlayer.tee.private_model.exchange import receive
 from cutlayer.tee.private_model.key_holder import KeyFolder
 from cutlayer.tee.private_model.label import read_label
 from cutlayer.tee.private_model.sealed_adapter import open_adapter
 from cutlayer.tee.private_model.sealed_part import SealedFolder
+from cutlayer.tee.synthetic_quoter import ROOT_FILE, SyntheticQuoter
 from tests.tiny_models import tiny_llama_folder
 from tests.unit.cli.cli_world import run_command
 
@@ -82,3 +90,42 @@ def test_mistakes_say_what_to_write(
     ran = run_command(capsys, *start, "--to", "clinic", *words)
     assert ran.code == 2
     assert said in ran.err
+
+
+@pytest.mark.parametrize(("software", "code"), [("this", 0), ("other", 13)])
+def test_a_key_is_released_to_a_place_that_the_policy_names(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, software: str, code: int
+) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "adapter_config.json").write_text("{}")
+    keys, sealed = ("--keys", tmp_path / "keys"), tmp_path / "sealed"
+    run_command(capsys, "model", "seal-adapter", tmp_path / "plain", "--out", sealed, *keys)
+    SyntheticQuoter.open(tmp_path / "machine")
+    measured = measure_package().hex() if software == "this" else "00" * 48
+    run_command(
+        capsys,
+        *("attest", "policy", "init", tmp_path / "policy.toml", "--platform", "simulated"),
+        *("--measurement", f"mr_td={measured}"),
+        *("--root", f"simulated={tmp_path / 'machine' / ROOT_FILE}"),
+    )
+    label, heard = read_label(sealed), []
+    attester = AttesterSettings(source="simulated", folder=tmp_path / "machine")
+
+    def be_the_place() -> None:
+        try:
+            with receive(label, Prover(attester, Side.SERVER), tmp_path / "x", 3.0) as key:
+                heard.append(len(key))
+        except TransportError:
+            heard.append(0)
+
+    place = threading.Thread(target=be_the_place)
+    place.start()
+    words = ("--policy", tmp_path / "policy.toml", "--exchange", tmp_path / "x", "--timeout", "20")
+    ran = run_command(capsys, "model", "release", sealed, *words, *keys, "--json")
+    place.join(20)
+    assert ran.code == code
+    assert heard == [32 if code == 0 else 0]
+    if code == 0:
+        assert _json(ran.out)["assurance"] == "SIMULATED"
+    else:
+        assert "wrong-measurement" in ran.err
