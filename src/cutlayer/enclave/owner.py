@@ -213,12 +213,18 @@ class EnclaveClient:
             merged: also write a plain model folder with the adapter merged in.
 
         Raises:
-            ConfigError: nothing has been trained yet.
+            ConfigError: nothing has been trained yet, or it is a prefix.
         """
+        if "prefix" in self.settings.adapter.kinds:
+            raise ConfigError(
+                "a prefix cannot be exported from here: PEFT's format has vectors for every block, "
+                "and the owner's blocks have none; generate over the enclave, or train lora or "
+                "sparse, which can be exported"
+            )
         step = self._state.best_step() if step is None else step
         state = self.enclave.pull_adapter(self.run_id, step)
         model, adapter = self.settings.model, self._as_client.adapter
-        export_adapter(folder, [state], adapter, model.path)
+        export_adapter(folder, [state], adapter, model.path, base=self._folder)
         if merged is not None:
             merge_adapter(self._folder, folder, merged)
         self._note(AuditEvent.ADAPTER_EXPORTED, step)

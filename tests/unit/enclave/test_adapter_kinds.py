@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cutlayer.client.settings import SamplingSettings
+from cutlayer.errors import ConfigError
 from tests.enclave_worlds import enclave_settings, owner_of, owner_settings, running_enclave
 from tests.tiny_models import tiny_llama_folder
 
@@ -25,6 +26,12 @@ def test_every_kind_learns_and_generates(tmp_path: Path, kinds: list[str]) -> No
         losses = [record.loss for record in owner.train().history]
         state = owner.enclave.pull_adapter(owner.run_id, 4)
         after = owner.score([[70, 80, 90]])
+        if "prefix" in kinds:
+            with pytest.raises(ConfigError, match="a prefix cannot be exported from here"):
+                owner.export(tmp_path / "out")
+        else:
+            owner.export(tmp_path / "out")
+            assert list((tmp_path / "out").rglob("*.safetensors"))
         assert len(owner.generate_ids([[70, 80]], SamplingSettings(max_new_tokens=4))[0]) == 4
     assert losses[-1] < losses[0]
     assert not torch.equal(before, after)
