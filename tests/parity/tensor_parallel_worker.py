@@ -37,6 +37,7 @@ Results = dict[str, Tensor]
 CUT = Cut(1, NUM_BLOCKS - 1)
 ROWS = Rows(lengths=(9, 3, 14, 1))
 TIMEOUT_S = 60.0
+PREFIX = {"kinds": ["lora", "prefix"], "prefix": {"num_virtual_tokens": 3}}
 
 
 def draw(num_tokens: int, width: int, seed: int) -> Tensor:
@@ -86,7 +87,7 @@ def train_once(trunk: Trunk) -> Results:
 
 def decode(trunk: Trunk) -> Results:
     """Prefill of two rows, single tokens, a truncation, then one row alone."""
-    adapter = adapter_on(trunk, "decoding", 4)
+    adapter = adapter_on(trunk, "decoding", 4, **PREFIX)
     caches = [RowCache(len(trunk.block_range), 32) for _ in range(2)]
     results = {}
     calls = [((7, 2), (0, 0)), ((1, 1), (7, 2)), ((1, 1), (8, 3)), ((3, 1), (5, 1))]
@@ -106,7 +107,9 @@ def decode(trunk: Trunk) -> Results:
 def several_adapters(trunk: Trunk) -> Results:
     """Two clients in one call, one with dropout and frozen A; their graphs finish out of order."""
     one = adapter_on(trunk, "one", 5)
-    two = adapter_on(trunk, "two", 6, dropout=0.4, train_a=False, targets=["q_proj", "down_proj"])
+    two = adapter_on(
+        trunk, "two", 6, dropout=0.4, train_a=False, targets=["q_proj", "down_proj"], **PREFIX
+    )
     results = {}
     segments = [
         Segment(adapter="one", num_tokens=12),

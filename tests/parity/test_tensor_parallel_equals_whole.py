@@ -77,11 +77,12 @@ def test_two_processes_give_the_numbers_of_one(
 
 
 def test_every_gradient_of_every_adapter_was_compared(shared: dict[str, Tensor]) -> None:
-    # Seven layers in each of two blocks; the second adapter trains B of two layers only.
+    # Seven layers in each of two blocks; the second adapter trains B of two layers only, and the
+    # keys and values of a prefix.
     grads = [name for name in shared if name.startswith("llama/first/grads/base_model")]
     assert len(grads) == 2 * 2 * 7
     frozen_a = [name for name in shared if name.startswith("llama/joint/two/base_model")]
-    assert len(frozen_a) == 2 * 2
+    assert len(frozen_a) == 2 * 2 + 2 * 2
     asked = [name for name in shared if name.startswith("llama/asked/")]
     assert len(asked) == 2 * len(grads) + 1
     assert all(shared[name].abs().max() > 0 for name in (*grads, *frozen_a, *asked))

@@ -48,7 +48,8 @@ def find_heads(block: nn.Module, config: PreTrainedConfig) -> Heads | None:
         config: of the model.
     """
     layers = linear_layers(block)
-    by_name = {name.rpartition(".")[2]: name for name in layers}
+    # A rank of a shared trunk has a wrapper around its share of a layer.
+    by_name = {name.removesuffix(".inner").rpartition(".")[2]: name for name in layers}
     num_heads = int(config.num_attention_heads)
     num_kv = int(getattr(config, "num_key_value_heads", None) or num_heads)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)

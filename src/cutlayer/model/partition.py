@@ -28,7 +28,7 @@ from cutlayer.model.families import (
     windows,
 )
 from cutlayer.model.kv_cache import RowCache
-from cutlayer.model.row_prefix import PrefixSource, ends_of, shifted_positions
+from cutlayer.model.row_prefix import PrefixSource, RowPrefix, ends_of, shifted_positions
 from cutlayer.model.rows import Rows
 from cutlayer.model.threads import FEW_TOKENS, with_threads
 
@@ -128,8 +128,8 @@ class PartModule(nn.Module):
         """Hidden states through the part's base model; [N, D] in and out."""
         return self._run(h_ND, rows, caches)
 
-    def own_heads(self, states: Tensor, dim: int) -> Tensor:
-        """What this process has of tensors with one entry per key-value head in `dim`: all."""
+    def own_heads(self, states: Tensor, num_heads: int) -> Tensor:
+        """What this process, which attends with `num_heads` key-value heads, has of [.., H, E]."""
         return states
 
     def zeros_ND(self, num_tokens: int) -> Tensor:
@@ -152,10 +152,8 @@ class PartModule(nn.Module):
 
     def _run(self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None) -> Tensor:
         self._check_rows(inputs, rows, caches)
-        prefixes = None if self.prefixes is None else self.prefixes.of_rows(rows)
-        longest, limit = max(ends_of(rows, prefixes)), self._shared_rope_limit
-        self._check_length(longest)
-        if limit is not None and rows.num_rows > 1 and longest > limit:
+        prefixes, limit = self._prefixes_of(rows), self._shared_rope_limit
+        if limit is not None and rows.num_rows > 1 and max(ends_of(rows, prefixes)) > limit:
             return self._run_one_by_one(inputs, rows, caches)
         packed = PackedRows(
             rows, self._kernel, len(self.block_range), self._windows, caches, prefixes
@@ -171,6 +169,12 @@ class PartModule(nn.Module):
             )
         packed.finish()
         return cast(Tensor, output.last_hidden_state[0])
+
+    def _prefixes_of(self, rows: Rows) -> Sequence[RowPrefix | None] | None:
+        """What stands before each row, which must leave room for it in the model's context."""
+        prefixes = None if self.prefixes is None else self.prefixes.of_rows(rows)
+        self._check_length(max(ends_of(rows, prefixes)))
+        return prefixes
 
     def _run_one_by_one(
         self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None

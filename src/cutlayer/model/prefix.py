@@ -7,7 +7,7 @@ Shapes: P = vectors per block, H = key-value heads, E = width of a head.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,10 @@ class PrefixOnPart:
         names = self._slots.adapters_of(rows)
         made = {name: self._prefix(name) for name in set(names)}
         return [made[name] for name in names]
+
+    def weights(self) -> Iterator[nn.Parameter]:
+        """All vectors of all adapters."""
+        return (weight for blocks in self._vectors.values() for both in blocks for weight in both)
 
     def _prefix(self, name: str | None) -> RowPrefix | None:
         if name is None or name not in self._lengths:

@@ -7,11 +7,11 @@ too; the vectors themselves are not rotated. Caches hold the row's own tokens al
 Shapes: H = key-value heads, P = vectors, E = width of a head, n = a row's keys.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cutlayer.errors import ModelError
 from cutlayer.model.rows import Rows
@@ -31,7 +31,7 @@ class RowPrefix:
         """Args:
         length: P.
         blocks: keys and values [P, H, E] of each; none where the part has no share in it.
-        own_heads: (states, dim) -> the heads that this process has.
+        own_heads: (states [P, H, E], heads of the model's keys here) -> this process's share.
         """
         self.length = length
         self._blocks = blocks
@@ -65,7 +65,7 @@ class RowPrefix:
 
     def _ready(self, states_PHE: Tensor, like: Tensor) -> Tensor:
         """[1, H, P, E] in the model's dtype."""
-        return self._own_heads(states_PHE, 1).to(like.dtype).transpose(0, 1)[None]
+        return self._own_heads(states_PHE, like.shape[1]).to(like.dtype).transpose(0, 1)[None]
 
 
 class PrefixSource(Protocol):
@@ -73,6 +73,9 @@ class PrefixSource(Protocol):
 
     def of_rows(self, rows: Rows) -> Sequence[RowPrefix | None]:
         """One per row; None where a row has none."""
+
+    def weights(self) -> Iterable[nn.Parameter]:
+        """All vectors of all adapters."""
 
 
 def shifted_positions(rows: Rows, prefixes: Sequence[RowPrefix | None] | None) -> Tensor:

@@ -85,6 +85,15 @@ class ParallelTrunk(Trunk):
         """As `PartModule.global_name`; wrappers around sharded layers do not show."""
         return super().global_name(_INNER.sub("", local_name))
 
+    def own_heads(self, states: Tensor, num_heads: int) -> Tensor:
+        """This rank's share of [.., H, E], or all of it where every rank attends with all heads."""
+        if num_heads < states.shape[-2]:
+            return self.ranks.own(states, -2)
+        if self.ranks.rank == 0:
+            return states
+        # Each rank then has the whole gradient too: of their sum, the leader's counts alone.
+        return states.detach() + states * 0
+
     def _share_out(self, styles: Mapping[str, str]) -> list[Shard]:
         shards = []
         for name, style in styles.items():
@@ -102,6 +111,7 @@ class ParallelTrunk(Trunk):
         self._check_rows(inputs, rows, caches)
         # What is refused has to be refused before the other ranks hear of it.
         PackedRows(rows, self._kernel, len(self.block_range), self._windows, caches)
+        self._prefixes_of(rows)
         call = None if self.mirror is None else self.mirror.call(inputs, rows, caches)
         if torch.is_grad_enabled():
             self._sum_adapter_gradients()
@@ -120,7 +130,10 @@ class ParallelTrunk(Trunk):
         return cast(Tensor, _Mirrored.apply(y_ND, call))  # type: ignore[no-untyped-call]
 
     def _sum_adapter_gradients(self) -> None:
-        """See to it that every factor on a sharded layer gives the leader its whole gradient."""
+        """See to it that every weight of which a rank uses a share gives the leader its whole
+        gradient: factors on sharded layers, and prefixes."""
+        for weight in () if self.prefixes is None else self.prefixes.weights():
+            self._sum_gradient_of(weight)
         for shard in self._shards:
             if not isinstance(shard.inner, LoraLayer):
                 continue

@@ -152,12 +152,14 @@ def _run(trunk: Trunk, segments: Sequence[Segment], h_ND: Tensor, lengths: Seque
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach(), expected.detach()
     return float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected))
 
 
 @by_kinds
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
-@pytest.mark.parametrize("lengths", [(4, 4), (40, 3)], ids=["equal", "ragged"])
+@pytest.mark.parametrize(
+    ("family", "lengths"), [("llama", (4, 4)), ("gpt2", (40, 3)), ("mistral", (40, 3))]
+)
 def test_each_client_of_a_call_is_as_if_it_were_alone(
     kinds: list[str], family: str, lengths: tuple[int, int], tmp_path: Path
 ) -> None:

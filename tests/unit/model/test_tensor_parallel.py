@@ -85,6 +85,13 @@ def test_adapter_of_a_share_is_that_of_the_whole(tmp_path: Path) -> None:
     adapter.load(whole.state())
 
 
+def test_rows_of_a_layer_that_is_shared_out_cannot_learn(tmp_path: Path) -> None:
+    share = share_of(tiny_llama_folder(tmp_path), 2, rank=1).to_empty(device="cpu")
+    with pytest.raises(ModelError, match=r"shared out among processes.*one process"):
+        attach(share, AdapterSettings(kinds=["sparse"]))
+    assert attach(share, AdapterSettings(kinds=["prefix"])).parameters()
+
+
 def test_alone_a_trunk_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
