@@ -107,11 +107,12 @@ class AttestedWorld:
     @classmethod
     def make(cls, folder: Path) -> "AttestedWorld":
         kits = local(private_folder(folder / "kits"), names=("clinic", "bank", *NAMES))
+        private_folder(folder / "machines")
         return cls(folder, tiny_llama_folder(folder), kits)
 
     def machine(self, name: str = "server") -> SyntheticQuoter:
         """The quoter of a machine; the same one as its attester uses."""
-        return SyntheticQuoter.open(private_folder(self.folder / "machines") / name)
+        return SyntheticQuoter.open(self.folder / "machines" / name)
 
     def policy(self, machine: str = "server", **changes: object) -> Path:
         """A policy file for this installation on that machine; `changes` replace keys."""
