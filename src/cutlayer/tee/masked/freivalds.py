@@ -28,7 +28,7 @@ _NUM_COLUMNS = 3
 _COLUMN_BITS = 16
 _MAX_SUMMED = 1 << 8
 """Rows of 31-bit residues that 14-bit coefficients may add up in 53 bits."""
-_MAX_PRODUCTS = 1 << 21
+_MAX_PRODUCTS = 1 << 20
 """Products of 16-bit halves and columns that add up in 53 bits."""
 
 
@@ -49,7 +49,7 @@ class CheckKey:
         for number, matrix_Mk in enumerate(weight.pieces(transpose)):
             start = number % span.num_blocks * span.block
             width = matrix_Mk.shape[1]
-            # 16 + 9 bits and at most 2^21 outputs: exact.
+            # 16 + 9 bits and at most 2^20 outputs: exact.
             seen_KC[start : start + width] += matrix_Mk.double().mT @ rows[number]
         self._columns_MC = columns_MC
         self._seen_KD = _halves(torch.remainder(seen_KC, PRIME), dim=1)
@@ -58,16 +58,17 @@ class CheckKey:
         """Compare both sides of joined rows.
 
         Args:
-            inputs_JK: float64 residues.
-            products_JM: float64 residues of what is claimed to be their product.
+            inputs_JK: float64, less than 2^32 in size.
+            products_JM: alike, of what is claimed to be their product.
             sender: of the products, for the error.
 
         Raises:
             PeerMisbehaved: it is not their product.
         """
-        expected = _times(inputs_JK, self._seen_KD, num_halves=2)
-        found = _times(products_JM, self._columns_MC, num_halves=1)
-        if expected != found:
+        expected = _times(inputs_JK, self._seen_KD)
+        high, low = expected[:, :_NUM_COLUMNS], expected[:, _NUM_COLUMNS:]
+        found = _times(products_JM, self._columns_MC)
+        if not bool((((high << 16) + low - found) % PRIME == 0).all()):
             raise PeerMisbehaved(
                 f"{sender} returned a wrong product; nothing of it was used, and it is not asked "
                 "again: find out whether the machine is broken or hostile"
@@ -112,9 +113,9 @@ class ProductCheck:
         Raises:
             PeerMisbehaved: the products are not those of the inputs.
         """
-        joined_J = self._join_JN.sum(dim=1).to(torch.int64)
-        inputs_JK = self._inputs.less(joined_J, input_offset)
-        products_JM = self._products.less(joined_J, product_offset)
+        joined_J = [int(total) for total in self._join_JN.sum(dim=1).tolist()]
+        inputs_JK = self._inputs.less([total * input_offset for total in joined_J])
+        products_JM = self._products.less([total * product_offset for total in joined_J])
         self._key.check(inputs_JK, products_JM, sender)
 
 
@@ -123,21 +124,35 @@ class _JoinedRows:
 
     def __init__(self, num_rows: int, width: int) -> None:
         self._total = torch.zeros(num_rows, width, dtype=torch.float64)
+        self._wide = torch.empty(0, width, dtype=torch.float64)
         self._summed = 0
 
     def add(self, coefficients: Tensor, piece: Tensor) -> None:
-        assert len(piece) < _MAX_SUMMED
-        if self._summed + len(piece) >= _MAX_SUMMED:
-            self._total.remainder_(PRIME)
-            self._summed = 1
-        self._summed += len(piece)
-        torch.addmm(self._total, coefficients, piece.to(torch.float64), out=self._total)
+        num_rows = piece.shape[0]
+        assert num_rows < _MAX_SUMMED - 2
+        if self._summed + num_rows >= _MAX_SUMMED:
+            _reduce(self._total)
+            # What remains is less than two rows of residues.
+            self._summed = 2
+        self._summed += num_rows
+        if self._wide.shape[0] < num_rows:
+            self._wide = torch.empty(piece.shape, dtype=torch.float64)
+        wide = self._wide[:num_rows].copy_(piece)
+        torch.addmm(self._total, coefficients, wide, out=self._total)
 
-    def less(self, joined_J: Tensor, offset: int) -> Tensor:
-        """The residues if every number were smaller by `offset`."""
-        taken_J = (joined_J.remainder(PRIME) * (offset % PRIME)).remainder(PRIME)
-        reduced = self._total.remainder_(PRIME).sub_(taken_J.to(torch.float64)[:, None])
-        return reduced.remainder_(PRIME)
+    def less(self, taken_J: list[int]) -> Tensor:
+        """The sums less these numbers, mod p, less than 2^32 in size."""
+        taken = torch.tensor([number % PRIME for number in taken_J], dtype=torch.float64)
+        return _reduce(self._total.sub_(taken[:, None]))
+
+
+def _reduce(values: Tensor) -> Tensor:
+    """Bring exact float64 integers near [0, p), in place: three passes where a remainder has ten.
+
+    The quotient may be one off, so what is left lies in [-p, 2p).
+    """
+    quotients = torch.mul(values, 1 / PRIME).floor_()
+    return values.sub_(quotients, alpha=PRIME)
 
 
 def _small(rows: int, columns: int, bits: int) -> Tensor:
@@ -147,19 +162,13 @@ def _small(rows: int, columns: int, bits: int) -> Tensor:
 
 
 def _halves(values: Tensor, dim: int) -> Tensor:
-    """Residues as 16 high and 16 low bits side by side."""
-    high = torch.floor(values / 2**16)
-    return torch.cat([high, values - high * 2**16], dim=dim)
+    """High part and 16 low bits of integers, side by side."""
+    high = torch.mul(values, 2**-16).floor_()
+    return torch.cat([high, torch.sub(values, high, alpha=2**16)], dim=dim)
 
 
-def _times(rows_JK: Tensor, columns: Tensor, num_halves: int) -> list[int]:
-    """Rows times columns mod p, where columns may be in halves; exact."""
-    products = _halves(rows_JK, dim=0) @ columns
-    wide = products.to(torch.int64).remainder(PRIME)
-    high, low = wide.chunk(2, dim=0)
-    total = (high << 16).remainder(PRIME) + low
-    if num_halves == 2:
-        upper, lower = total.remainder(PRIME).chunk(2, dim=1)
-        total = (upper << 16).remainder(PRIME) + lower
-    found: list[int] = total.remainder(PRIME).flatten().tolist()
-    return found
+def _times(rows_JK: Tensor, columns: Tensor) -> Tensor:
+    """Rows times columns mod p in int64; exact, because both are in halves or small."""
+    halves = (_halves(rows_JK, dim=0) @ columns).to(torch.int64) % PRIME
+    high, low = halves.chunk(2, dim=0)
+    return ((high << 16) + low) % PRIME

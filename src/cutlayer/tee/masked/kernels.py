@@ -18,8 +18,8 @@ from cutlayer.tee.masked.quantise import FieldWeight
 
 __all__ = ["KERNELS", "Kernel", "all_products", "choose_kernel"]
 
-_MAX_SLICE = 1 << 24
-"""Weights that are widened at once: 128 MiB in float64."""
+_MAX_SLICE = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Weights that are widened at once: on a CPU, what stays in its cache."""
 
 
 class Kernel(Protocol):
@@ -76,7 +76,8 @@ class _Float64:
     def multiply(self, x_NK: Tensor, weight_OK: Tensor, limit: int) -> Tensor:
         wide_NK = x_NK.to(torch.float64)
         depth = max(1, 2**22 // limit)
-        height = max(1, _MAX_SLICE // min(depth, x_NK.shape[1]))
+        most = _MAX_SLICE.get(x_NK.device.type, 1 << 24)
+        height = max(1, most // min(depth, x_NK.shape[1]))
         pieces = [_in_float64(wide_NK, rows, depth) for rows in weight_OK.split(height)]
         return torch.cat(pieces, dim=1)
 

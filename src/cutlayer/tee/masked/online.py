@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import ModelError
-from cutlayer.tee.masked.field import CENTRE, check_form, check_range, reduce_, words
+from cutlayer.tee.masked.field import (
+    CENTRE,
+    Words,
+    check_form,
+    check_range,
+    reduce_,
+    words,
+)
 from cutlayer.tee.masked.freivalds import CheckKey, ProductCheck
 from cutlayer.tee.masked.offload import Pad
 from cutlayer.tee.masked.quantise import Span
@@ -30,7 +37,6 @@ _MAX_ROWS = 128
 _PLAIN_NORMS = (1e-14, 1e18)
 """Between these, squares in float32 neither vanish nor overflow."""
 _MAX_SCALE = 2.0**120
-_CENTRE = np.uint32(CENTRE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +71,16 @@ class OnlineCall:
         """Levels plus pad mod p, int32 [N, K]; the input is let go."""
         x_NK = self._x_NK
         masked_NK = torch.empty(x_NK.shape, dtype=torch.int32)
-        rows = _rows(x_NK.shape[1])
-        levels = torch.empty(min(rows, x_NK.shape[0]), x_NK.shape[1], dtype=torch.float32)
+        rows = _rows(x_NK)
+        levels = torch.empty(min(rows, len(x_NK)), x_NK.shape[1], dtype=torch.float32)
         for start in range(0, x_NK.shape[0], rows):
-            piece = x_NK[start : start + rows]
-            level = levels[: len(piece)]
-            torch.mul(piece, self._scale_N1[start : start + rows], out=level)
+            place = slice(start, start + rows)
+            piece, out = x_NK[place], masked_NK[place]
+            level = levels[: piece.shape[0]]
+            torch.mul(piece, self._scale_N1[place], out=level)
             level.add_(_ROUNDING)
             self._check.add_inputs(start, level)
-            sums, bits = words(masked_NK[start : start + rows]), words(level.view(torch.int32))
+            sums, bits = words(out), words(level.view(torch.int32))
             pad.fill(sums)
             # In [1, 2p): the constant's bits are far from both ends of an unsigned word.
             np.add(sums, bits, out=sums)
@@ -92,47 +99,51 @@ class OnlineCall:
         Raises:
             PeerMisbehaved: they are not; nothing is returned.
         """
-        num_tokens, span = len(self._scale_N1), self._decoder.span
+        num_tokens, span = self._scale_N1.shape[0], self._decoder.span
         for values in (products_NM, unmask_NM):
             check_form(values, (num_tokens, span.num_products), sender)
         products_NM, unmask_NM = products_NM.contiguous(), unmask_NM.contiguous()
         y_NO = torch.empty(num_tokens, span.num_outputs, dtype=torch.float32)
-        rows = _rows(span.num_products)
+        inverse_N1, rows = self._scale_N1.reciprocal(), _rows(products_NM)
+        # One piece of memory twice: as spare words, then as float32.
+        sums, spare = torch.empty(2, min(rows, num_tokens), span.num_products, dtype=torch.int32)
         for start in range(0, num_tokens, rows):
             place = slice(start, start + rows)
-            centred = _unmasked(products_NM[place], unmask_NM[place], sender)
+            found = products_NM[place]
+            centred, floats = sums[: found.shape[0]], spare[: found.shape[0]]
+            _unmask(words(found), words(unmask_NM[place]), (words(centred), words(floats)), sender)
             self._check.add_products(start, centred)
-            np.subtract(words(centred), _CENTRE, out=words(centred))
-            y_NO[place] = self._decoded(centred, self._scale_N1[place])
+            centred.sub_(CENTRE)
+            levels_NM = floats.view(torch.float32).copy_(centred)
+            self._decode(levels_NM, inverse_N1[place], y_NO[place])
         self._check.finish(int(_ROUNDING), CENTRE, sender)
         return y_NO
 
-    def _decoded(self, levels_NM: Tensor, scale_N1: Tensor) -> Tensor:
-        span = self._decoder.span
-        parts_NLBO = levels_NM.to(torch.float32).view(
-            -1, span.num_limbs, span.num_blocks, span.num_outputs
-        )
-        parts_NLO = parts_NLBO[:, :, 0] if span.num_blocks == 1 else parts_NLBO.sum(dim=2)
-        y_NO = parts_NLO[:, 0]
-        if span.num_limbs == 2:
-            y_NO = torch.add(parts_NLO[:, 1], y_NO, alpha=self._decoder.base)
-        y_NO = y_NO.mul_(scale_N1.reciprocal())
-        return y_NO if self._decoder.scale_O is None else y_NO.mul_(self._decoder.scale_O)
+    def _decode(self, levels_NM: Tensor, inverse_N1: Tensor, y_NO: Tensor) -> None:
+        decoder, span = self._decoder, self._decoder.span
+        if span.num_blocks > 1:
+            levels_NM = levels_NM.view(-1, span.num_limbs, span.num_blocks, span.num_outputs)
+            levels_NM = levels_NM.sum(dim=2).flatten(1)
+        high_NO = levels_NM[:, : span.num_outputs]
+        if span.num_limbs == 1:
+            torch.mul(high_NO, inverse_N1, out=y_NO)
+        else:
+            low_NO = levels_NM[:, span.num_outputs :]
+            torch.add(low_NO, high_NO, alpha=decoder.base, out=y_NO)
+            y_NO.mul_(inverse_N1)
+        if decoder.scale_O is not None:
+            y_NO.mul_(decoder.scale_O)
 
 
-def _rows(width: int) -> int:
-    return max(1, min(_MAX_ROWS, _PIECE // width))
+def _rows(values: Tensor) -> int:
+    return max(1, min(_MAX_ROWS, _PIECE // values.shape[1]))
 
 
-def _unmasked(products_NM: Tensor, unmask_NM: Tensor, sender: str) -> Tensor:
-    """Products of the input alone, plus CENTRE; as int32 residues."""
-    found, taken = words(products_NM), words(unmask_NM)
+def _unmask(found: Words, taken: Words, out: tuple[Words, Words], sender: str) -> None:
+    """Products of the input alone, plus CENTRE, to the first of two; the other is overwritten."""
     check_range(found, taken, sender=sender)
-    total = torch.empty(products_NM.shape, dtype=torch.int32)
-    sums = words(total)
-    np.add(found, taken, out=sums)
-    reduce_(sums, np.empty_like(sums))
-    return total
+    np.add(found, taken, out=out[0])
+    reduce_(*out)
 
 
 def _scales(x_NK: Tensor, span: Span) -> Tensor:
@@ -146,14 +157,15 @@ def _scales(x_NK: Tensor, span: Span) -> Tensor:
                 "a masked layer got a value that is not finite, which no field can hold; lower "
                 "train.lr, or check the model's files"
             )
-    bounds_B = torch.tensor(span.bounds, dtype=torch.float64)
-    scale_N = (bounds_B / norms_NB.double()).amin(dim=1).clamp_(max=_MAX_SCALE)
-    return scale_N.to(torch.float32)[:, None]
+    if span.num_blocks == 1:
+        scale_N1 = norms_NB.reciprocal_().mul_(span.bounds[0])
+    else:
+        bounds_B = torch.tensor(span.bounds, dtype=norms_NB.dtype)
+        scale_N1 = (bounds_B / norms_NB).amin(dim=1, keepdim=True)
+    return scale_N1.clamp_(max=_MAX_SCALE).to(torch.float32)
 
 
 def _norms(x_NK: Tensor, span: Span, dtype: torch.dtype) -> Tensor:
-    norms = [
-        torch.linalg.vector_norm(piece, dim=1, dtype=dtype)
-        for piece in x_NK.split(span.block, dim=1)
-    ]
-    return torch.stack(norms, dim=1)
+    pieces = [x_NK] if span.num_blocks == 1 else x_NK.split(span.block, dim=1)
+    norms = [torch.linalg.vector_norm(p, dim=1, keepdim=True, dtype=dtype) for p in pieces]
+    return norms[0] if len(norms) == 1 else torch.cat(norms, dim=1)

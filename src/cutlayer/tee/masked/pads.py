@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 SEED_BYTES = 32
-_ZEROS = bytes(1 << 18)
+_ZEROS = memoryview(bytes(1 << 18))
 _P = np.uint32(PRIME)
 _MAIN, _INSTEAD = 0, 1
 _MAX_CLOCK_STEP_S = 1.0
@@ -53,8 +53,9 @@ class PadStream:
             seed: 32 bytes that were never used before.
         """
         assert len(seed) == SEED_BYTES
+        self._seed = seed
         self._main = _cipher(seed, _MAIN)
-        self._instead = _cipher(seed, _INSTEAD)
+        self._instead: Callable[[Words], None] | None = None
 
     def fill(self, out: Words) -> None:
         """Overwrite contiguous words with the next residues of the stream."""
@@ -67,6 +68,8 @@ class PadStream:
                 replace_excess(piece, self._more)
 
     def _more(self, count: int) -> Words:
+        # Once in 2^31 residues: it is not made ready for each call.
+        self._instead = self._instead or _cipher(self._seed, _INSTEAD)
         found = np.empty(count, dtype=np.uint32)
         self._instead(found)
         masked: Words = found & _P
@@ -98,7 +101,7 @@ def _cipher(seed: bytes, domain: int) -> Callable[[Words], None]:
     encryptor = Cipher(algorithms.AES(seed), modes.CTR(counter)).encryptor()
 
     def fill(out: Words) -> None:
-        encryptor.update_into(memoryview(_ZEROS)[: out.nbytes], out.data.cast("B"))
+        encryptor.update_into(_ZEROS[: out.nbytes], out.data.cast("B"))
 
     return fill
 
