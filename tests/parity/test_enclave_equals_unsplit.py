@@ -105,6 +105,24 @@ def test_replies_and_scores_equal_unsplit_peft(tmp_path: Path) -> None:
         assert reply == wanted[0, len(prompt) :].tolist()
 
 
+@pytest.mark.parametrize("kinds", [["sparse"], ["lora", "sparse"]], ids="+".join)
+def test_scores_equal_those_of_the_merged_model(tmp_path: Path, kinds: list[str]) -> None:
+    model = tiny_llama_folder(tmp_path)
+    settings = owner_settings(model, tmp_path / "a", adapter={"kinds": kinds, "rank": 4})
+    prompt = [70, 80, 90, 100, 33]
+    with (
+        running_enclave(enclave_settings(model, tmp_path)) as server,
+        owner_of(server, settings) as owner,
+    ):
+        owner.train()
+        owner.export(tmp_path / "out", merged=tmp_path / "merged")
+        logits_BV = owner.score([prompt])
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        wanted_V = merged(input_ids=torch.tensor([prompt])).logits[0, -1]
+    torch.testing.assert_close(logits_BV[0], wanted_V, rtol=1e-4, atol=1e-4)
+
+
 def test_a_conversation_survives_a_restart_of_the_enclave(tmp_path: Path) -> None:
     model = tiny_llama_folder(tmp_path)
     settings = enclave_settings(model, tmp_path)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cutlayer.client.link import PendingCall
 from cutlayer.client.parts import head_output
 from cutlayer.data.batches import Batch
 from cutlayer.enclave.remote import RemoteEnclave
@@ -63,27 +64,36 @@ class RowFeeder:
         self.num_sent = 0
         """Rows that were sent so far, repeats counted."""
 
-    def ensure(self, chosen: Batch) -> None:
-        """Send the rows of a batch that the enclave does not have.
+    def ensure(self, batches: Sequence[Batch]) -> None:
+        """Send the rows of these batches that the enclave does not have, several at once.
 
         Raises:
             CacheFull: the enclave has no room for them.
         """
-        unknown = [row for row in chosen.row_ids if row not in self._there]
+        unknown = [r for chosen in batches for r in chosen.row_ids if r not in self._there]
         if not unknown:
             return
         name = self.name
         call = AskRows(row_set=name.row_set, front=name.front, row_ids=unknown)
         missing = set(self._enclave.missing(call))
-        if missing:
-            self._put(chosen, [n for n, row in enumerate(chosen.row_ids) if row in missing])
+        on_their_way = []
+        for chosen in batches:
+            indices = [n for n, row in enumerate(chosen.row_ids) if row in missing]
+            if indices:
+                on_their_way.append(self._put(chosen, indices))
+        try:
+            for sent in on_their_way:
+                self._enclave.require_put(sent)
+        finally:
+            for sent in on_their_way:
+                sent.forget()
         self._there.update(unknown)
 
     def forget_all(self) -> None:
         """The enclave lost some: it is asked anew, which costs next to nothing."""
         self._there.clear()
 
-    def _put(self, chosen: Batch, indices: Sequence[int]) -> None:
+    def _put(self, chosen: Batch, indices: Sequence[int]) -> PendingCall:
         rows, places, targets = _chosen(chosen, indices)
         row_ids = [chosen.row_ids[index] for index in indices]
         with torch.no_grad():
@@ -98,8 +108,8 @@ class RowFeeder:
             places=places,
             targets=targets if self.sends_labels else [],
         )
-        self._enclave.put(released, call)
         self.num_sent += len(row_ids)
+        return self._enclave.put(released, call)
 
 
 def row_names(row_ids: Iterable[int]) -> list[str]:

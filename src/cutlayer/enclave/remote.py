@@ -93,14 +93,17 @@ class RemoteEnclave(RemoteTrunk):
             raise ProtocolError("the enclave asks for rows that nobody spoke of")
         return reply.row_ids
 
-    def put(self, released: Released, call: PutRows) -> int:
-        """Put rows; the bytes that the enclave now holds of this owner.
+    def put(self, released: Released, call: PutRows) -> PendingCall:
+        """Put rows; `require_put` tells whether they are there."""
+        return self._link.send(Kind.PUT_ROWS, call, {"h": released.packed})
+
+    def require_put(self, call: PendingCall) -> int:
+        """Wait for `put`; the bytes that the enclave now holds of this owner.
 
         Raises:
             CacheFull: there is no room for them; says what to do.
         """
-        tensors = {"h": released.packed}
-        return header_of(self._link.send(Kind.PUT_ROWS, call, tensors).result(), RowsPut).held_bytes
+        return header_of(call.result(), RowsPut).held_bytes
 
     def score(self, call: ScoreRows, num_places: int) -> LogitsCall:
         """Compute rows that are there; without a loss inside, the reply has logits [S, V]."""

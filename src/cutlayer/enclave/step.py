@@ -106,8 +106,7 @@ class EnclaveStep(SplitStep):
         return logits_SV[torch.tensor(firsts)]
 
     def _once(self, name: StepName, batches: Sequence[Batch]) -> StepSums:
-        for chosen in batches:
-            self._feeder.ensure(chosen)
+        self._feeder.ensure(batches)
         ahead: deque[_Micro] = deque()
         behind: deque[_Micro] = deque()
         loss_sum = sq_norm = 0.0
@@ -199,7 +198,7 @@ class EnclaveStep(SplitStep):
     ) -> LogitsCall:
         """A call that has been answered."""
         for attempt in range(1, _MAX_LOST + 1):
-            self._feeder.ensure(chosen)
+            self._feeder.ensure([chosen])
             call = self._score(
                 name,
                 0,

@@ -89,7 +89,7 @@ class FederationPolicy(Settings):
             raise ValueError(
                 f"strategy {self.strategy.kind} needs to see every member's update, and secure "
                 "aggregation shows their sum alone; only where the aggregation runs in an "
-                "attested enclave can both hold, which this version does not offer. Choose "
+                "attested enclave can both hold (`cutlayer enclave`, its rounds). Here choose "
                 "fedavg, fedavg_frozen_a, fedprox, fedadam or every_step, or set "
                 "secure.enabled=false to show updates to the server"
             )
