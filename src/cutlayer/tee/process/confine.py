@@ -29,6 +29,7 @@ from cutlayer.tee.assurance import Assurance
 from cutlayer.tee.process.landlock import landlock_abi, restrict_files
 from cutlayer.tee.process.linux import (
     forbid_dumps,
+    is_dumpable,
     lock_all_memory,
     own_status,
     thread_statuses,
@@ -184,9 +185,10 @@ def confine(settings: ConfinementSettings, is_early: bool = False) -> Confinemen
         steps.run("landlock", lambda: steps.held(_restrict_files(settings), is_early))
     if settings.seccomp:
         steps.run("seccomp", lambda: steps.filtered(forbid_system_calls()))
-    if steps.missing and settings.required:
-        raise _refusal(steps.missing)
-    return _report(settings, steps)
+    report = _report(settings, steps)
+    if report.missing and settings.required:
+        raise _refusal(report.missing)
+    return report
 
 
 class _Steps:
@@ -221,6 +223,8 @@ class _Steps:
 
 def _check(settings: ConfinementSettings) -> None:
     """Refuse what cannot work, before anything is given up."""
+    if sys.platform != "linux":
+        raise ConfigError("a process is confined by Linux alone; run it there, or do without")
     if settings.seccomp:
         check_seccomp()
     for path in settings.writable:
@@ -301,7 +305,7 @@ def _report(settings: ConfinementSettings, steps: _Steps) -> Confinement:
         uid=os.getuid(),
         is_root=os.geteuid() == 0,
         no_new_privileges=status.get("NoNewPrivs") == "1",
-        no_dumps="dumps" in steps.done,
+        no_dumps=not is_dumpable(),
         seccomp_rules=steps.num_rules if is_filtered else 0,
         landlock_abi=landlock_abi() if "landlock" in steps.done else 0,
         num_free_threads=steps.num_free_threads,
@@ -311,7 +315,7 @@ def _report(settings: ConfinementSettings, steps: _Steps) -> Confinement:
     )
 
 
-def _refusal(missing: list[str]) -> ConfigError:
+def _refusal(missing: Sequence[str]) -> ConfigError:
     return ConfigError(
         f"this process cannot be confined as required: {'; '.join(missing)}; use a kernel and "
         "limits that allow it, or set confinement.required = false"

@@ -4,7 +4,9 @@ Numbers above 423 are the same on every architecture that Linux and torch share.
 """
 
 import ctypes
+import errno
 import os
+import sys
 from pathlib import Path
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "MEMFD_SECRET",
     "forbid_dumps",
     "forbid_new_privileges",
+    "is_dumpable",
     "lock_all_memory",
     "own_status",
     "system_call",
@@ -23,7 +26,7 @@ __all__ = [
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 MEMFD_SECRET = 447
 
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 3, 4, 38
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -32,8 +35,10 @@ def system_call(number: int, *arguments: int | bytes | None) -> int:
     """Make a system call; bytes are passed by their address.
 
     Raises:
-        OSError: it failed.
+        OSError: it failed, or this is another system, where the number means something else.
     """
+    if sys.platform != "linux":
+        raise OSError(errno.ENOSYS, "a system call of Linux")
     given = [ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in arguments]
     return _checked(_LIBC.syscall(ctypes.c_long(number), *given))
 
@@ -45,6 +50,15 @@ def forbid_dumps() -> None:
         OSError: the kernel refused.
     """
     _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def is_dumpable() -> bool:
+    """Whether the process may be dumped or debugged by its user.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    return _prctl(_PR_GET_DUMPABLE, 0) != 0
 
 
 def forbid_new_privileges() -> None:
@@ -94,8 +108,10 @@ def _status(path: Path) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _prctl(option: int, value: int) -> None:
-    _checked(_LIBC.prctl(ctypes.c_int(option), *(ctypes.c_ulong(x) for x in (value, 0, 0, 0))))
+def _prctl(option: int, value: int) -> int:
+    return _checked(
+        _LIBC.prctl(ctypes.c_int(option), *(ctypes.c_ulong(x) for x in (value, 0, 0, 0)))
+    )
 
 
 def _checked(result: int) -> int:

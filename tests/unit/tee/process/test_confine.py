@@ -171,6 +171,54 @@ def test_a_missing_writable_folder_is_named(tmp_path: Path) -> None:
             call(ConfinementSettings(writable=[gone]))
 
 
+def _in_a_process(script: str) -> str:
+    """What a script prints that confines itself; it has no torch, so that it is quick."""
+    start = (
+        "import threading, time, resource\n"
+        "from cutlayer.errors import ConfigError\n"
+        "from cutlayer.tee.process.confine import ConfinementSettings, confine, confine_files\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", start + script], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_is_required_and_cannot_be_had_is_an_error() -> None:
+    # Either the limit holds, or this is root, who names no user to become.
+    said = _in_a_process(
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))\n"
+        "try:\n    confine(ConfinementSettings(required=True))\n"
+        "except ConfigError as error:\n    print(error)\n"
+    )
+    assert "cannot be confined as required" in said
+    assert "locked memory" in said or "own user" in said
+
+
+@needs_landlock
+def test_threads_that_no_rule_binds_are_counted_and_named() -> None:
+    thread = "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    report = "report = confine(ConfinementSettings({}){})\n"
+    tell = "print(report.num_free_threads, *report.missing)\n"
+    late = _in_a_process(thread + report.format("", "") + tell)
+    if landlock_abi() < 8:
+        assert late.startswith("1 ")
+        assert "call confine_files before they start" in late
+    early = "is_early = confine_files(ConfinementSettings())\n"
+    assert _in_a_process(early + thread + report.format("", ", is_early") + tell).startswith("0 ")
+
+
+def test_what_is_switched_off_is_not_applied() -> None:
+    settings = "ConfinementSettings(seccomp=False, landlock=False, lock_memory=False)"
+    said = _in_a_process(
+        f"report = confine({settings})\n"
+        "print(report.seccomp_rules, report.landlock_abi, report.is_memory_locked)\n"
+        "print(report.no_dumps)\n"
+    )
+    assert said.split() == ["0", "0", "False", "True"]
+
+
 def test_a_process_is_never_more_than_simulated() -> None:
     everything = room.Confinement(
         uid=1,
