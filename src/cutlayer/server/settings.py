@@ -69,7 +69,7 @@ class LimitSettings(Settings):
     """Hidden states and their gradients of one run's open step, which wait for its end."""
     max_adapter_rank: int = Field(default=256, ge=1)
     """Largest LoRA rank."""
-    adapter_kinds: list[str] = ["lora", "prefix", "sparse"]
+    adapter_kinds: list[str] = Field(default=["lora", "prefix", "sparse"])
     """Kinds of adapters that clients may train."""
     max_virtual_tokens: int = Field(default=256, ge=1)
     """Largest prefix, in vectors per block."""
