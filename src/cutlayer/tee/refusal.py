@@ -6,6 +6,8 @@ from cutlayer.errors import AttestationError
 
 __all__ = ["Refusal", "refused"]
 
+_MAX_MESSAGE = 1000
+
 
 class Refusal(StrEnum):
     """The names are part of the JSON of `cutlayer attest verify`."""
@@ -57,6 +59,13 @@ def refused(reason: Refusal, message: str) -> AttestationError:
         reason: its name.
         message: for a person; the name is put before it.
     """
-    error = AttestationError(f"{reason}: {message}")
+    error = AttestationError(f"{reason}: {_one_line(message)}")
     error.refusal = reason
     return error
+
+
+def _one_line(message: str) -> str:
+    # Parts of it are the peer's choice: no line of our logs, and no page of them, is.
+    start = message[:_MAX_MESSAGE]
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in start)
+    return line if len(message) <= _MAX_MESSAGE else f"{line}..."
