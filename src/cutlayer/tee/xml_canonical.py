@@ -1,7 +1,8 @@
 """A small, strict XML tree with inclusive canonical form, enough to check a signed document.
 
 Refused, not handled: document types (so no entity can expand), processing instructions, `xml:`
-attributes, undeclared prefixes, deep nesting. It checks no signature (`rim`).
+attributes, undeclared prefixes, deep nesting, more elements or prefixes than any manifest has: it
+reads what nobody has vouched for yet. It checks no signature (`rim`).
 
 Source: W3C, Canonical XML 1.1 without comments (equal to 1.0 for what is accepted here).
 """
@@ -17,6 +18,8 @@ __all__ = ["XmlElement", "canonical", "parse_xml"]
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 32
+_MAX_ELEMENTS = 10_000
+_MAX_PREFIXES = 16
 _TEXT = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#xD;"}
 _VALUE = {"&": "&amp;", "<": "&lt;", '"': "&quot;", "\t": "&#x9;", "\n": "&#xA;", "\r": "&#xD;"}
 
@@ -80,11 +83,13 @@ class _Builder:
     def __init__(self) -> None:
         self.root: XmlElement | None = None
         self._open: list[XmlElement] = []
+        self._num_elements = 0
 
     def start(self, tag: str, flat: list[str]) -> None:
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
         scope = dict(self._open[-1].scope) if self._open else {}
         scope |= {k.partition(":")[2]: v for k, v in pairs if _declares(k)}
+        self._check_size(scope)
         attributes = tuple(pair for pair in pairs if not _declares(pair[0]))
         for name in (tag, *(name for name, _ in attributes)):
             prefix = name.rpartition(":")[0]
@@ -98,6 +103,14 @@ class _Builder:
         self._open.append(element)
         if len(self._open) > _MAX_DEPTH:
             _refuse(f"elements nest deeper than {_MAX_DEPTH}")
+
+    def _check_size(self, scope: Mapping[str, str]) -> None:
+        # Each element keeps its scope: without limits the two multiply.
+        self._num_elements += 1
+        if self._num_elements > _MAX_ELEMENTS:
+            _refuse(f"more than {_MAX_ELEMENTS} elements")
+        if len(scope) > _MAX_PREFIXES:
+            _refuse(f"more than {_MAX_PREFIXES} prefixes in force")
 
     def end(self, _tag: str) -> None:
         self._open.pop()

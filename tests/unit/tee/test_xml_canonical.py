@@ -98,3 +98,10 @@ def test_names_are_expanded() -> None:
 def test_what_is_not_needed_is_not_parsed(data: bytes) -> None:
     with pytest.raises(AttestationError, match="malformed"):
         parse_xml(data)
+
+
+def test_elements_and_prefixes_do_not_multiply_into_gigabytes() -> None:
+    declared = " ".join(f'xmlns:p{n}="{n}"' for n in range(5000))
+    for head, children in ((f"<r {declared}>", 10), ("<r>", 50_000)):
+        with pytest.raises(AttestationError, match="more than"):
+            parse_xml(f"{head}{'<a/>' * children}</r>".encode())
