@@ -37,6 +37,7 @@ __all__ = [
 
 _FILE_MAGIC, _FILE_VERSION = 0xBADCC0DE, 1
 _SECRET_BYTES = 32
+_AES_BITS = (128, 192, 256)
 
 
 class ActivationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -138,8 +139,9 @@ def make_credential(ek: TpmPublic, ak_name: bytes, secret: bytes) -> bytes:
     Raises:
         AttestationError: no RSA storage key.
     """
-    if not isinstance(ek.key, rsa.RSAPublicKey) or not ek.symmetric_bits:
-        raise refused(Refusal.MALFORMED, "activation wants an RSA endorsement key")
+    # The size is the machine's word: a certificate vouches for the key alone.
+    if not isinstance(ek.key, rsa.RSAPublicKey) or ek.symmetric_bits not in _AES_BITS:
+        raise refused(Refusal.MALFORMED, "activation wants an RSA endorsement key with AES beside")
     seed = secrets.token_bytes(hashlib.new(ek.hash_name).digest_size)
     algorithm = HASHES[ek.hash_name]()
     oaep = padding.OAEP(padding.MGF1(algorithm), algorithm, label=b"IDENTITY\0")
