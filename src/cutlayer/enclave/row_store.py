@@ -170,7 +170,7 @@ class RowStore:
             f"{added} bytes of rows do not fit beside the {own} that {name.owner} has here (limit "
             f"rows.max_client_bytes={settings.max_client_bytes}; all owners have {everybody} of "
             f"rows.max_bytes={settings.max_bytes}): raise the limit at the enclave, set "
-            'connection.codec = "bf16" or "fp8" for smaller rows, or train on fewer rows'
+            'connection.codec = "bf16", which halves rows, or train on fewer rows'
         )
 
     def _fits(self, owner: str, added: int) -> bool:

@@ -243,6 +243,15 @@ def test_a_loss_inside_counts_once(channel: Channel) -> None:
     assert not first.tensors
 
 
+def test_a_micro_batch_without_scored_places_is_a_step_too(channel: Channel) -> None:
+    put = msgspec.structs.replace(PUT, places=[[], []], targets=[])
+    _call(channel, Kind.PUT_ROWS, put, H)
+    assert not _call(channel, Kind.SCORE_ROWS, SCORE).tensors
+    with pytest.raises(ProtocolError, match="gradient of shape"):
+        _call(channel, Kind.LEARN_LOGITS, LEARN, _grad(0.1, 1))
+    assert _call(channel, Kind.LEARN_LOGITS, LEARN).header.sq_norm == 0  # type: ignore[attr-defined]
+
+
 def test_an_owner_that_stops_amid_a_step_may_come_back(server: EnclaveServer) -> None:
     run = _run("stops")
     score = msgspec.structs.replace(SCORE, run_id="stops")

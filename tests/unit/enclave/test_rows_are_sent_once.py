@@ -137,3 +137,28 @@ def test_saved_steps_are_sealed(tmp_path: Path) -> None:
     saved = list((tmp_path / "inside" / "runs").rglob("*.safetensors"))
     assert saved
     assert all(path.read_bytes()[:4] == b"CLV1" for path in saved)
+
+
+@pytest.mark.parametrize(("codec", "most"), [("bf16", 0.55), ("fp8", 0.35)])
+def test_smaller_codecs_send_and_keep_less_and_learn_alike(
+    tmp_path: Path, codec: str, most: float
+) -> None:
+    model = tiny_llama_folder(tmp_path)
+    losses, sent, kept = {}, {}, {}
+    for name in ("raw", codec):
+        counts: Counter[str] = Counter()
+        settings = owner_settings(
+            model, tmp_path / name, connection__codec=name, train__steps=STEPS_PER_EPOCH
+        )
+        with running_enclave(enclave_settings(model, tmp_path / name)) as server:
+            tapped = EnclaveClient(
+                settings,
+                connect=lambda s=server, c=counts: _Tap(loopback_of(s), c),  # type: ignore[misc]
+            )
+            with tapped as owner:
+                losses[name] = _losses(owner.train())
+            kept[name] = server.desk.rows.used_bytes
+        sent[name] = counts["activations"]
+    assert sent[codec] < most * sent["raw"]
+    assert (kept[codec] < kept["raw"]) == (codec == "bf16")
+    assert losses[codec] == pytest.approx(losses["raw"], rel=0.05)
