@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+import cutlayer
 from cutlayer.errors import ConfigError
 from cutlayer.settings import Settings
 from cutlayer.tee.assurance import Assurance
@@ -289,9 +290,10 @@ def _restrict_files(settings: ConfinementSettings) -> bool:
 def _program_files() -> list[Path]:
     """Where Python and what is installed beside it lie; what it was told to import as well."""
     named = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, *sys.path}
-    # An empty or the root folder would allow everything.
-    folders = {Path(name).resolve() for name in named if name}
-    return sorted(path for path in folders if path != Path("/"))
+    package = Path(cutlayer.__path__[0]).resolve()
+    # The folder in which it was started may be anybody's home; the root would allow everything.
+    open_ = {Path.cwd(), Path("/")}
+    return sorted({Path(name).resolve() for name in named} - open_ | {package})
 
 
 def _report(settings: ConfinementSettings, steps: _Steps) -> Confinement:

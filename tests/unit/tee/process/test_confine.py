@@ -209,6 +209,17 @@ def test_threads_that_no_rule_binds_are_counted_and_named() -> None:
     assert _in_a_process(early + thread + report.format("", ", is_early") + tell).startswith("0 ")
 
 
+@needs_landlock
+def test_the_folder_of_the_start_is_not_readable_for_that(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("private")
+    script = (
+        f"import os, sys; os.chdir({str(tmp_path)!r}); sys.path.insert(0, os.getcwd())\n"
+        "confine_files(ConfinementSettings(seccomp=False))\n"
+        "try:\n    print(open('letter').read())\nexcept OSError as error:\n    print(error)\n"
+    )
+    assert "Permission denied" in _in_a_process(script)
+
+
 def test_what_is_switched_off_is_not_applied() -> None:
     settings = "ConfinementSettings(seccomp=False, landlock=False, lock_memory=False)"
     said = _in_a_process(
