@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
@@ -100,6 +100,18 @@ def public_area(key: TpmKey, attributes: int = AK_ATTRIBUTES) -> bytes:
     parameters = bytes.fromhex("00100018000b00030010")
     point = sized(numbers.x.to_bytes(32, "big")) + sized(numbers.y.to_bytes(32, "big"))
     return sized(head + parameters + point)
+
+
+EK_ATTRIBUTES = 0x300B2
+"""fixedTPM, fixedParent, sensitiveDataOrigin, adminWithPolicy, restricted, decrypt."""
+
+
+def rsa_public_area(key: rsa.RSAPublicKey, attributes: int = EK_ATTRIBUTES) -> bytes:
+    """TPM2B_PUBLIC of an endorsement key without a TPM."""
+    head = bytes.fromhex("0001000b") + attributes.to_bytes(4, "big") + sized(bytes(32))
+    parameters = bytes.fromhex("0006008000430010080000000000")
+    modulus = key.public_numbers().n.to_bytes(256, "big")
+    return sized(head + parameters + sized(modulus))
 
 
 def quote_message(pcrs: Mapping[int, bytes], nonce: bytes) -> bytes:

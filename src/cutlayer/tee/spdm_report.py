@@ -122,9 +122,10 @@ def _read_measurements(records: bytes, num_blocks: int) -> dict[int, str]:
 def _read_opaque(data: bytes) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
     while data:
-        kind, size = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little")
+        head, kind = data[:4], int.from_bytes(data[:2], "little")
+        size = int.from_bytes(head[2:], "little")
         value, data = data[4 : 4 + size], data[4 + size :]
-        if len(value) != size or kind in found:
+        if len(head) + len(value) != 4 + size or kind in found:
             raise refused(Refusal.MALFORMED, f"field {kind} of a GPU's report")
         found[kind] = value
     return found

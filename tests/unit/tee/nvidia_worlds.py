@@ -88,15 +88,21 @@ class Gpu:
             f'<Meta colloquialVersion="{version}" product="GH100"/><Payload>{rows}</Payload>@</S>'
         )
 
-    def signed_xml(self, text: str) -> bytes:
-        """The document with an enveloped signature in the place of the only `@`."""
+    def signed_xml(self, text: str, uri: str = "", first: str = "enveloped-signature") -> bytes:
+        """The document with an enveloped signature in the place of the only `@`.
+
+        Args:
+            text: of the document.
+            uri: of what is signed, as it is stated.
+            first: the first transform, as it is stated.
+        """
         digest = hashlib.sha384(canonical(parse_xml(text.replace("@", "").encode()))).digest()
         c14n = "http://www.w3.org/2006/12/xml-c14n11"
         more = "http://www.w3.org/2001/04/xmldsig-more#"
         info = (
             f'<d:SignedInfo><d:CanonicalizationMethod Algorithm="{c14n}"/>'
-            f'<d:SignatureMethod Algorithm="{more}ecdsa-sha384"/><d:Reference URI=""><d:Transforms>'
-            f'<d:Transform Algorithm="{_DSIG}enveloped-signature"/>'
+            f'<d:SignatureMethod Algorithm="{more}ecdsa-sha384"/><d:Reference URI="{uri}">'
+            f'<d:Transforms><d:Transform Algorithm="{_DSIG}{first}"/>'
             f'<d:Transform Algorithm="{c14n}"/></d:Transforms>'
             f'<d:DigestMethod Algorithm="{more}sha384"/>'
             f"<d:DigestValue>{_base64(digest)}</d:DigestValue></d:Reference></d:SignedInfo>"
@@ -107,14 +113,19 @@ class Gpu:
         )
         rest = f"<d:KeyInfo><d:X509Data>{chain}</d:X509Data></d:KeyInfo>"
         whole = text.replace("@", f'<d:Signature xmlns:d="{_DSIG}">{info}@{rest}</d:Signature>')
-        signature = parse_xml(whole.replace("@", "").encode()).elements[-1]
-        value = _signature(self.leaf.key, canonical(signature.elements[0]))
+        everything = parse_xml(whole.replace("@", "").encode()).walk()
+        (signed,) = (one for one in everything if one.tag == "d:SignedInfo")
+        value = _signature(self.leaf.key, canonical(signed))
         return whole.replace("@", f"<d:SignatureValue>{_base64(value)}</d:SignatureValue>").encode()
 
     @property
     def key_set(self) -> bytes:
         """Of the service."""
-        chain = [_base64(one.der) for one in (self.leaf, self.middle, self.root)]
+        return self.key_set_of(self.leaf, self.middle, self.root)
+
+    def key_set_of(self, *certificates: Authority) -> bytes:
+        """Of any chain."""
+        chain = [_base64(one.der) for one in certificates]
         return json.dumps({"keys": [{"kid": KID, "kty": "EC", "x5c": chain}]}).encode()
 
     def token(self, claims: Mapping[str, object], alg: str = "ES384") -> str:
@@ -123,17 +134,15 @@ class Gpu:
         signed = ".".join(_url64(json.dumps(part).encode()) for part in parts)
         return f"{signed}.{_url64(_signature(self.leaf.key, signed.encode()))}"
 
-    def tokens(self, nonce: str = "00" * 32, num_gpus: int = 2, **changes: object) -> bytes:
-        """The service's answer; `changes` are of every GPU's claims."""
+    def tokens(self, nonce: str = "00" * 32, is_good: bool = True, **changes: object) -> bytes:
+        """The service's answer about two GPUs; `changes` are of both GPUs' claims."""
         dates = {"iss": ISSUER, "eat_nonce": nonce, **_dates()}
-        gpus = {
-            f"GPU-{i}": self.token({**dates, **_good_claims(i), **changes}) for i in range(num_gpus)
-        }
+        gpus = {f"GPU-{i}": self.token({**dates, **_good_claims(i), **changes}) for i in range(2)}
         digests = {
             name: ["DIGEST", ["SHA-256", hashlib.sha256(text.encode()).hexdigest()]]
             for name, text in gpus.items()
         }
-        overall = {**dates, "x-nvidia-overall-att-result": True, "submods": digests}
+        overall = {**dates, "x-nvidia-overall-att-result": is_good, "submods": digests}
         return json.dumps([["JWT", self.token(overall)], gpus]).encode()
 
     def token_evidence(self, body: bytes | None = None) -> Evidence:

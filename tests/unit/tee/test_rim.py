@@ -88,11 +88,29 @@ def test_signed_nonsense_is_malformed(gpu: Gpu, golden: dict[int, list[str]]) ->
 
 
 def test_signed_contradiction_is_malformed(gpu: Gpu) -> None:
-    text = gpu.manifest(golden={1: ["ab" * 48]}).decode()
+    text = _unsigned(gpu)
+    rows = text[text.index("<Resource") : text.index("</Payload>")]
+    assert refusal(gpu, gpu.signed_xml(text.replace(rows, rows + rows))) == "malformed"
+
+
+@pytest.mark.parametrize(
+    "stated", [{"uri": "#part"}, {"first": "base64"}], ids=["of a part", "after another transform"]
+)
+def test_signature_over_something_else_is_refused(gpu: Gpu, stated: dict[str, str]) -> None:
+    # Signed as it stands, by the right key: only what is stated to be signed is wrong.
+    assert refusal(gpu, gpu.signed_xml(_unsigned(gpu), **stated)) == "bad-signature"
+
+
+def test_signature_within_the_payload_is_refused(gpu: Gpu) -> None:
+    moved = _unsigned(gpu).replace("@", "").replace("</Payload>", "@</Payload>")
+    with pytest.raises(AttestationError, match="not the root's child"):
+        verified(gpu, gpu.signed_xml(moved))
+
+
+def _unsigned(gpu: Gpu) -> str:
+    text = gpu.manifest().decode()
     start, end = text.index("<d:Signature "), text.index("</d:Signature>") + 14
-    twice = (text[:start] + "@" + text[end:]).replace("<Payload>", '<Payload x="">')
-    row = twice[twice.index("<Resource") : twice.index("</Payload>")]
-    assert refusal(gpu, gpu.signed_xml(twice.replace(row, row + row))) == "malformed"
+    return text[:start] + "@" + text[end:]
 
 
 def test_manifest_of_another_root_is_refused(gpu: Gpu) -> None:
