@@ -11,7 +11,8 @@ class Assurance(IntEnum):
     SIMULATED = 0
     """Made by software under a test root: proves nothing to anybody."""
     MEASURED_BOOT = 1
-    """A TPM's word: what was booted, not that memory is hidden from the host."""
+    """A TPM's word: what was booted, not that memory is hidden from the host. Nor is a GPU's own
+    worth more without a CPU's beside it: it answers any program that asks."""
     HARDWARE_TEE = 2
     """A CPU's enclave or confidential VM."""
     HARDWARE_TEE_GPU = 3

@@ -165,8 +165,10 @@ def _lines(claims: Claims, values: Mapping[str, str]) -> Iterable[str]:
 def _assurance(kind: Platform, is_named_root: bool) -> Assurance:
     if kind is Platform.TPM:
         return Assurance.MEASURED_BOOT
-    is_simulated = kind is Platform.SIMULATED or is_named_root
-    return Assurance.SIMULATED if is_simulated else Assurance.HARDWARE_TEE
+    if kind is Platform.SIMULATED or is_named_root:
+        return Assurance.SIMULATED
+    # A GPU alone says nothing of the program that asked it.
+    return Assurance.MEASURED_BOOT if kind is Platform.NVIDIA else Assurance.HARDWARE_TEE
 
 
 def _joint_lines(companions: Iterable[Claims]) -> Iterable[str]:

@@ -67,7 +67,7 @@ def claims_of(evidence: Evidence, trust: Trust) -> Claims:
         raise refused(Refusal.OTHER_PLATFORM, f"no verifier is known for {evidence.platform}")
     if evidence.platform is Platform.NVIDIA and evidence.companions:
         raise refused(Refusal.MALFORMED, "an accelerator's evidence has evidence of its own")
-    claims = VERIFIERS.get(evidence.platform).verify(evidence, trust)
+    claims = _alone(VERIFIERS.get(evidence.platform).verify(evidence, trust))
     companions = tuple(one for piece in evidence.companions for one in _companion(piece, trust))
     if not companions:
         return claims
@@ -76,6 +76,15 @@ def claims_of(evidence: Evidence, trust: Trust) -> Claims:
     is_whole = claims.assurance >= Assurance.HARDWARE_TEE and joint >= Assurance.HARDWARE_TEE
     level = Assurance.HARDWARE_TEE_GPU if is_whole else joint
     return replace(claims, companions=companions, assurance=level)
+
+
+def _alone(claims: Claims) -> Claims:
+    """A GPU answers whoever asks: without a CPU's evidence nothing says for which program."""
+    if claims.platform is not Platform.NVIDIA:
+        return claims
+    level = min(claims.assurance, Assurance.MEASURED_BOOT)
+    companions = tuple(replace(one, assurance=level) for one in claims.companions)
+    return replace(claims, assurance=level, companions=companions)
 
 
 def _companion(piece: Evidence, trust: Trust) -> list[Claims]:
