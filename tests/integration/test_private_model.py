@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from cutlayer.cli.checks import Status, check_server
 from cutlayer.enclave.owner import EnclaveClient
-from cutlayer.errors import AttestationError, ConfigError, PermissionRefused, TransportError
+from cutlayer.errors import (
+    AttestationError,
+    ConfigError,
+    ModelError,
+    PermissionRefused,
+    TransportError,
+)
 from cutlayer.identity.provision import local, member_files
-from cutlayer.model.folder import ModelFolder
+from cutlayer.model.folder import ModelFolder, resolve_model
 from cutlayer.model.manifest import manifest_of
 from cutlayer.model.partition import Cut, Part
 from cutlayer.server.settings import ServerSettings
@@ -155,3 +162,14 @@ def test_an_enclave_opens_its_sealed_blocks_and_an_owner_trains_with_them(tmp_pa
         with EnclaveClient(settings) as client:
             losses.append([record.loss for record in client.train().history])
     assert losses[0] == losses[1]
+
+
+def test_a_sealed_folder_where_none_can_be_opened_is_explained(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    seal_part(ModelFolder(model), Cut(1, 3), Part.TRUNK, tmp_path / "sealed", bytes(32))
+    with pytest.raises(ModelError, match="holds sealed weights"):
+        resolve_model(tmp_path / "sealed")
+    findings = check_server(server_settings(tmp_path / "sealed", tmp_path))
+    (found,) = [finding for finding in findings if finding.name == "model"]
+    assert found.status is Status.WARN
+    assert "owner's key comes" in found.text

@@ -24,6 +24,7 @@ from cutlayer.model.folder import HubFolder, ModelFolder, resolve_model
 from cutlayer.model.manifest import names_by_leaf
 from cutlayer.model.partition import Cut, Part
 from cutlayer.server.settings import ServerSettings, TrunkSettings
+from cutlayer.tee.private_model.label import is_sealed
 from cutlayer.wire.endpoints import TlsFiles, read_tls
 
 __all__ = ["Finding", "Status", "check_client", "check_server"]
@@ -89,8 +90,10 @@ def check_server(settings: ServerSettings) -> list[Finding]:
         found += _link("attestation", lambda: check_evidence(tee))
     model = settings.model
     found += _dtype(model.dtype, model.device)
-    folder = _tried(found, "model", lambda: resolve_model(model.path, model.revision))
-    if folder is not None:
+    if is_sealed(model.path):
+        text = f"{model.path} is sealed; its owner's key comes when the server starts"
+        found.append(Finding(name="model", status=Status.WARN, text=text))
+    elif folder := _tried(found, "model", lambda: resolve_model(model.path, model.revision)):
         found += _model(folder, model, (Part.TRUNK,))
     found += _link("address", lambda: check_listening(settings.listen))
     return found

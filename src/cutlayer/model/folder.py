@@ -237,6 +237,11 @@ def _check_folder(path: Path) -> None:
     if not path.is_dir():
         raise ModelError(f"{path} is not a folder; name the folder that holds config.json")
     if not (path / "config.json").is_file():
+        if (path / "sealed.json").is_file():
+            raise ModelError(
+                f"{path} holds sealed weights; servers and enclaves open them with their owner's "
+                "key, nothing else does"
+            )
         ggufs = sorted(path.glob("*.gguf"))
         hint = f"; name the file {ggufs[0]} itself" if ggufs else ""
         raise ModelError(f"{path} has no config.json, so it is no model folder{hint}")

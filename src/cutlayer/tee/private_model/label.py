@@ -14,7 +14,7 @@ import msgspec
 from cutlayer.errors import ModelError
 from cutlayer.storage.files import write_atomic
 
-__all__ = ["LABEL_NAME", "Label", "What", "key_id_of", "read_label", "write_label"]
+__all__ = ["LABEL_NAME", "Label", "What", "is_sealed", "key_id_of", "read_label", "write_label"]
 
 LABEL_NAME = "sealed.json"
 _MAX_BYTES = 64 << 10
@@ -60,6 +60,11 @@ class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def context(self, name: str) -> str:
         """What a sealed piece of this name is bound to."""
         return f"sealed {self.what} {self.digest} {name}"
+
+
+def is_sealed(folder: str | Path) -> bool:
+    """Whether a model's name is that of a sealed folder."""
+    return (Path(folder).expanduser() / LABEL_NAME).is_file()
 
 
 def key_id_of(key: bytes) -> str:

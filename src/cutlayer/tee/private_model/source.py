@@ -17,7 +17,7 @@ from cutlayer.tee.challenge import Prover
 from cutlayer.tee.exhibit import Side
 from cutlayer.tee.private_model.consent import OwnerKey, require_consent
 from cutlayer.tee.private_model.exchange import receive
-from cutlayer.tee.private_model.label import LABEL_NAME, What, read_label
+from cutlayer.tee.private_model.label import What, is_sealed, read_label
 from cutlayer.tee.private_model.sealed_part import SealedFolder
 from cutlayer.tee.verifier import utc_now
 
@@ -58,9 +58,9 @@ def open_model(
         TransportError: the owner did not answer in time, or refused.
         ModelError, StorageError: it cannot be read.
     """
-    folder = Path(name).expanduser()
-    if not (folder / LABEL_NAME).is_file():
+    if not is_sealed(name):
         return resolve_model(name, revision)
+    folder = Path(name).expanduser()
     label = read_label(folder)
     if private is None or private.exchange is None:
         raise ConfigError(
