@@ -4,19 +4,30 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cutlayer.errors import AttestationError
+from cutlayer.tee import nvidia_token
 from cutlayer.tee.assurance import Assurance
 from cutlayer.tee.claims import Claims
 from cutlayer.tee.evidence import Evidence, Platform
 from cutlayer.tee.policy import Policy, appraise
 from cutlayer.tee.verifier import Trust
 from cutlayer.tee.verify import claims_of
-from tests.unit.tee.authorities import AT, revocation_list
+from tests.unit.tee.authorities import (
+    AT,
+    Authority,
+    Wish,
+    ec_key,
+    issue,
+    revocation_list,
+    rsa_key,
+)
 from tests.unit.tee.evidence_samples import published
 from tests.unit.tee.nvidia_worlds import DRIVER, KID, VBIOS, Gpu, measured
 
@@ -368,6 +379,51 @@ def test_service_that_does_not_approve_is_refused(
     gpu: Gpu, changes: Mapping[str, object], expected: str
 ) -> None:
     assert refusal(gpu, gpu.token_evidence(gpu.tokens(**changes))) == expected
+
+
+def test_service_that_does_not_approve_the_whole_is_refused(gpu: Gpu) -> None:
+    assert refusal(gpu, gpu.token_evidence(gpu.tokens(is_good=False))) == "wrong-measurement"
+
+
+@pytest.fixture
+def service(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """NVIDIA's service, were its authority this test's."""
+    key = gpu.root.certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    point = key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    monkeypatch.setattr(nvidia_token, "SERVICE_KEY", point)
+    return gpu
+
+
+def by_service(gpu: Gpu, *chain: Authority, at: datetime = AT) -> Claims:
+    evidence = replace_collateral(gpu.token_evidence(), "jwks", gpu.key_set_of(*chain))
+    return claims_of(evidence, Trust(at=at))
+
+
+def service_refusal(gpu: Gpu, *chain: Authority) -> str:
+    with pytest.raises(AttestationError) as caught:
+        by_service(gpu, *chain)
+    return caught.value.refusal
+
+
+def test_key_of_the_service_is_hardware(service: Gpu) -> None:
+    claims = by_service(service, service.leaf, service.middle)
+    assert claims.assurance is Assurance.MEASURED_BOOT
+
+
+def test_chain_of_the_service_is_checked(service: Gpu) -> None:
+    leaf, middle, root = service.leaf, service.middle, service.root
+    old = Wish(end=AT - timedelta(days=1))
+    no_authority = issue("no authority", ec_key(), root, Wish(is_authority=False))
+    old_middle = issue("old", ec_key(), root, old)
+    assert service_refusal(service, leaf, middle, root) == "bad-chain"
+    assert service_refusal(service, leaf) == "bad-chain"
+    assert service_refusal(service, leaf, Gpu().middle) == "wrong-root"
+    assert service_refusal(service, Gpu().leaf, middle) == "bad-chain"
+    assert service_refusal(service, issue("a", leaf.key, no_authority), no_authority) == "bad-chain"
+    assert service_refusal(service, issue("a", leaf.key, old_middle), old_middle) == "expired"
+    assert service_refusal(service, issue("a", leaf.key, middle, old), middle) == "expired"
+    assert service_refusal(service, issue("a", rsa_key(), middle), middle) == "bad-signature"
 
 
 @pytest.mark.parametrize("change", [{"dbgstat": "enabled"}, {"secboot": False}, {"secboot": None}])
