@@ -23,6 +23,7 @@ __all__ = ["AzureVerifier"]
 
 _OWN_COLLATERAL = ("td_quote", "quote", "signature", "ak", "pcrs")
 _TPM_COLLATERAL = ("signature", "ak", "pcrs")
+_PARAVISOR_LEVEL = "00000000"
 
 
 @VERIFIERS.register(Platform.AZURE)
@@ -68,7 +69,20 @@ def _verify_hardware(report: HclReport, collateral: Mapping[str, bytes], trust: 
         body = collateral["td_quote"]
     rest = {name: value for name, value in collateral.items() if name not in _OWN_COLLATERAL}
     inner = Evidence(platform=report.platform, body=body, collateral=rest)
-    return VERIFIERS.get(report.platform).verify(inner, _hardware_trust(report, trust))
+    claims = VERIFIERS.get(report.platform).verify(inner, _hardware_trust(report, trust))
+    _check_asker(claims)
+    return claims
+
+
+def _check_asker(claims: Claims) -> None:
+    # The guest beneath may ask the chip too, and would bind runtime claims of its own.
+    level = claims.measurements.get("vmpl", _PARAVISOR_LEVEL)
+    if level != _PARAVISOR_LEVEL:
+        raise refused(
+            Refusal.WRONG_BINDING,
+            f"the hardware's report was asked for at privilege level {int(level, 16)}, not by the "
+            "paravisor at level 0",
+        )
 
 
 def _hardware_trust(report: HclReport, trust: Trust) -> Trust:

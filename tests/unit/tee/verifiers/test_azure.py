@@ -124,6 +124,15 @@ def test_hardware_of_another_machine_is_refused(vm: AzureVm) -> None:
     assert refusal(vm, foreign) in ("bad-signature", "wrong-root")
 
 
+def test_runtime_claims_that_the_guest_had_bound_by_itself_are_refused(vm: AzureVm) -> None:
+    runtime = vm.runtime()
+    bound = hashlib.sha256(runtime).digest()
+    hardware = vm.chip.report(Wished(report_data=bound, vmpl=2))
+    assert refusal(vm, with_body(vm.evidence(NONCE), vm.report(runtime, hardware))) == (
+        "wrong-binding"
+    )
+
+
 def test_a_debug_vm_is_told_as_such(vm: AzureVm) -> None:
     runtime = vm.runtime()
     bound = hashlib.sha256(runtime).digest()
