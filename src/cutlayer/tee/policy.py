@@ -20,6 +20,9 @@ from cutlayer.tee.refusal import Refusal, refused
 
 __all__ = ["Policy", "appraise", "read_policy", "read_roots"]
 
+_OF_SOFTWARE = {Platform.AZURE: "pcr", Platform.TPM: "pcr"}
+"""Where something else is measured than what the owner runs: how the names of that begin."""
+
 
 class Policy(Settings):
     """One TOML file that the security officer signs."""
@@ -32,7 +35,7 @@ class Policy(Settings):
     """simulated, measured-boot, hardware-tee or hardware-tee+gpu-cc."""
     measurements: dict[str, list[str]] = Field(default_factory=dict)
     """By the platform's names: values in hex, of which one must be met. Empty accepts any software
-    and is refused above the level simulated."""
+    and is refused above the level simulated; so is a policy without a PCR on Azure and TPM."""
     tcb_statuses: list[str] = Field(default=["UpToDate"])
     """The vendor's words that are accepted."""
     advisories: list[str] = Field(default=[])
@@ -162,6 +165,13 @@ def _check_measurements(claims: Claims, wanted: Mapping[str, list[str]], least: 
             Refusal.WRONG_MEASUREMENT,
             "the policy names no measurement, so any software would pass; add reference values "
             "with `cutlayer attest policy init`",
+        )
+    prefix = _OF_SOFTWARE.get(claims.platform, "")
+    if least > Assurance.SIMULATED and not any(name.startswith(prefix) for name in wanted):
+        raise refused(
+            Refusal.WRONG_MEASUREMENT,
+            f"the policy pins no {prefix.upper()}, so on {claims.platform} any software would "
+            "pass; add the values that your system boots with",
         )
     for name, values in wanted.items():
         found = claims.measurements.get(name)

@@ -107,6 +107,23 @@ def test_a_policy_without_measurements_accepts_only_simulated_machines() -> None
     appraise(replace(GOOD, assurance=Assurance.SIMULATED), lenient, AT, REPORT_DATA)
 
 
+@pytest.mark.parametrize(
+    ("platform", "other"), [(Platform.AZURE, "measurement"), (Platform.TPM, "ak_sha256")]
+)
+def test_a_policy_that_pins_no_software_of_the_owners_accepts_nobody(
+    platform: Platform, other: str
+) -> None:
+    # The paravisor is the cloud's for all its customers; a TPM signs whatever was booted.
+    measured = {other: "aa" * 32, "pcr4": "bb" * 32}
+    claims = replace(GOOD, platform=platform, measurements=measured)
+    policy = POLICY.model_copy(
+        update={"platforms": [platform], "measurements": {other: ["aa" * 32]}}
+    )
+    assert refusal(claims, policy) == "wrong-measurement"
+    pinned = {name: [value] for name, value in measured.items()}
+    appraise(claims, policy.model_copy(update={"measurements": pinned}), AT, REPORT_DATA)
+
+
 def test_an_accelerator_is_judged_by_reference_values_or_by_its_vendors_word() -> None:
     unpinned = POLICY.model_copy(update={"gpu_measurements": {}})
     appraise(GOOD, unpinned, AT, REPORT_DATA)
