@@ -39,7 +39,7 @@ from tests.enclave_worlds import (
     owner_settings,
     running_enclave,
 )
-from tests.tiny_models import tiny_llama_folder, tiny_model
+from tests.tiny_models import tiny_model
 from tests.worlds import client_of, client_settings, running_server, server_settings
 
 WIDTH, VOCABULARY = 32, 264
@@ -58,9 +58,8 @@ LEARN = LearnLogits(run_id="mine", step=1, micro=0, is_last=True)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnclaveServer]:
-    folder = tmp_path_factory.mktemp("enclave")
-    with running_enclave(enclave_settings(tiny_llama_folder(folder), folder)) as running:
+def server(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[EnclaveServer]:
+    with running_enclave(enclave_settings(model, tmp_path_factory.mktemp("enclave"))) as running:
         yield running
 
 
@@ -311,8 +310,9 @@ def test_calls_need_a_greeting_and_the_role(server: EnclaveServer) -> None:
     reader.close()
 
 
-def test_a_days_vectors_are_counted_where_they_tell_of_the_weights(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_a_days_vectors_are_counted_where_they_tell_of_the_weights(
+    tmp_path: Path, model: Path
+) -> None:
     limited = enclave_settings(model, tmp_path, limits__max_client_vectors_per_day=12)
     with running_enclave(limited) as server:
         channel = _greeted(server, "thief")
@@ -326,9 +326,8 @@ def test_a_days_vectors_are_counted_where_they_tell_of_the_weights(tmp_path: Pat
 
 
 def test_another_cut_and_another_model_are_refused_in_the_handshake(
-    tmp_path: Path, server: EnclaveServer
+    tmp_path: Path, model: Path, server: EnclaveServer
 ) -> None:
-    model = tiny_llama_folder(tmp_path)
     deeper = owner_settings(model, tmp_path / "a", model__lower=2)
     with owner_of(server, deeper) as owner, pytest.raises(SpecMismatch, match="lower"):
         owner.train()
@@ -340,8 +339,7 @@ def test_another_cut_and_another_model_are_refused_in_the_handshake(
         owner.train()
 
 
-def test_an_ordinary_trunk_server_gets_neither_rows_nor_labels(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_an_ordinary_trunk_server_gets_neither_rows_nor_labels(tmp_path: Path, model: Path) -> None:
     table = server_settings(model, tmp_path).model_dump(mode="json")
     table["model"] = {**table["model"], "upper": 4}
     trunk = type(server_settings(model, tmp_path)).model_validate(table)
@@ -358,8 +356,7 @@ def test_an_ordinary_trunk_server_gets_neither_rows_nor_labels(tmp_path: Path) -
         assert owner.feeder.num_sent == 0
 
 
-def test_a_client_of_a_trunk_is_told_where_it_is(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_a_client_of_a_trunk_is_told_where_it_is(tmp_path: Path, model: Path) -> None:
     settings = client_settings(model, tmp_path, model__upper=4)
     with (
         running_enclave(enclave_settings(model, tmp_path)) as server,

@@ -6,11 +6,9 @@ import pytest
 
 from tests.enclave_worlds import enclave_settings, owner_of, owner_settings, running_enclave
 from tests.masked_worlds import running_workers
-from tests.tiny_models import tiny_llama_folder
 
 
-def test_a_masked_enclave_trains_like_a_plain_one(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_a_masked_enclave_trains_like_a_plain_one(tmp_path: Path, model: Path) -> None:
     losses = {}
     with running_workers(tmp_path) as (accelerator, dealer, key):
         masked = {
@@ -20,7 +18,9 @@ def test_a_masked_enclave_trains_like_a_plain_one(tmp_path: Path) -> None:
             "allow_same_machine": True,
         }
         for name, changes in (("plain", {}), ("masked", {"masked": masked})):
-            settings = owner_settings(model, tmp_path / name, train__steps=2)
+            settings = owner_settings(
+                model, tmp_path / name, train__steps=2, train__rows_per_step=4
+            )
             with (
                 running_enclave(enclave_settings(model, tmp_path / name, **changes)) as server,
                 owner_of(server, settings) as owner,

@@ -13,7 +13,6 @@ from cutlayer.enclave.settings import EnclaveSettings
 from cutlayer.errors import ConfigError, QuorumNotMet, StepExpired
 from cutlayer.federation.strategy import STRATEGIES
 from tests.enclave_worlds import enclave_settings, owner_of, owner_settings, running_enclave
-from tests.tiny_models import tiny_llama_folder
 from tests.worlds import Table, write_rows
 
 OWNERS = ("clinic-a", "clinic-b")
@@ -77,8 +76,8 @@ def _train_together(
 
 def test_two_owners_get_the_average_by_tokens_of_what_each_would_have_learnt(
     tmp_path: Path,
+    model: Path,
 ) -> None:
-    model = tiny_llama_folder(tmp_path)
     num_rows = dict(zip(OWNERS, (24, 16), strict=True))
     alone = [_trained_alone(model, tmp_path / f"alone-{n}", n) for n in num_rows.values()]
     with running_enclave(_rounds(model, tmp_path)) as server:
@@ -92,8 +91,7 @@ def test_two_owners_get_the_average_by_tokens_of_what_each_would_have_learnt(
             torch.testing.assert_close(tensor, mean.float(), rtol=1e-5, atol=1e-6)
 
 
-def test_nobody_can_pull_the_adapter_of_an_open_round(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_nobody_can_pull_the_adapter_of_an_open_round(tmp_path: Path, model: Path) -> None:
     with running_enclave(_rounds(model, tmp_path, quorum=1, min_members=1)) as server:
         changes = _member(model, tmp_path / "a", 16)
         changes["rounds"] = {"name": "clinics", "min_cohort": 1}
@@ -111,8 +109,7 @@ def test_nobody_can_pull_the_adapter_of_an_open_round(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(STRATEGIES) - {"fedprox"}))
-def test_every_strategy_averages_inside(tmp_path: Path, kind: str) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_every_strategy_averages_inside(tmp_path: Path, model: Path, kind: str) -> None:
     rounds = _rounds(model, tmp_path, min_members=1, quorum=1, strategy={"kind": kind})
     changes = _member(model, tmp_path / "a", 8)
     changes["rounds"] = {"name": "clinics", "min_cohort": 1}
@@ -133,8 +130,7 @@ def test_fedprox_is_refused_with_the_reason(tmp_path: Path) -> None:
         _rounds(tmp_path, tmp_path, strategy={"kind": "fedprox"})
 
 
-def test_rows_stay_inside_from_round_to_round(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_rows_stay_inside_from_round_to_round(tmp_path: Path, model: Path) -> None:
     rounds = _rounds(model, tmp_path, rounds=3, min_members=1, quorum=1)
     changes = _member(model, tmp_path / "a", 16)
     changes["rounds"] = {"name": "clinics", "min_cohort": 1}
@@ -147,8 +143,7 @@ def test_rows_stay_inside_from_round_to_round(tmp_path: Path) -> None:
         assert owner.feeder.num_sent == 16
 
 
-def test_a_round_without_its_quorum_is_no_round(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_a_round_without_its_quorum_is_no_round(tmp_path: Path, model: Path) -> None:
     rounds = _rounds(model, tmp_path, min_members=1, quorum=1, max_attempts=1, deadline_s=0.01)
     changes = _member(model, tmp_path / "a", 16)
     changes["rounds"] = {"name": "clinics", "min_cohort": 1}
@@ -160,8 +155,9 @@ def test_a_round_without_its_quorum_is_no_round(tmp_path: Path) -> None:
         owner.train()
 
 
-def test_other_adapter_settings_are_refused_before_the_first_round(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_other_adapter_settings_are_refused_before_the_first_round(
+    tmp_path: Path, model: Path
+) -> None:
     changes = _member(model, tmp_path / "a", 16, adapter={"rank": 2})
     with (
         running_enclave(_rounds(model, tmp_path)) as server,

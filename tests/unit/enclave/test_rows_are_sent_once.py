@@ -21,7 +21,6 @@ from tests.enclave_worlds import (
     owner_settings,
     running_enclave,
 )
-from tests.tiny_models import tiny_llama_folder
 
 STEPS_PER_EPOCH = 3
 
@@ -54,8 +53,7 @@ def _losses(progress: Progress) -> list[float]:
     return [record.loss for record in progress.history]
 
 
-def test_later_epochs_send_no_activations(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_later_epochs_send_no_activations(tmp_path: Path, model: Path) -> None:
     counts: Counter[str] = Counter()
     epochs: list[Counter[str]] = []
 
@@ -78,13 +76,12 @@ def test_later_epochs_send_no_activations(tmp_path: Path) -> None:
     assert second[Kind.SCORE_ROWS.name] < 0.1 * first["activations"]
 
 
-def test_rows_that_are_never_kept_give_the_same_losses(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_rows_that_are_never_kept_give_the_same_losses(tmp_path: Path, model: Path) -> None:
     found = []
     for name in ("kept", "lost"):
         with (
             running_enclave(enclave_settings(model, tmp_path / name)) as server,
-            owner_of(server, owner_settings(model, tmp_path / name)) as owner,
+            owner_of(server, owner_settings(model, tmp_path / name, train__steps=4)) as owner,
         ):
             forget = server.desk.rows.clear if name == "lost" else lambda: None
             found.append(_losses(owner.train(lambda report, forget=forget: forget())))
@@ -93,8 +90,7 @@ def test_rows_that_are_never_kept_give_the_same_losses(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_a_restart_loses_the_rows_and_nothing_else(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_a_restart_loses_the_rows_and_nothing_else(tmp_path: Path, model: Path) -> None:
     settings = enclave_settings(model, tmp_path)
     with (
         running_enclave(enclave_settings(model, tmp_path / "other")) as server,
@@ -117,8 +113,7 @@ def test_a_restart_loses_the_rows_and_nothing_else(tmp_path: Path) -> None:
     assert broken == pytest.approx(whole, rel=1e-6)
 
 
-def test_a_full_memory_names_what_to_do(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_a_full_memory_names_what_to_do(tmp_path: Path, model: Path) -> None:
     with (
         running_enclave(enclave_settings(model, tmp_path, rows__max_client_bytes=9000)) as server,
         owner_of(server, owner_settings(model, tmp_path / "a")) as owner,
@@ -127,8 +122,7 @@ def test_a_full_memory_names_what_to_do(tmp_path: Path) -> None:
         owner.train()
 
 
-def test_saved_steps_are_sealed(tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path)
+def test_saved_steps_are_sealed(tmp_path: Path, model: Path) -> None:
     with (
         running_enclave(enclave_settings(model, tmp_path)) as server,
         owner_of(server, owner_settings(model, tmp_path / "a", train__steps=1)) as owner,
@@ -141,9 +135,8 @@ def test_saved_steps_are_sealed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("codec", "most"), [("bf16", 0.55), ("fp8", 0.35)])
 def test_smaller_codecs_send_and_keep_less_and_learn_alike(
-    tmp_path: Path, codec: str, most: float
+    tmp_path: Path, model: Path, codec: str, most: float
 ) -> None:
-    model = tiny_llama_folder(tmp_path)
     losses, sent, kept = {}, {}, {}
     for name in ("raw", codec):
         counts: Counter[str] = Counter()
