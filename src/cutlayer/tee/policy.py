@@ -5,8 +5,10 @@ these, which are always on: debug, the binding, simulated evidence, dates.
 """
 
 import hmac
+import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -87,8 +89,19 @@ class Policy(Settings):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the resolved policy; stands in results and logs."""
-        return settings_digest(self)
+        """SHA-256 of all that decides: every key, and what the named roots' files hold now.
+
+        Raises:
+            ConfigError: a root cannot be read.
+        """
+        return self.digest_with(self.read_roots())
+
+    def digest_with(self, roots: Mapping[Platform, bytes]) -> str:
+        """The same with roots that were read already; stands in results and logs."""
+        # Not their paths: another file under the same name is another policy.
+        held = {platform.value: sha256(pem).hexdigest() for platform, pem in roots.items()}
+        keys = settings_digest(self.model_copy(update={"roots": {}}))
+        return sha256(json.dumps([keys, held], sort_keys=True).encode()).hexdigest()
 
     def read_roots(self) -> dict[Platform, bytes]:
         """The named roots' PEM bytes.

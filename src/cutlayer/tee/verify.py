@@ -52,9 +52,11 @@ def verify(
         # Before its parser sees a byte: what is not wanted is not looked at.
         wanted = ", ".join(policy.platforms)
         raise refused(Refusal.OTHER_PLATFORM, f"{evidence.platform}; the policy wants {wanted}")
-    claims = claims_of(evidence, Trust(at=at, roots=policy.read_roots()))
+    roots = policy.read_roots()
+    claims = claims_of(evidence, Trust(at=at, roots=roots))
     appraise(claims, policy, at, report_data)
-    return AttestationResult(claims=claims, policy=policy.name, policy_digest=policy.digest, at=at)
+    digest = policy.digest_with(roots)
+    return AttestationResult(claims=claims, policy=policy.name, policy_digest=digest, at=at)
 
 
 def claims_of(evidence: Evidence, trust: Trust) -> Claims:

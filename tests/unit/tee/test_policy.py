@@ -205,3 +205,14 @@ def test_a_missing_policy_is_named(tmp_path: Path) -> None:
 def test_the_digest_follows_every_value(change: Callable[[Policy], dict[str, object]]) -> None:
     assert POLICY.digest == POLICY.model_copy().digest
     assert POLICY.model_copy(update=change(POLICY)).digest != POLICY.digest
+
+
+def test_the_digest_follows_what_a_root_holds_and_not_where_it_lies(tmp_path: Path) -> None:
+    digests = []
+    for folder, content in (("here", b"root"), ("there", b"root"), ("there", b"another")):
+        path = tmp_path / folder / "root.pem"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        digests.append(POLICY.model_copy(update={"roots": {Platform.TPM: path}}).digest)
+    assert digests[0] == digests[1] != digests[2]
+    assert POLICY.digest not in digests
