@@ -19,6 +19,7 @@ from cutlayer.enclave.row_store import HeldRow, RowSet
 from cutlayer.errors import ProtocolError
 from cutlayer.server.batches import JointWork, TrunkCall, TrunkResult
 from cutlayer.server.connection import ClientConnection, ServerDesk
+from cutlayer.server.federation_calls import FEDERATION_KINDS
 from cutlayer.server.scheduler import WorkKind
 from cutlayer.wire.channel import Peer
 from cutlayer.wire.codec import decode
@@ -74,6 +75,11 @@ class EnclaveConnection(ClientConnection):
             raise ProtocolError(
                 f"{frame.kind.name} is for a trunk server; this is an enclave, which holds all "
                 "later blocks: use `cutlayer enclave train` and its settings"
+            )
+        if frame.kind in FEDERATION_KINDS and self._federation is None:
+            raise ProtocolError(
+                f"{frame.kind.name}: this enclave has no [rounds]; remove that section from the "
+                "owner's settings, or ask the operator"
             )
         rule = _RULES.get(frame.kind)
         if rule is None:

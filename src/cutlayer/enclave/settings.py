@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from cutlayer.enclave.row_store import RowSettings
+from cutlayer.errors import ConfigError
 from cutlayer.federation.settings import FederationSettings, SecureSettings
 from cutlayer.federation.strategy_settings import StrategySettings
 from cutlayer.model.adapters import AdapterSettings
@@ -169,9 +170,18 @@ class EnclaveSettings(Settings):
     """After SIGTERM, calls in flight get this long."""
 
     def confinement(self) -> ConfinementSettings | None:
-        """What `tee.process` is to apply, with the files that this enclave still needs."""
+        """What `tee.process` is to apply, with the files that this enclave still needs.
+
+        Raises:
+            ConfigError: the model would have to be fetched, which a confined process cannot.
+        """
         if self.process is None:
             return None
+        if self.process.landlock and not Path(self.model.path).exists():
+            raise ConfigError(
+                f"model.path={self.model.path} is no file or folder here, and a confined process "
+                "fetches nothing: use `cutlayer assets fetch` first, or process.landlock = false"
+            )
         tls, private = self.listen.tls, self.private_model
         # What is renewed, revoked or consented to while it serves is read again.
         read = [Path(self.model.path), self.revoked]

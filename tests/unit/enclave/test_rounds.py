@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cutlayer.enclave.server import EnclaveServer
 from cutlayer.enclave.settings import EnclaveSettings
-from cutlayer.errors import ConfigError, QuorumNotMet, StepExpired
+from cutlayer.errors import ConfigError, ProtocolError, QuorumNotMet, StepExpired
 from cutlayer.federation.strategy import STRATEGIES
 from tests.enclave_worlds import enclave_settings, owner_of, owner_settings, running_enclave
 from tests.worlds import Table, write_rows
@@ -163,5 +163,15 @@ def test_other_adapter_settings_are_refused_before_the_first_round(
         running_enclave(_rounds(model, tmp_path)) as server,
         owner_of(server, owner_settings(model, tmp_path / "a", **changes)) as owner,
         pytest.raises(ConfigError, match=r"adapter\.rank"),
+    ):
+        owner.train()
+
+
+def test_an_enclave_without_rounds_says_so(tmp_path: Path, model: Path) -> None:
+    changes = _member(model, tmp_path / "a", 8)
+    with (
+        running_enclave(enclave_settings(model, tmp_path)) as server,
+        owner_of(server, owner_settings(model, tmp_path / "a", **changes)) as owner,
+        pytest.raises(ProtocolError, match=r"this enclave has no \[rounds\]"),
     ):
         owner.train()
