@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **_tampering(20 if told.is_smoke else 2000),
         **_costs(costs, num_tokens),
         **_uniformity(32 if told.is_smoke else 512),
-        **_training(12 if told.is_smoke else 150),
+        **_training(12 if told.is_smoke else 200),
     }
     emit(result, told)
 

@@ -48,7 +48,7 @@ def _train(model: Path, steps: int, num_rows: int, is_masked: bool) -> Sequence[
             mask_part(part, place, settings)
     adapters = [attach(part, AdapterSettings(rank=8)) for part in parts]
     weights = [weight for adapter in adapters for weight in adapter.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=2e-2)
+    optimizer = torch.optim.AdamW(weights, lr=5e-3)
     generator, losses = torch.Generator().manual_seed(0), []
     head, trunk, tail = parts
     for _ in range(steps):

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from cutlayer import ClientSettings, Rows, SamplingSettings, ServerSettings
-from cutlayer.model.adapters import AdapterSettings, attach
+from cutlayer.errors import ModelError
+from cutlayer.model.adapter_slots import Segment
+from cutlayer.model.adapters import AdapterSettings, attach, use_segments
 from cutlayer.model.checkpoint import load_parts
 from cutlayer.model.partition import Cut
 from cutlayer.settings import parse_settings
@@ -107,3 +109,47 @@ def test_adapters_on_a_masked_part_have_the_same_gradients(
             found.append(torch.cat([grad.flatten() for grad in grads]))
             release_parts(trunk)
     assert float((found[1] - found[0]).norm() / found[0].norm()) < 1e-3
+
+
+def test_adapters_of_several_clients_share_a_masked_call(tmp_path: Path) -> None:
+    model, _ = tiny_model("llama", tmp_path)
+    rows = Rows(lengths=(5, 3), starts=(0, 0))
+    found = []
+    with running_workers(tmp_path) as (accelerator, _, _):
+        settings = MaskedSettings(accelerator=accelerator, source="precompute")
+        for is_masked in (False, True):
+            _, trunk, _ = load_parts(model, Cut(1, 3))
+            if is_masked:
+                mask_parts(settings, trunk)
+            torch.manual_seed(0)
+            adapters = [attach(trunk, AdapterSettings(rank=4), name) for name in ("one", "two")]
+            for adapter in adapters:
+                for parameter in adapter.parameters():
+                    parameter.data.normal_(std=0.1)
+            h_ND = torch.randn(8, 32).requires_grad_()
+            segments = [Segment(adapter="one", num_tokens=5), Segment(adapter="two", num_tokens=3)]
+            with use_segments(trunk, segments):
+                trunk(h_ND, rows).square().sum().backward()
+            grads = [grad for adapter in adapters for grad in adapter.gradients().values()]
+            found.append(torch.cat([h_ND.grad.flatten(), *(grad.flatten() for grad in grads)]))
+            release_parts(trunk)
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 1e-3
+
+
+def test_sparse_adapters_say_that_a_masked_part_has_no_weights(tmp_path: Path) -> None:
+    model, _ = tiny_model("llama", tmp_path)
+    with running_workers(tmp_path) as (accelerator, _, _):
+        _, trunk, _ = load_parts(model, Cut(1, 3))
+        mask_parts(MaskedSettings(accelerator=accelerator, source="precompute"), trunk)
+        with pytest.raises(ModelError, match="train lora on it instead"):
+            attach(trunk, AdapterSettings(kinds=["sparse"]))
+        release_parts(trunk)
+
+
+def test_experts_and_other_devices_are_refused(tmp_path: Path) -> None:
+    model, _ = tiny_model("mixtral", tmp_path)
+    _, trunk, _ = load_parts(model, Cut(1, 3))
+    with running_workers(tmp_path) as (accelerator, _, _):
+        settings = MaskedSettings(accelerator=accelerator, source="precompute")
+        with pytest.raises(ModelError, match="chooses among experts"):
+            mask_parts(settings, trunk)

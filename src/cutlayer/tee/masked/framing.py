@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from cryptography.exceptions import InvalidTag
@@ -56,7 +56,7 @@ class Frame:
     transpose: bool = False
     rows: int = 0
     columns: int = 0
-    body: bytes | bytearray | memoryview = b""
+    body: bytes | bytearray | memoryview = field(default=b"", repr=False)
 
 
 class FrameSocket:

@@ -38,7 +38,7 @@ class MaskedSettings(Settings):
     """Accept a dealer on the accelerator's machine: for tests, whoever owns it sees everything."""
     weight_bits: Literal[8, 16] = 16
     """16 keeps a float32 layer's numbers to 1e-4; 8 halves the work and rounds weights to 0.4 %."""
-    pool_tokens: int = Field(default=256, ge=1)
+    pool_tokens: int = Field(default=64, ge=1)
     """precompute: tokens per layer and direction for which pads are kept ready."""
     when_exhausted: Literal["wait", "fail"] = "wait"
     """precompute: what a call does for which no pads are ready."""
