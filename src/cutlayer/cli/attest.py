@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutlayer.cli.attest_tpm import app as tpm_app
+from cutlayer.cli.federation_tables import printable
 from cutlayer.cli.options import JsonOption
 from cutlayer.cli.output import Output
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from cutlayer.tee.claims import Claims
+    from cutlayer.tee.policy import Policy
     from cutlayer.tee.verify import AttestationResult
 
 __all__ = ["app"]
@@ -111,6 +115,8 @@ def init(
     text = render_policy(name or path.stem, claims, values, roots, path.parent)
     write_atomic(path, text.encode(), mode=0o644)
     written = read_policy(path)
+    if evidence is not None:
+        _warn_of(out, claims, written, time_of(at))
     out.say(f"wrote {path}; read it through before it is trusted")
     out.result({"policy": str(path), "name": written.name, "policy_digest": written.digest})
 
@@ -206,14 +212,31 @@ def _print_claims(out: Output, claims: "Claims") -> None:
     if claims.is_debug:
         out.warn("a debug build: its owner can look inside")
     if claims.chip is not None:
-        out.say(f"chip: {claims.chip}")
+        out.say(f"chip: {printable(claims.chip)}")
     lines = {**claims.measurements, "report data": claims.report_data.hex(), **claims.details}
     for name, value in lines.items():
-        # Not a table: whoever copies a value wants it in one piece.
-        out.say(f"  {name:<16} {value}")
+        # Not a table: whoever copies a value wants it in one piece. Names and details are words of
+        # the machine that is judged: they write no lines of ours.
+        out.say(f"  {printable(name):<16} {printable(value)}")
     for companion in claims.companions:
         out.say("beside it:")
         _print_claims(out, companion)
+
+
+def _warn_of(out: Output, claims: "Claims", policy: "Policy", at: "datetime") -> None:
+    """Say what the new policy takes over from its example that an officer may not want."""
+    from cutlayer.errors import AttestationError
+    from cutlayer.tee.policy import appraise
+
+    statuses = {one.tcb_status for one in (claims, *claims.companions)} - {"UpToDate"}
+    if statuses:
+        out.warn(f"this policy accepts firmware that is {', '.join(sorted(statuses))}")
+    if claims.advisories:
+        out.warn(f"this policy accepts the advisories {', '.join(claims.advisories)}")
+    try:
+        appraise(claims, policy, at, None)
+    except AttestationError as error:
+        out.warn(f"this policy refuses the evidence that it was made from: {error}")
 
 
 def _result(result: "AttestationResult", is_bound: bool) -> dict[str, object]:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cutlayer.tee.evidence import read_evidence
+from cutlayer.tee.evidence import Evidence, Platform, read_evidence
 from cutlayer.tee.measure import measure_folder, measure_package
 from cutlayer.tee.policy import read_policy
 from tests.unit.cli.cli_world import run_command
+from tests.unit.tee.authorities import AT
+from tests.unit.tee.azure_worlds import AzureVm
+from tests.unit.tee.snp_worlds import Wished, make_chip
 from tests.unit.tee.evidence_samples import PUBLISHED_FOLDER, published
 
 NONCE = "11" * 32
@@ -205,3 +208,53 @@ def test_raw_vendor_bytes_are_accepted_with_their_platform(
     assert json.loads(ran.out)["assurance"] == "hardware-tee"
     bare = run_command(capsys, "attest", "verify", *raw, "--policy", policy, "--json")
     assert json.loads(bare.out)["refusal"] == "no-collateral"
+
+
+@pytest.mark.system
+def test_an_officer_is_told_what_a_policy_takes_over_from_its_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published("sgx_quote")
+    raw = (str(PUBLISHED_FOLDER / "sgx_quote"), "--platform", "sgx", "--at", "2025-07-01")
+    intel = ("--collateral", f"intel={PUBLISHED_FOLDER / 'sgx_quote_collateral.json'}")
+    path = str(tmp_path / "policy.toml")
+    ran = run_command(capsys, "attest", "policy", "init", path, "--evidence", *raw, *intel)
+    assert ran.code == 0
+    assert "accepts firmware that is ConfigurationAndSWHardeningNeeded" in ran.err
+    assert "accepts the advisories INTEL-SA-00289, INTEL-SA-00615" in ran.err
+
+
+def test_evidence_writes_no_terminal_codes_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vm = AzureVm()
+    runtime = vm.runtime().replace(b'"secure-boot": true', b'"x": "\\u001b[2K\\nhardware-tee"')
+    evidence = Evidence(
+        platform=Platform.AZURE, body=vm.report(runtime), collateral=vm.chip.collateral
+    )
+    (tmp_path / "evidence.json").write_bytes(evidence.to_json())
+    (tmp_path / "ark.pem").write_bytes(vm.chip.ark.pem)
+    ran = run_command(
+        capsys, "attest", "policy", "init", str(tmp_path / "policy.toml"), "--evidence",
+        str(tmp_path / "evidence.json"), "--root", f"azure={tmp_path / 'ark.pem'}", "--at",
+        AT.isoformat(),
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "hardware-tee" in ran.out
+    assert "\x1b" not in ran.out
+    assert "\nhardware-tee" not in ran.out
+
+
+def test_a_policy_that_refuses_its_own_example_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chip = make_chip()
+    evidence = tmp_path / "evidence.json"
+    evidence.write_bytes(chip.evidence(Wished(policy=0xB0000)).to_json())
+    (tmp_path / "ark.pem").write_bytes(chip.ark.pem)
+    ran = run_command(
+        capsys, "attest", "policy", "init", str(tmp_path / "policy.toml"), "--evidence",
+        str(evidence), "--root", f"sev-snp={tmp_path / 'ark.pem'}", "--at", AT.isoformat(),
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "this policy refuses the evidence that it was made from: debug" in ran.err
