@@ -12,8 +12,8 @@ from cutlayer.tee.policy import read_policy
 from tests.unit.cli.cli_world import run_command
 from tests.unit.tee.authorities import AT
 from tests.unit.tee.azure_worlds import AzureVm
-from tests.unit.tee.snp_worlds import Wished, make_chip
 from tests.unit.tee.evidence_samples import PUBLISHED_FOLDER, published
+from tests.unit.tee.snp_worlds import Wished, make_chip
 
 NONCE = "11" * 32
 
