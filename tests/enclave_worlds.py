@@ -100,14 +100,14 @@ def attested_enclave(world: AttestedWorld, **changes: object) -> Iterator[Enclav
 
 
 def attested_owner(
-    world: AttestedWorld, port: int, folder: Path, **changes: object
+    world: AttestedWorld, port: int, folder: Path, name: str = "clinic", **changes: object
 ) -> EnclaveClientSettings:
-    """An owner who wants evidence of the world's machine."""
+    """An owner of that name who wants evidence of the world's machine."""
     own = owner_settings(world.model, folder, **changes)
     table = own.model_dump(mode="json", exclude_defaults=True)
     table["connection"] = {
         "address": f"127.0.0.1:{port}",
-        "tls": tls_of(world.kits.clients["clinic"]),
+        "tls": tls_of(world.kits.clients[name]),
         "codec": "raw",
     }
     table["tee"] = {"policy": str(world.policy())}

@@ -1,5 +1,6 @@
 """An owner and an enclave over TLS with evidence of a simulated machine: rows, labels, bytes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -128,3 +129,34 @@ def test_an_enclave_that_restarts_proves_itself_anew_and_gets_the_rows_again(
     losses = [record.loss for record in progress.history]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
+
+
+def test_two_attested_owners_end_with_one_adapter(world: AttestedWorld, tmp_path: Path) -> None:
+    names = ("bank", "clinic")
+    rounds = {
+        **{"name": "both", "rounds": 2, "local_steps": 2, "adapter": {"rank": 4, "alpha": 8}},
+        **{"min_members": 2, "quorum": 2, "gather_s": 0.0},
+    }
+    state = {"folder": str(tmp_path / "s"), "key_file": str(tmp_path / "s.key")}
+    train = {"rows_per_step": 8, "lr": 0.02}
+    mine = {"name": "both", "min_cohort": 2}
+
+    def take_part(name: str) -> EnclaveClient:
+        settings = attested_owner(
+            world, server.port, tmp_path / name, name, rounds=mine, train=train
+        )
+        with EnclaveClient(settings) as owner:
+            assert owner.train().step == 2
+            owner.export(tmp_path / name / "out")
+        return owner
+
+    with (
+        attested_enclave(world, rounds=rounds, state=state) as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        for owner in pool.map(take_part, names):
+            assert owner.guarantee.startswith("attestation: SIMULATED")
+    first, second = (
+        load_file(tmp_path / name / "out" / "adapter_model.safetensors") for name in names
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
