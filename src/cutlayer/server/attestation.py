@@ -131,6 +131,8 @@ class PeerAttestation:
         self, server: ServerAttestation | None, peer: Peer, now_s: Callable[[], float]
     ) -> None:
         self._server, self._peer, self._now_s = server, peer, now_s
+        shared = None if server is None else server.challenger
+        self._challenger = None if shared is None else shared.for_connection()
         self._spec: dict[str, str | int] = {}
         self._nonce = b""
         self._accepted: Accepted | None = None
@@ -178,12 +180,11 @@ class PeerAttestation:
         return Frame(Kind.KEY, Key(sealed=b""))
 
     def _next_nonce(self) -> str:
-        challenger = None if self._server is None else self._server.challenger
-        self._nonce = b"" if challenger is None else challenger.draw()
+        self._nonce = b"" if self._challenger is None else self._challenger.draw()
         return self._nonce.hex()
 
     def _require(self) -> None:
-        if self._server is None or self._server.challenger is None:
+        if self._server is None or self._challenger is None:
             return
         if self._accepted is None:
             raise refused(
@@ -199,10 +200,10 @@ class PeerAttestation:
 
     def _judged(self, server: ServerAttestation, shown: Proof) -> str:
         """The client's next nonce."""
-        if server.challenger is None:
+        if self._challenger is None:
             return ""
         try:
-            self._accepted = server.challenger.judge(
+            self._accepted = self._challenger.judge(
                 shown.proof, self._nonce, self._peer.tls_key_sha256, self._spec
             )
         except AttestationError as error:

@@ -26,6 +26,8 @@ __all__ = ["Challenger", "Prover", "read_nonce"]
 Spec = Mapping[str, str | int]
 _NONCE_BYTES = 32
 _NUM_REMEMBERED = 4096
+_NUM_OPEN = 64
+"""Answered at once by a server; by a client at its next call, on a connection of its own."""
 
 
 class Prover:
@@ -81,8 +83,14 @@ class Challenger:
         self.policy, self.now = policy, now
         self._side = side
         self._lock = threading.Lock()
-        self._open: deque[bytes] = deque(maxlen=_NUM_REMEMBERED)
+        self._open: deque[bytes] = deque(maxlen=_NUM_OPEN)
         self._seen: deque[bytes] = deque(maxlen=_NUM_REMEMBERED)
+
+    def for_connection(self) -> "Challenger":
+        """One whose open nonces no other connection pushes out; evidence is shown once to all."""
+        made = Challenger(self.policy, self._side, self.now)
+        made._lock, made._seen = self._lock, self._seen
+        return made
 
     def draw(self) -> bytes:
         """A nonce, to be answered once."""

@@ -106,6 +106,20 @@ def test_every_cut_and_flip_of_a_proof_is_refused_with_a_name(
         assert _refusal(challenger, flipped, challenger.draw())
 
 
+def test_one_connection_does_not_push_out_anothers_nonce(
+    challenger: Challenger, prover: Prover
+) -> None:
+    here, there = challenger.for_connection(), challenger.for_connection()
+    nonce = here.draw()
+    for _ in range(5000):
+        there.draw()
+    proof = prover.prove(nonce, KEY, SPEC)
+    here.judge(proof, nonce, KEY, SPEC)
+    with pytest.raises(AttestationError) as caught:
+        there.judge(proof, there.draw(), KEY, SPEC)
+    assert caught.value.refusal == "replayed"
+
+
 @pytest.mark.parametrize("text", ["", "zz" * 32, "00" * 31, "00" * 33, "00" * 10_000])
 def test_a_nonce_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(AttestationError, match="32 bytes in hex"):
