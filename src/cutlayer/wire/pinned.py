@@ -5,9 +5,6 @@ It does not judge certificates (`tee.ra_tls`), nor carry frames (`grpc_channel`)
 
 import socket
 import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from cutlayer.errors import ConfigError, PermissionRefused, TransportError
@@ -42,12 +39,9 @@ def shown_certificate(settings: ConnectionSettings) -> bytes:
     try:
         with (
             socket.create_connection(_host_port(settings), settings.connect_timeout_s) as plain,
-            _context().wrap_socket(
-                plain, server_hostname=settings.server_name, do_handshake_on_connect=False
-            ) as secure,
-            _deadline(secure, settings.connect_timeout_s),
+            # The timeout is that of the whole handshake, however slowly its bytes come.
+            _context().wrap_socket(plain, server_hostname=settings.server_name) as secure,
         ):
-            secure.do_handshake()
             found = secure.getpeercert(binary_form=True)
     except ssl.SSLEOFError as error:
         raise TransportError(f"{settings.address} hung up in the TLS handshake") from error
@@ -77,27 +71,3 @@ def _context() -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     return context
-
-
-@contextmanager
-def _deadline(secure: ssl.SSLSocket, timeout_s: float) -> Iterator[None]:
-    """Of the whole handshake: a socket's own timeout begins anew with each byte of a slow peer."""
-    ended = threading.Event()
-
-    def end() -> None:
-        ended.set()
-        with suppress(OSError):
-            # Not its own method, which another thread must not call within a handshake.
-            socket.socket.shutdown(secure, socket.SHUT_RDWR)
-
-    alarm = threading.Timer(timeout_s, end)
-    alarm.daemon = True
-    alarm.start()
-    try:
-        yield
-    except OSError as error:
-        if ended.is_set():
-            raise TransportError(f"no TLS handshake within {timeout_s:g} s") from error
-        raise
-    finally:
-        alarm.cancel()

@@ -43,7 +43,7 @@ def _drip(peer: socket.socket) -> None:
 def test_a_peer_that_drips_bytes_is_given_up_in_time() -> None:
     with answering(_drip) as settings:
         began_s = time.monotonic()
-        with pytest.raises(TransportError, match="no TLS handshake within 1 s"):
+        with pytest.raises(TransportError, match="timed out"):
             shown_certificate(settings)
         assert time.monotonic() - began_s < 5.0
 
