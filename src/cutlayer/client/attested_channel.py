@@ -4,6 +4,7 @@ It opens no connection (`attested`) and judges no evidence itself (`tee`). The n
 for the first proof; later ones are asked for by CHALLENGE, on a timer and at each round.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -65,6 +66,7 @@ class AttestedChannel:
     def __init__(self, inner: Channel, terms: Terms) -> None:
         """Nothing is sent yet."""
         self._inner, self._terms = inner, terms
+        self._lock = threading.Lock()
         self._spec: dict[str, str | int] = {}
         self._nonce = ""
         self._accepted: Accepted | None = None
@@ -89,15 +91,16 @@ class AttestedChannel:
             TransportError: it went away while it was asked.
         """
         try:
-            if isinstance(frame.header, Hello):
-                return self._greet(frame, frame.header)
-            self._ensure(frame)
+            with self._lock:
+                if isinstance(frame.header, Hello):
+                    return self._greet(frame, frame.header)
+                self._ensure(frame)
+                self._is_fresh = False
         except AttestationError as error:
             self._accepted = None
             self._inner.close()
             self._terms.note(error)
             raise
-        self._is_fresh = False
         return self._inner.call(frame, deadline_s)
 
     def fetch_key(self, name: str) -> bytes:
