@@ -114,7 +114,7 @@ class Challenger:
         """
         self._redeem(nonce)
         exhibit = Exhibit.unpack(proof)
-        self._refuse_repeated(exhibit.evidence.body)
+        self._refuse_repeated(proof)
         digest = session_digest(spec, self._side, exhibit.sealing_key)
         binding = Binding(tls_key_sha256=tls_key_sha256, nonce=nonce, spec_digest=digest)
         result = verify(exhibit.evidence, self.policy, self.now(), binding.report_data())
@@ -126,8 +126,10 @@ class Challenger:
                 raise refused(Refusal.REPLAYED, "this nonce was used already, or never asked for")
             self._open.remove(nonce)
 
-    def _refuse_repeated(self, body: bytes) -> None:
-        mark = sha256(body).digest()
+    def _refuse_repeated(self, proof: bytes) -> None:
+        # All of it: Azure's body alone is the same from one boot to the next. A proof in other
+        # words than before fails at its nonce; this gives the plain case its name.
+        mark = sha256(proof).digest()
         with self._lock:
             if mark in self._seen:
                 raise refused(Refusal.REPLAYED, "the peer shows evidence that it showed before")

@@ -7,10 +7,14 @@ import pytest
 
 from cutlayer.errors import AttestationError, ConfigError
 from cutlayer.tee.attester import AttesterSettings
+from cutlayer.tee.binding import Binding
 from cutlayer.tee.challenge import Challenger, Prover, read_nonce
+from cutlayer.tee.evidence import Platform
 from cutlayer.tee.exhibit import Exhibit, Side, pack_evidence, session_digest, unpack_evidence
 from cutlayer.tee.policy import Policy
 from cutlayer.tee.synthetic_quoter import ROOT_FILE
+from tests.unit.tee.authorities import AT
+from tests.unit.tee.azure_worlds import AzureVm
 
 SPEC: dict[str, str | int] = {"lower": 1, "model_type": "llama"}
 KEY = b"k" * 32
@@ -68,6 +72,28 @@ def test_a_proof_that_was_shown_before_is_a_replay(challenger: Challenger, prove
     nonce = challenger.draw()
     proof = prover.prove(nonce, KEY, SPEC)
     challenger.judge(proof, nonce, KEY, SPEC)
+    assert _refusal(challenger, proof, challenger.draw()) == "replayed"
+
+
+def test_a_machine_whose_report_is_made_at_boot_may_prove_itself_again(tmp_path: Path) -> None:
+    # Azure: the body is the same until the next boot; what is fresh is the quote beside it.
+    vm, root = AzureVm(), tmp_path / "ark.pem"
+    root.write_bytes(vm.chip.ark.pem)
+    policy = Policy(
+        name="azure",
+        platforms=[Platform.AZURE],
+        least_assurance="simulated",
+        roots={Platform.AZURE: root},
+    )
+    challenger = Challenger(policy, Side.SERVER, lambda: AT)
+    at_boot = vm.report(vm.runtime())
+    for _ in range(2):
+        nonce = challenger.draw()
+        digest = session_digest(SPEC, Side.SERVER, bytes(32))
+        binding = Binding(tls_key_sha256=KEY, nonce=nonce, spec_digest=digest)
+        evidence = msgspec.structs.replace(vm.evidence(binding.report_data()), body=at_boot)
+        proof = Exhibit(evidence=evidence, sealing_key=bytes(32)).pack()
+        assert challenger.judge(proof, nonce, KEY, SPEC).result.assurance.label == "SIMULATED"
     assert _refusal(challenger, proof, challenger.draw()) == "replayed"
 
 
