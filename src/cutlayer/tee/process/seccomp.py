@@ -14,6 +14,10 @@ __all__ = ["FORBIDDEN", "check_seccomp", "forbid_system_calls"]
 
 _CLONE_THREAD = 0x00010000
 _PR_SET_DUMPABLE, _PR_SET_PTRACER = 4, 0x59616D61
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+"""Type into the terminal that started the process: its shell would run what is typed."""
+_INT = 0xFFFFFFFF
+"""The kernel reads these arguments as 32 bits; compared whole, a bit above would hide them."""
 _SOCKETS = ("socket", "socketpair", "bind", "connect", "listen")
 _PROGRAMS = ("execve", "execveat", "fork", "vfork")
 _OTHER_MEMORY = (
@@ -106,7 +110,8 @@ FORBIDDEN = (
     *_KERNEL,
     *_IDENTITY,
 )
-"""By name; `clone` is forbidden save for threads, `prctl` where it would allow dumps again."""
+"""By name; `clone` is forbidden save for threads, `prctl` where it would allow dumps again, `ioctl`
+where it types into a terminal."""
 
 
 class _Filter(Protocol):
@@ -143,9 +148,11 @@ def forbid_system_calls() -> int:
     no, equal = pyseccomp.ERRNO(errno.EPERM), pyseccomp.MASKED_EQ
     rules.add_rule(no, "clone", pyseccomp.Arg(0, equal, _CLONE_THREAD, 0))
     for option in (_PR_SET_DUMPABLE, _PR_SET_PTRACER):
-        rules.add_rule(no, "prctl", pyseccomp.Arg(0, pyseccomp.EQ, option))
+        rules.add_rule(no, "prctl", pyseccomp.Arg(0, equal, _INT, option))
+    for command in (_TIOCSTI, _TIOCLINUX):
+        rules.add_rule(no, "ioctl", pyseccomp.Arg(1, equal, _INT, command))
     rules.load()
-    return count + 3
+    return count + 5
 
 
 def _forbid(rules: _Filter, action: int, name: str) -> int:

@@ -32,10 +32,12 @@ EPERM, EACCES = os.strerror(1), os.strerror(13)
 BY_NUMBER = frozenset(
     {
         "bpf",
+        "dumpable by a wide number",
         "io_uring_setup",
         "perf_event_open",
         "process_vm_readv",
         "ptrace",
+        "type by a wide number",
         "unshare",
         "userfaultfd",
     }
@@ -111,6 +113,12 @@ def test_what_was_given_up_fails_in_threads_that_were_there_before(worker: Worke
     assert tried["dumpable again"] == EPERM
     if landlock_abi() >= 7:
         assert tried["signal to the parent"] == EPERM
+
+
+def test_neither_dumps_nor_the_terminal_are_reached_around_the_filter(worker: Worker) -> None:
+    tried = {name: got for name, got in worker.facts["main"].items() if _is_tested(name)}
+    around = {name for name in tried if "wide number" in name} | {"type into the terminal"}
+    assert {name: tried[name] for name in around} == dict.fromkeys(around, EPERM)
 
 
 def test_the_work_goes_on(worker: Worker) -> None:
