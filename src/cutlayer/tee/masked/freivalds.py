@@ -28,6 +28,7 @@ _NUM_COLUMNS = 3
 _COLUMN_BITS = 16
 _MAX_SUMMED = 1 << 8
 """Rows of 31-bit residues that 14-bit coefficients may add up in 53 bits."""
+_MAX_WIDENED = 1 << 22
 _MAX_PRODUCTS = 1 << 20
 """Products of 16-bit halves and columns that add up in 53 bits."""
 
@@ -49,8 +50,11 @@ class CheckKey:
         for number, matrix_Mk in enumerate(weight.pieces(transpose)):
             start = number % span.num_blocks * span.block
             width = matrix_Mk.shape[1]
-            # 16 + 9 bits and at most 2^20 outputs: exact.
-            seen_KC[start : start + width] += matrix_Mk.double().mT @ rows[number]
+            height = max(1, _MAX_WIDENED // width)
+            pieces = zip(matrix_Mk.split(height), rows[number].split(height), strict=True)
+            for some_Mk, some_MC in pieces:
+                # 16 + 9 bits and at most 2^20 outputs: exact.
+                seen_KC[start : start + width] += some_Mk.double().mT @ some_MC
         # Turned: a product with few columns is fastest along memory.
         self._columns_CM = columns_MC.mT.contiguous()
         self._seen_DK = _halves(torch.remainder(seen_KC, PRIME), dim=1).mT.contiguous()
@@ -67,9 +71,14 @@ class CheckKey:
             PeerMisbehaved: it is not their product.
         """
         expected = _times(inputs_JK, self._seen_DK)
-        high, low = expected[:, :_NUM_COLUMNS], expected[:, _NUM_COLUMNS:]
         found = _times(products_JM, self._columns_CM)
-        if not bool((((high << 16) + low - found) % PRIME == 0).all()):
+        # What the weights make of a column has 31 bits: its two halves lie side by side.
+        wrong = [
+            (row[column] << 16) + row[column + _NUM_COLUMNS] - found[place][column]
+            for place, row in enumerate(expected)
+            for column in range(_NUM_COLUMNS)
+        ]
+        if any(number % PRIME for number in wrong):
             raise PeerMisbehaved(
                 f"{sender} returned a wrong product; nothing of it was used, and it is not asked "
                 "again: find out whether the machine is broken or hostile"
@@ -97,11 +106,11 @@ class ProductCheck:
 
     def add_inputs(self, start: int, levels_NK: Tensor) -> None:
         """Join rows from `start` on: integers of at most 31 bits, of any type."""
-        self._inputs.add(self._join_JN[:, start : start + len(levels_NK)], levels_NK)
+        self._inputs.add(self._join_JN[:, start : start + levels_NK.shape[0]], levels_NK)
 
     def add_products(self, start: int, products_NM: Tensor) -> None:
         """As `add_inputs`, for what came back."""
-        self._products.add(self._join_JN[:, start : start + len(products_NM)], products_NM)
+        self._products.add(self._join_JN[:, start : start + products_NM.shape[0]], products_NM)
 
     def finish(self, input_offset: int, product_offset: int, sender: str) -> None:
         """Check the rows.
@@ -168,8 +177,8 @@ def _halves(values: Tensor, dim: int) -> Tensor:
     return torch.cat([high, torch.sub(values, high, alpha=2**16)], dim=dim)
 
 
-def _times(rows_JK: Tensor, columns_DK: Tensor) -> Tensor:
-    """Rows times columns mod p in int64; exact, because both are in halves or small."""
-    halves = (_halves(rows_JK, dim=0) @ columns_DK.mT).to(torch.int64) % PRIME
-    high, low = halves.chunk(2, dim=0)
-    return ((high << 16) + low) % PRIME
+def _times(rows_JK: Tensor, columns_DK: Tensor) -> list[list[int]]:
+    """Rows times columns; exact, because both are in halves or small."""
+    sums: list[list[float]] = (_halves(rows_JK, dim=0) @ columns_DK.mT).tolist()
+    pairs = zip(sums[: rows_JK.shape[0]], sums[rows_JK.shape[0] :], strict=True)
+    return [[(int(h) << 16) + int(w) for h, w in zip(*pair, strict=True)] for pair in pairs]

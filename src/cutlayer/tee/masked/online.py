@@ -4,7 +4,8 @@ It sends nothing and draws no pads. Tokens go through in pieces that stay in the
 is free: a float32 plus 1.5 * 2^23 has the rounded number in its low bits, and what is in the high
 bits is a constant that belongs to the pad (`OFFSET`).
 
-Shapes: N = tokens, K = inputs, M = products, O = outputs of a direction (`quantise.Span`).
+Shapes: N = tokens, K = inputs, M = products, O = outputs, B = blocks of a direction
+(`quantise.Span`), L = limbs.
 """
 
 from dataclasses import dataclass
@@ -65,19 +66,19 @@ class OnlineCall:
         self._x_NK = x_NK.contiguous()
         self._decoder = decoder
         self._check = ProductCheck(key, x_NK.shape[0])
-        self._scale_N1 = _scales(self._x_NK, decoder.span)
+        self._scale_NB = _scales(self._x_NK, decoder.span)
 
     def mask(self, pad: Pad) -> Tensor:
         """Levels plus pad mod p, int32 [N, K]; the input is let go."""
         x_NK = self._x_NK
         masked_NK = torch.empty(x_NK.shape, dtype=torch.int32)
         rows = _rows(x_NK)
-        levels = torch.empty(min(rows, len(x_NK)), x_NK.shape[1], dtype=torch.float32)
+        levels = torch.empty(min(rows, x_NK.shape[0]), x_NK.shape[1], dtype=torch.float32)
         for start in range(0, x_NK.shape[0], rows):
             place = slice(start, start + rows)
             piece, out = x_NK[place], masked_NK[place]
             level = levels[: piece.shape[0]]
-            torch.mul(piece, self._scale_N1[place], out=level)
+            self._scale(piece, self._scale_NB[place], level)
             level.add_(_ROUNDING)
             self._check.add_inputs(start, level)
             sums, bits = words(out), words(level.view(torch.int32))
@@ -99,12 +100,12 @@ class OnlineCall:
         Raises:
             PeerMisbehaved: they are not; nothing is returned.
         """
-        num_tokens, span = self._scale_N1.shape[0], self._decoder.span
+        num_tokens, span = self._scale_NB.shape[0], self._decoder.span
         for values in (products_NM, unmask_NM):
             check_form(values, (num_tokens, span.num_products), sender)
         products_NM, unmask_NM = products_NM.contiguous(), unmask_NM.contiguous()
         y_NO = torch.empty(num_tokens, span.num_outputs, dtype=torch.float32)
-        inverse_N1, rows = self._scale_N1.reciprocal(), _rows(products_NM)
+        inverse_NB, rows = self._scale_NB.reciprocal(), _rows(products_NM)
         # One piece of memory twice: as spare words, then as float32.
         sums, spare = torch.empty(2, min(rows, num_tokens), span.num_products, dtype=torch.int32)
         for start in range(0, num_tokens, rows):
@@ -115,22 +116,29 @@ class OnlineCall:
             self._check.add_products(start, centred)
             centred.sub_(CENTRE)
             levels_NM = floats.view(torch.float32).copy_(centred)
-            self._decode(levels_NM, inverse_N1[place], y_NO[place])
+            self._decode(levels_NM, inverse_NB[place], y_NO[place])
         self._check.finish(int(_ROUNDING), CENTRE, sender)
         return y_NO
 
-    def _decode(self, levels_NM: Tensor, inverse_N1: Tensor, y_NO: Tensor) -> None:
+    def _scale(self, x_NK: Tensor, scale_NB: Tensor, out: Tensor) -> None:
+        """Each block by its own number: a block with large values takes nothing from the others."""
+        block = self._decoder.span.block
+        for number in range(self._decoder.span.num_blocks):
+            place = slice(number * block, (number + 1) * block)
+            torch.mul(x_NK[:, place], scale_NB[:, number : number + 1], out=out[:, place])
+
+    def _decode(self, levels_NM: Tensor, inverse_NB: Tensor, y_NO: Tensor) -> None:
         decoder, span = self._decoder, self._decoder.span
+        parts_NLBO = levels_NM.view(-1, span.num_limbs, span.num_blocks, span.num_outputs)
         if span.num_blocks > 1:
-            levels_NM = levels_NM.view(-1, span.num_limbs, span.num_blocks, span.num_outputs)
-            levels_NM = levels_NM.sum(dim=2).flatten(1)
-        high_NO = levels_NM[:, : span.num_outputs]
-        if span.num_limbs == 1:
-            torch.mul(high_NO, inverse_N1, out=y_NO)
-        else:
-            low_NO = levels_NM[:, span.num_outputs :]
-            torch.add(low_NO, high_NO, alpha=decoder.base, out=y_NO)
-            y_NO.mul_(inverse_N1)
+            parts_NLBO = parts_NLBO.mul_(inverse_NB[:, None, :, None]).sum(dim=2, keepdim=True)
+        high_NO = parts_NLBO[:, 0, 0]
+        if span.num_limbs == 2:
+            high_NO = torch.add(parts_NLBO[:, 1, 0], high_NO, alpha=decoder.base, out=y_NO)
+        if span.num_blocks == 1:
+            torch.mul(high_NO, inverse_NB, out=y_NO)
+        elif span.num_limbs == 1:
+            y_NO.copy_(high_NO)
         if decoder.scale_O is not None:
             y_NO.mul_(decoder.scale_O)
 
@@ -147,7 +155,7 @@ def _unmask(found: Words, taken: Words, out: tuple[Words, Words], sender: str) -
 
 
 def _scales(x_NK: Tensor, span: Span) -> Tensor:
-    """What each row is multiplied by so that no block's norm exceeds its bound, [N, 1]."""
+    """What each block of each row is multiplied by so that its norm is its bound, [N, B]."""
     norms_NB = _norms(x_NK, span, torch.float32)
     lowest, highest = (float(bound) for bound in norms_NB.aminmax())
     if not _PLAIN_NORMS[0] <= lowest <= highest <= _PLAIN_NORMS[1]:
@@ -158,11 +166,10 @@ def _scales(x_NK: Tensor, span: Span) -> Tensor:
                 "train.lr, or check the model's files"
             )
     if span.num_blocks == 1:
-        scale_N1 = norms_NB.reciprocal_().mul_(span.bounds[0])
+        scale_NB = norms_NB.reciprocal_().mul_(span.bounds[0])
     else:
-        bounds_B = torch.tensor(span.bounds, dtype=norms_NB.dtype)
-        scale_N1 = (bounds_B / norms_NB).amin(dim=1, keepdim=True)
-    return scale_N1.clamp_(max=_MAX_SCALE).to(torch.float32)
+        scale_NB = torch.tensor(span.bounds, dtype=norms_NB.dtype) / norms_NB
+    return scale_NB.clamp_(max=_MAX_SCALE).to(torch.float32)
 
 
 def _norms(x_NK: Tensor, span: Span, dtype: torch.dtype) -> Tensor:

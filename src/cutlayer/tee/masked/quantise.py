@@ -25,11 +25,12 @@ MAX_LEVEL = 2**22 - 2
 """Of a quantised input: what the mantissa of a float32 holds beside the rounding constant."""
 
 _MAX_LIMB = 511
-_MAX_BLOCKS = 16
+_MAX_BLOCKS = 64
 _ERROR_OF_ROUNDING = 1 / math.sqrt(12)
 _WANTED_INPUT_ERROR = {8: 3e-4, 16: 7e-5}
 """By bits of the weight: of 8, the weight's own rounding is far larger."""
 _USUAL_BLOCK = 4096
+_MAX_WIDENED = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,7 @@ def _steps(weight_OI: Tensor, largest_O: Tensor) -> int:
     More levels round the weight less, but their longer rows leave less room for the input.
     """
     num_outputs, num_inputs = weight_OI.shape
-    norms_O = torch.linalg.vector_norm(weight_OI.double(), dim=1)
+    norms_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float64)
     largest = float(torch.linalg.vector_norm(largest_O.double()))
     norm = max(float(torch.linalg.vector_norm(norms_O)), 1e-300)
     weight_error = _ERROR_OF_ROUNDING * math.sqrt(num_inputs) * largest / norm
@@ -177,12 +178,16 @@ def _base(levels_OI: Tensor) -> int:
 def _block(matrices_LMK: Tensor, wanted_error: float) -> int:
     """The widest block that keeps the error of the input's quantisation small."""
     num_inputs = matrices_LMK.shape[2]
-    for num_blocks in range(1, _MAX_BLOCKS + 1):
+
+    def error(num_blocks: int) -> float:
         block = -(-num_inputs // num_blocks)
-        smallest = min(_bounds(matrices_LMK, block))
-        if _ERROR_OF_ROUNDING * math.sqrt(block) / smallest <= wanted_error:
-            break
-    return block
+        return _ERROR_OF_ROUNDING * math.sqrt(block) / min(_bounds(matrices_LMK, block))
+
+    # Half as wide a block has about half the error: few passes over a large matrix are enough.
+    num_blocks = max(1, int(error(1) / wanted_error))
+    while num_blocks < min(num_inputs, _MAX_BLOCKS) and error(num_blocks) > wanted_error:
+        num_blocks += 1
+    return -(-num_inputs // min(num_blocks, num_inputs, _MAX_BLOCKS))
 
 
 def _bounds(matrices_LMK: Tensor, block: int) -> tuple[float, ...]:
@@ -191,7 +196,12 @@ def _bounds(matrices_LMK: Tensor, block: int) -> tuple[float, ...]:
 
 def _bound(matrices_LMk: Tensor) -> float:
     """Largest norm of a block of levels, whatever its direction."""
-    longest = float(torch.linalg.vector_norm(matrices_LMk.float(), dim=2).max())
+    height = max(1, _MAX_WIDENED // matrices_LMk.shape[2])
+    norms = (
+        torch.linalg.vector_norm(piece.float(), dim=2).max()
+        for piece in matrices_LMk.split(height, dim=1)
+    )
+    longest = float(max(norms))
     # Sums of squares in float32 are short by less than 2^-12 for any width that fits in memory.
     room = (CENTRE - 2) / max(longest * (1 + 2**-12), 1.0)
     rounding = 0.5 * math.sqrt(matrices_LMk.shape[2])

@@ -129,3 +129,18 @@ def test_the_same_input_is_never_masked_alike() -> None:
     first, second, third = accelerator.seen
     assert (first != second).float().mean() > 0.99
     assert (second != third).float().mean() > 0.99
+
+
+def test_wide_layers_keep_small_values_beside_large_ones() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(20000, 6)
+    x = torch.randn(5, 20000)
+    x[:, :4] *= 1e4
+    # A block of zeros beside others.
+    x[1, :15000] = 0
+    plain, other = _both(layer, masked(layer, pooled_place()), x)
+    assert _error(other[0], plain[0]) < 1e-4
+    # As at the gradient of a loss: one side is the vocabulary.
+    head = nn.Linear(6, 20000)
+    plain, other = _both(head, masked(head, pooled_place()), torch.randn(5, 6))
+    assert _error(other[1], plain[1]) < 1e-4

@@ -44,7 +44,8 @@ def test_the_worst_input_does_not_wrap(bits: int, transpose: bool) -> None:
         worst_Mk = matrix_Mk.double() * 1e3
         x_MK = torch.zeros(len(worst_Mk), span.num_inputs)
         x_MK[:, block * span.block : block * span.block + worst_Mk.shape[1]] = worst_Mk
-        levels_MK = (x_MK * _scales(x_MK, span)).round().double()
+        scales_MK = _scales(x_MK, span).repeat_interleave(span.block, dim=1)
+        levels_MK = (x_MK * scales_MK[:, : span.num_inputs]).round().double()
         assert float(levels_MK.abs().max()) <= MAX_LEVEL
         levels_Mk = levels_MK[:, block * span.block : block * span.block + worst_Mk.shape[1]]
         products = levels_Mk @ matrix_Mk.double().mT
