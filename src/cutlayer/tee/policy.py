@@ -238,8 +238,9 @@ def _check_gpus(claims: Claims, policy: Policy, report_data: bytes | None) -> No
         raise refused(
             Refusal.NO_GPU, f"{len(claims.companions)} of {policy.gpus} accelerators gave evidence"
         )
-    chips = [companion.chip for companion in claims.companions if companion.chip is not None]
-    if len(set(chips)) < len(chips):
+    # A report names the device and the number of its certificate; a service's token that number.
+    names = [{one.chip, one.details.get("ueid")} - {None} for one in claims.companions]
+    if len(set().union(*names)) < sum(len(own) for own in names):
         raise refused(Refusal.NO_GPU, "the same accelerator gave evidence twice")
     for companion in claims.companions:
         if companion.is_debug:

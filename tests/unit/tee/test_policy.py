@@ -33,6 +33,8 @@ GPU = Claims(
     is_debug=False,
     tcb_status="UpToDate",
 )
+BY_REPORT = replace(GPU, chip="7f", details={"ueid": "123"})
+BY_TOKEN = replace(GPU, chip="123", details={"ueid": "123"})
 GOOD = Claims(
     platform=Platform.TDX,
     assurance=Assurance.HARDWARE_TEE_GPU,
@@ -85,6 +87,7 @@ def test_claims_that_meet_every_demand_pass() -> None:
         (replace(GOOD, companions=(replace(GPU, report_data=bytes(32)),)), "wrong-binding"),
         (replace(GOOD, companions=(GPU, replace(GPU, is_debug=True))), "debug"),
         (replace(GOOD, companions=(replace(GPU, chip="1"), replace(GPU, chip="1"))), "no-gpu"),
+        (replace(GOOD, companions=(BY_REPORT, BY_TOKEN)), "no-gpu"),
     ],
 )
 def test_each_fault_alone_is_refused_by_its_name(wrong: Claims, name: str) -> None:

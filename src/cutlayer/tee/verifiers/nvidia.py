@@ -201,6 +201,7 @@ def _token_claims(token: GpuToken, assurance: Assurance) -> Claims:
             "vbios": claims.vbios_version,
             "model": claims.hwmodel,
             "name": token.name,
+            "ueid": claims.ueid,
             "warning": claims.warning or "",
         },
     )
