@@ -29,6 +29,7 @@ from cutlayer.wire.codec import encode
 from cutlayer.wire.endpoints import ListenSettings, TlsFiles
 from cutlayer.wire.frame import Frame
 from cutlayer.wire.messages import CloseSession, Commit, Hello, Kind, Welcome
+from tests.unit.tee.evidence_samples import sample
 
 SPEC: dict[str, str | int] = {"lower": 1}
 CLIENT_KEY = b"c" * 32
@@ -213,3 +214,11 @@ def test_an_attester_that_fails_later_is_named_without_its_reasons(
     with pytest.raises(AttestationError, match="cannot attest now") as caught:
         connection.answer(Frame(Kind.CHALLENGE, Challenge(nonce="ab" * 32)))
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.system
+def test_a_debug_machine_is_not_called_hardware(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.server.door, "evidence", sample("published sev-snp").evidence)
+    assert world.server.label == "debug, worth nothing"
