@@ -1,5 +1,6 @@
 """The benchmark of masked layers: it measures what it says."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from benchmarks.masked_errors import (
     layer_errors,
     measure_uniformity,
 )
+from benchmarks.masked_kernels import main
 from benchmarks.masked_speed import measure_layer
 from benchmarks.masked_training import final_losses
 
@@ -42,3 +44,9 @@ def test_costs_are_positive_and_bytes_are_counted() -> None:
 def test_masked_training_stays_with_plain_training(tmp_path: Path) -> None:
     plain, masked = final_losses(tmp_path, steps=3, num_rows=2)
     assert masked == pytest.approx(plain, rel=1e-3)
+
+
+def test_exact_kernels_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--profile", "smoke", "--json"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["us_per_token_float64"] > 0

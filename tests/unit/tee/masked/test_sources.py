@@ -2,17 +2,23 @@
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from cutlayer.errors import CacheFull
-from cutlayer.tee.masked.field import Words
-from cutlayer.tee.masked.offload import Pad
+from cutlayer.tee.masked.dealer_key import DealerKey
+from cutlayer.tee.masked.field import PRIME, Words
+from cutlayer.tee.masked.multiplier import Multiplier
+from cutlayer.tee.masked.offload import Pad, PadSource
 from cutlayer.tee.masked.pads import Seeds
 from cutlayer.tee.masked.quantise import quantise_weight
-from cutlayer.tee.masked.sources import Pool, PoolLimits
+from cutlayer.tee.masked.remote import RemoteDealing, WorkerLink
+from cutlayer.tee.masked.sources import Dealer, Pool, PoolLimits
+from cutlayer.tee.masked.worker import Worker
+from tests.masked_worlds import answering
 
 WIDTH = 10
 
@@ -109,3 +115,33 @@ def test_pads_are_made_while_nothing_else_goes_on() -> None:
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
     pool.close()
+
+
+@pytest.mark.parametrize("kind", ["pool", "dealer"])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_what_a_source_gives_takes_its_own_pad_off(
+    kind: str, transpose: bool, tmp_path: Path
+) -> None:
+    """Conformance of pad sources."""
+    torch.manual_seed(0)
+    weight = quantise_weight(torch.randn(4, WIDTH), 16)
+    multiplier = Multiplier()
+    multiplier.hold("layer", weight)
+    key = DealerKey.load(tmp_path / "key")
+    with answering(Worker("dealer", Multiplier(), key).serve) as open_:
+        link = WorkerLink("a:1", "dealer", 5.0, key.public_hex, open_=open_)
+        source: PadSource = _pool(waits=True) if kind == "pool" else Dealer(RemoteDealing(link))
+        source.hold("layer", weight)
+        seen = set()
+        for _ in range(3):
+            pad = source.take("layer", 5, transpose)
+            found = np.empty((5, 4 if transpose else WIDTH), dtype=np.uint32)
+            pad.fill(found)
+            pad_NK = torch.from_numpy(found.astype(np.int32))
+            wanted = multiplier.unmask_of("layer", pad_NK, transpose)
+            assert torch.equal(pad.unmask_NM(), wanted)
+            assert int(pad_NK.min()) >= 0
+            assert int(pad_NK.max()) < PRIME
+            seen.add(found.tobytes())
+        assert len(seen) == 3
+        source.close()
