@@ -138,6 +138,32 @@ def test_sealed_weights_without_an_owner_or_an_attester_are_explained(tmp_path: 
         pass
 
 
+def test_sealed_weights_are_not_shown_to_an_accelerator(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    seal_part(ModelFolder(model), Cut(1, 3), Part.TRUNK, tmp_path / "sealed", bytes(32))
+    masked = {"accelerator": "127.0.0.1:1", "source": "precompute"}
+    private = {"exchange": str(tmp_path)}
+    table = server_settings(tmp_path / "sealed", tmp_path).model_dump(mode="json")
+    served = parse_settings(
+        ServerSettings, table | {"masked": masked, "private_model": private}, "x"
+    )
+    with pytest.raises(ConfigError, match="to an accelerator in the clear"), running_server(served):
+        pass
+    world = AttestedWorld.make(tmp_path / "world")
+    inside = {"model__path": str(tmp_path / "sealed"), "masked": masked}
+    with pytest.raises(ConfigError, match="in the clear"), attested_enclave(world, **inside):
+        pass
+
+
+def test_plain_weights_in_place_of_sealed_ones_are_refused(tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path)
+    table = server_settings(model, tmp_path).model_dump(mode="json")
+    table["private_model"] = {"exchange": str(tmp_path)}
+    served = parse_settings(ServerSettings, table, "test")
+    with pytest.raises(ConfigError, match="is not sealed"), running_server(served):
+        pass
+
+
 def test_an_enclave_opens_its_sealed_blocks_and_an_owner_trains_with_them(tmp_path: Path) -> None:
     world = AttestedWorld.make(tmp_path)
     keys = KeyFolder(tmp_path / "keys")

@@ -56,7 +56,8 @@ class EnclaveServer(TrunkServer):
     def _load(self, settings: ServerSettings) -> tuple[Trunk, ServedModel]:
         model = settings.model
         attester = None if settings.tee is None else settings.tee.attester
-        folder = open_model(model.path, model.revision, settings.private_model, attester)
+        private, is_masked = settings.private_model, settings.masked is not None
+        folder = open_model(model.path, model.revision, private, attester, is_masked)
         num_blocks = int(folder.config.num_hidden_layers)
         # The tail of this cut is all that comes after the owners' blocks.
         tail = load_part(folder, Cut(0, model.lower), Part.TAIL, model.dtype, model.device)

@@ -218,7 +218,8 @@ def _load(settings: ServerSettings) -> tuple[Trunk, ServedModel]:
     model = settings.model
     cut = Cut(model.lower, model.upper)
     attester = None if settings.tee is None else settings.tee.attester
-    folder = open_model(model.path, model.revision, settings.private_model, attester)
+    private, is_masked = settings.private_model, settings.masked is not None
+    folder = open_model(model.path, model.revision, private, attester, is_masked)
     trunk = parallel_trunk(folder, cut, model.dtype, model.device)
     mask_parts(settings.masked, trunk)
     manifest = known_manifest(folder, trunk.leaves)

@@ -43,6 +43,7 @@ def open_model(
     revision: str | None,
     private: PrivateModelSettings | None,
     attester: AttesterSettings | None,
+    is_masked: bool,
 ) -> ModelFolder:
     """A model by its name, or a sealed part whose key the owner releases to this place.
 
@@ -51,18 +52,33 @@ def open_model(
         revision: of a hub id.
         private: where the owner's key comes from.
         attester: makes this place's evidence.
+        is_masked: frozen layers go to an accelerator, which then has their weights.
 
     Raises:
-        ConfigError: it is sealed, and it is not said how its key comes or what attests this place.
+        ConfigError: it is sealed, and it is not said how its key comes or what attests this place,
+            or it would be shown to an accelerator; or it is not, and a key is waited for.
         AttestationError: the key is for another place.
         TransportError: the owner did not answer in time, or refused.
         ModelError, StorageError: it cannot be read.
     """
+    exchange = None if private is None else private.exchange
     if not is_sealed(name):
+        if exchange is not None:
+            # Whoever can write to the disk may have put other weights there.
+            raise ConfigError(
+                f"private_model.exchange waits for the key of sealed weights and {name} is not "
+                "sealed: name the sealed folder, or remove the setting"
+            )
         return resolve_model(name, revision)
     folder = Path(name).expanduser()
+    if is_masked:
+        # The operator writes the settings; the owner released the key to keep it from him.
+        raise ConfigError(
+            f"{folder} is sealed, and [masked] would give its weights to an accelerator in the "
+            "clear; remove one of them (docs/private-models.md)"
+        )
     label = read_label(folder)
-    if private is None or private.exchange is None:
+    if private is None or exchange is None:
         raise ConfigError(
             f"{folder} is sealed (key {label.key_id}); set private_model.exchange to a folder "
             "that its owner reaches too"
@@ -73,7 +89,7 @@ def open_model(
             "[tee] what attests this one"
         )
     prover = Prover(attester, Side.SERVER)
-    with receive(label, prover, private.exchange, private.timeout_s) as key, key.view() as view:
+    with receive(label, prover, exchange, private.timeout_s) as key, key.view() as view:
         return SealedFolder(folder, bytes(view))
 
 
