@@ -33,7 +33,7 @@ class RowsName:
     """How this owner's rows are called at the enclave."""
 
     row_set: str
-    """Id of the owner's run."""
+    """The owner's run, and in which form rows are sent."""
     front: str
     """Digest of the front's weights, hex."""
 

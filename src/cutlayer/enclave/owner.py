@@ -265,10 +265,15 @@ class EnclaveClient:
             self.front,
             self.enclave,
             gates.activations,
-            RowsName(row_set=self.run_id, front=hash_leaves(self.front.leaves)),
+            RowsName(row_set=self._row_set(), front=hash_leaves(self.front.leaves)),
             sends_labels=self.settings.labels is LabelPlace.ENCLAVE,
         )
         return EnclaveStep(self._parts, self.enclave, gates, self.feeder, settings.in_flight)
+
+    def _row_set(self) -> str:
+        # A run may go on with labels elsewhere or with a smaller codec; rows that were sent before
+        # lack the labels then, and are as large as ever.
+        return f"{self.run_id}.{self.settings.connection.codec}.{self.settings.labels}"
 
     def _split_model(self) -> SplitModel:
         steps = self._state.saved_steps()

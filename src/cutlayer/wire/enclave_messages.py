@@ -34,7 +34,7 @@ class AskRows(Header, frozen=True, kw_only=True):
     """Which of these rows have to be sent."""
 
     row_set: str
-    """The owner's name for its rows: the id of its own run."""
+    """The owner's name for its rows: its own run, and in which form they were sent."""
     front: str
     """Digest (hex) of the weights that made the activations."""
     row_ids: list[int]

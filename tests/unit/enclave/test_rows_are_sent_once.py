@@ -1,5 +1,6 @@
 """A row's activations leave once, whatever the number of epochs, and again only after a loss."""
 
+import time
 from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from cutlayer.client.run_state import Progress
 from cutlayer.client.train import Report
 from cutlayer.enclave.owner import EnclaveClient
+from cutlayer.enclave.owner_settings import LabelPlace
 from cutlayer.enclave.server import EnclaveServer
 from cutlayer.errors import CacheFull
 from cutlayer.wire.channel import Channel
@@ -120,6 +122,40 @@ def test_a_full_memory_names_what_to_do(tmp_path: Path, model: Path) -> None:
         pytest.raises(CacheFull, match=r"rows\.max_client_bytes=9000.*raise the limit"),
     ):
         owner.train()
+
+
+def test_a_smaller_codec_makes_room_in_a_run_that_did_not_fit(tmp_path: Path, model: Path) -> None:
+    """As the refusal advises: rows that came in the larger form are not the run's any more."""
+    with running_enclave(
+        enclave_settings(model, tmp_path, rows__max_client_bytes=60_000)
+    ) as server:
+        with (
+            owner_of(server, owner_settings(model, tmp_path / "a")) as owner,
+            pytest.raises(CacheFull, match="bf16"),
+        ):
+            owner.train()
+        # What nobody uses for a minute may go.
+        server.desk.clock = lambda: time.monotonic() + 61
+        smaller = owner_settings(model, tmp_path / "a", connection__codec="bf16")
+        with owner_of(server, smaller) as owner:
+            assert owner.train().step == 6
+
+
+@pytest.mark.parametrize("then", LabelPlace)
+def test_labels_may_move_within_a_run(tmp_path: Path, model: Path, then: LabelPlace) -> None:
+    first = next(place for place in LabelPlace if place is not then)
+    whole = []
+    for places in ((first, then), (then, then)):
+        folder = tmp_path / places[0]
+        with running_enclave(enclave_settings(model, folder)) as server:
+            for place, steps in zip(places, (STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH), strict=True):
+                settings = owner_settings(model, folder, train__steps=steps)
+                # Only proof makes labels leave; here it is not what is tested.
+                vars(settings)["labels"] = place
+                with owner_of(server, settings) as owner:
+                    progress = owner.train()
+        whole.append(_losses(progress))
+    assert whole[0] == pytest.approx(whole[1], rel=1e-4)
 
 
 def test_saved_steps_are_sealed(tmp_path: Path, model: Path) -> None:
