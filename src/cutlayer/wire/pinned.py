@@ -50,8 +50,9 @@ def shown_certificate(settings: ConnectionSettings) -> bytes:
             f"{settings.address}: the server does not answer with TLS 1.3 ({error.reason}); check "
             "the port"
         ) from error
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:
+        # A front names its replicas: a name that none can have is no answer either.
+        reason = getattr(error, "strerror", None) or error
         raise TransportError(f"{settings.address} does not answer: {reason}") from error
     if found is None:
         raise PermissionRefused(f"{settings.address} shows no certificate")

@@ -78,3 +78,9 @@ def test_nobody_at_the_port_is_a_transport_error() -> None:
 def test_without_tls_there_is_no_key_to_vouch_for() -> None:
     with pytest.raises(ConfigError, match="evidence needs TLS"):
         shown_certificate(ConnectionSettings(address="127.0.0.1:1", plaintext=True))
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 300, "....."])
+def test_a_name_that_nobody_can_have_is_no_answer(host: str) -> None:
+    with pytest.raises(TransportError, match="does not answer"):
+        shown_certificate(ConnectionSettings(address=f"{host}:443", tls=NOWHERE))
