@@ -98,6 +98,11 @@ def _read_lora_config(path: Path) -> tuple[float, bool]:
     """Scaling, and whether the base model keeps weights as (in, out)."""
     try:
         table = json.loads(path.read_bytes())
+        if table["peft_type"] == "PREFIX_TUNING":
+            raise ModelError(
+                f"{path} is a prefix, which is no weight, so no model can contain it; load it with "
+                "PEFT, or train without the kind prefix to merge"
+            )
         scaling = float(table["lora_alpha"]) / int(table["r"])
         kind, is_transposed = table["peft_type"], bool(table.get("fan_in_fan_out"))
     except OSError as error:

@@ -22,7 +22,7 @@ from cutlayer.model.attention_heads import find_heads
 from cutlayer.model.lora_targets import find_targets, is_transposed, layer_shape
 from cutlayer.model.partition import PartModule
 from cutlayer.model.sparse_choice import choose_rows, digest_of, row_norms
-from cutlayer.model.sparse_linear import FEW_TOKENS, RowDelta, added_rows, sparse_linear
+from cutlayer.model.sparse_linear import RowDelta, added_rows, is_cheaper_added, sparse_linear
 
 __all__ = ["SPARSE_KEY", "Sparse", "SparseOnPart", "sparse_key"]
 
@@ -128,6 +128,7 @@ class _Layer:
         self.plain = plain
         self.learnt: dict[str, RowDelta] = {}
         self._slots = slots
+        self._num_outputs = layer_shape(plain)[1]
         self._plain_forward = type(plain).forward
         vars(plain)["forward"] = self.forward
 
@@ -144,7 +145,7 @@ class _Layer:
         learnt = self.learnt.get(names[0] or "") if len(set(names)) == 1 else None
         if learnt is None:
             return self._base(x)
-        if x.shape[:-1].numel() <= FEW_TOKENS:
+        if is_cheaper_added(x.shape[:-1].numel(), learnt, self._num_outputs):
             return added_rows(self._base(x), x, learnt)
         return sparse_linear(self.plain, x, learnt)
 

@@ -87,6 +87,7 @@ def read_sparse(folder: Path, model: ModelFolder) -> dict[str, Delta]:
         num_rows, num_inputs = shape[::-1] if is_transposed else shape
         if (
             delta_RI.shape != (len(rows_R), num_inputs)
+            or rows_R.dtype != torch.int64
             or len(rows_R) == 0
             or not 0 <= int(rows_R.min()) <= int(rows_R.max()) < num_rows
         ):

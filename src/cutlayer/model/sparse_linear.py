@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from cutlayer.model.lora_targets import is_transposed
 
-__all__ = ["FEW_TOKENS", "RowDelta", "added_rows", "sparse_linear"]
+__all__ = ["RowDelta", "added_rows", "is_cheaper_added", "sparse_linear"]
 
-FEW_TOKENS = 32
-"""Up to so many, a second small product costs less than a copy of the whole weight."""
+_COPY_TOKENS = 24
+"""A copy of a weight takes as long as its product with about so many tokens, on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,11 @@ def added_rows(y: Tensor, x: Tensor, learnt: RowDelta) -> Tensor:
     """What the layer's own weight gave, [.., O], plus what the learnt rows add to it."""
     update = functional.linear(x.to(learnt.delta_RI.dtype), learnt.delta_RI)
     return y.index_add(-1, learnt.rows_R, update.to(y.dtype))
+
+
+def is_cheaper_added(num_tokens: int, learnt: RowDelta, num_outputs: int) -> bool:
+    """Whether a second product, with the learnt rows alone, beats a copy of the whole weight."""
+    return num_tokens * len(learnt.rows_R) <= _COPY_TOKENS * num_outputs
 
 
 class _Context(FunctionCtx):

@@ -19,13 +19,12 @@ from cutlayer.model.optimizer import AdamWSettings, PartOptimizer
 from cutlayer.model.partition import Cut, Part, PartModule
 from cutlayer.model.rows import Rows, pack
 from cutlayer.model.sparse_choice import choose_rows, digest_of
-from cutlayer.model.sparse_linear import FEW_TOKENS
 from tests.tiny_models import tiny_model
 from tests.unit.model.stand_in import views
 
 SHORT = [5, 6, 7, 8, 9, 200, 3]
-LONG = SHORT * 6
-assert len(SHORT) <= FEW_TOKENS < len(LONG)
+LONG = SHORT * 15
+"""Its rows are copied into the weight, those of `SHORT` are added to the output."""
 HEADS_OF = {
     # Family: layers of a head -> where group g of width 8 begins in each, and how many rows.
     "llama": {"q_proj": [(16, 0, 16)], "k_proj": [(8, 0, 8)], "v_proj": [(8, 0, 8)]},
@@ -214,13 +213,16 @@ def test_gradients_and_moments_exist_for_chosen_rows_alone(tmp_path: Path) -> No
     assert sum(value.numel() for value in moments) == 2 * _values(adapters)
 
 
-def test_backward_never_makes_the_gradient_of_a_whole_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_tokens", [20, 400])
+def test_backward_never_makes_the_gradient_of_a_whole_weight(
+    num_tokens: int, tmp_path: Path
+) -> None:
     """A dense weight gradient of the widest layer would be the largest tensor of the backward."""
-    folder = tiny_model("llama", tmp_path, intermediate_size=4096)[0]
+    folder = tiny_model("llama", tmp_path, intermediate_size=4096, max_position_embeddings=512)[0]
     trunk = load_parts(folder, Cut(1, 2))[1]
     attach(trunk, _settings(qkv_ratio=0, dense_ratio=0.125))
-    h_ND = torch.randn(40, 32).requires_grad_()
-    y_ND = trunk(h_ND, Rows(lengths=(40,)))
+    h_ND = torch.randn(num_tokens, 32).requires_grad_()
+    y_ND = trunk(h_ND, Rows(lengths=(num_tokens,)))
     with torch.profiler.profile(record_shapes=True) as profile:
         y_ND.sum().backward()
     products = [e.input_shapes for e in profile.events() if e.name == "aten::mm"]
