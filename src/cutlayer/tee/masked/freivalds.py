@@ -29,7 +29,7 @@ _COLUMN_BITS = 16
 _MAX_SUMMED = 1 << 8
 """Rows of 31-bit residues that 14-bit coefficients may add up in 53 bits."""
 _MAX_WIDENED = 1 << 22
-_MAX_PRODUCTS = 1 << 20
+_MAX_ADDED = 1 << 20
 """Products of 16-bit halves and columns that add up in 53 bits."""
 
 
@@ -42,7 +42,6 @@ class CheckKey:
     def __init__(self, weight: FieldWeight, transpose: bool) -> None:
         """Draw the columns and multiply once by the weights, which are not kept."""
         span = weight.span(transpose)
-        assert span.num_products <= _MAX_PRODUCTS
         self.num_inputs, self.num_products = span.num_inputs, span.num_products
         columns_MC = _small(span.num_products, _NUM_COLUMNS, _COLUMN_BITS)
         seen_KC = torch.zeros(span.num_inputs, _NUM_COLUMNS, dtype=torch.float64)
@@ -53,7 +52,7 @@ class CheckKey:
             height = max(1, _MAX_WIDENED // width)
             pieces = zip(matrix_Mk.split(height), rows[number].split(height), strict=True)
             for some_Mk, some_MC in pieces:
-                # 16 + 9 bits and at most 2^20 outputs: exact.
+                # 16 + 9 bits and less than 2^28 outputs: exact.
                 seen_KC[start : start + width] += some_Mk.double().mT @ some_MC
         # Turned: a product with few columns is fastest along memory.
         self._columns_CM = columns_MC.mT.contiguous()
@@ -179,6 +178,12 @@ def _halves(values: Tensor, dim: int) -> Tensor:
 
 def _times(rows_JK: Tensor, columns_DK: Tensor) -> list[list[int]]:
     """Rows times columns; exact, because both are in halves or small."""
-    sums: list[list[float]] = (_halves(rows_JK, dim=0) @ columns_DK.mT).tolist()
+    pieces = zip(
+        _halves(rows_JK, dim=0).split(_MAX_ADDED, dim=1),
+        columns_DK.split(_MAX_ADDED, dim=1),
+        strict=True,
+    )
+    products = [(rows @ columns.mT).to(torch.int64) for rows, columns in pieces]
+    sums: list[list[int]] = torch.stack(products).sum(dim=0).tolist()
     pairs = zip(sums[: rows_JK.shape[0]], sums[rows_JK.shape[0] :], strict=True)
-    return [[(int(h) << 16) + int(w) for h, w in zip(*pair, strict=True)] for pair in pairs]
+    return [[(high << 16) + low for high, low in zip(*pair, strict=True)] for pair in pairs]

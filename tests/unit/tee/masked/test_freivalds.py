@@ -99,6 +99,20 @@ def test_right_products_pass(weight: FieldWeight, num_tokens: int, transpose: bo
     check.finish(12582912, 2**30, "worker")
 
 
+def test_a_vocabulary_of_a_large_model_is_checked() -> None:
+    """262,208 outputs in two limbs and blocks are more products than float64 adds up at once."""
+    torch.manual_seed(2)
+    limbs_LOI = torch.randint(-511, 512, (2, 262208, 5), dtype=torch.int16)
+    weight = FieldWeight(
+        limbs_LOI=limbs_LOI, base=600, scale_O=torch.ones(262208), blocks_IO=(2, 262208)
+    )
+    key = CheckKey(weight, False)
+    levels = torch.randint(PRIME, (2, 5), dtype=torch.int32)
+    products = all_products(KERNELS.get("float64"), weight, levels, False)
+    assert _passes(key, levels, products)
+    assert not _passes(key, levels, _one_entry(products))
+
+
 @pytest.mark.parametrize(
     "tamper", [_flip_a_bit, _one_entry, _swap_rows, _low_rank, _compensated_limbs]
 )
