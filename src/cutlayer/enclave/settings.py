@@ -103,6 +103,12 @@ class RoundSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        # The coordinator's own rules, when the settings are read and not in the middle of a start.
+        self.federation()
+        return self
+
     def federation(self) -> FederationSettings:
         """The same for the coordinator: the updates that it averages never leave the enclave."""
         return FederationSettings(

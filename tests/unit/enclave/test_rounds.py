@@ -130,6 +130,21 @@ def test_fedprox_is_refused_with_the_reason(tmp_path: Path) -> None:
         _rounds(tmp_path, tmp_path, strategy={"kind": "fedprox"})
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"quorum": 3}, "quorum=3 exceeds min_members=2"),
+        ({"strategy": {"kind": "svd"}, "adapter": {"kinds": ["prefix"]}}, "LoRA's factors"),
+    ],
+    ids=["quorum", "kind"],
+)
+def test_rounds_that_could_never_end_are_refused_when_they_are_read(
+    tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        _rounds(tmp_path, tmp_path, **change)
+
+
 def test_rows_stay_inside_from_round_to_round(tmp_path: Path, model: Path) -> None:
     rounds = _rounds(model, tmp_path, rounds=3, min_members=1, quorum=1)
     changes = _member(model, tmp_path / "a", 16)
