@@ -24,7 +24,7 @@ PINNED: Mapping[Platform, tuple[str, ...]] = {
     Platform.TDX: ("mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3"),
     Platform.SIMULATED: ("mr_td",),
     Platform.SGX: ("mr_enclave",),
-    Platform.SEV_SNP: ("measurement", "reported_tcb"),
+    Platform.SEV_SNP: ("measurement", "reported_tcb", "provider"),
     Platform.NITRO: ("pcr0", "pcr1", "pcr2"),
 }
 """What a first policy pins of each platform; of others everything that was measured."""

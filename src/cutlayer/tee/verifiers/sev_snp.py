@@ -75,7 +75,7 @@ class SevSnpVerifier:
         return Claims(
             platform=Platform.SEV_SNP,
             assurance=roots.assurance,
-            measurements=_measurements(report),
+            measurements=_measurements(report) | _provider(collateral.signer),
             report_data=report.report_data,
             is_debug=report.is_debug,
             tcb_status=_tcb_status(report),
@@ -194,6 +194,11 @@ def _measurements(report: SnpReport) -> dict[str, str]:
         "vmpl": report.vmpl.to_bytes(4),
     }
     return {name: value.hex() for name, value in (blobs | numbers).items()}
+
+
+def _provider(signer: SnpSigner) -> dict[str, str]:
+    # In hex, as everything that a policy pins: the cloud that AMD made the key for.
+    return {} if signer.provider is None else {"provider": signer.provider.encode().hex()}
 
 
 def _details(report: SnpReport, collateral: _Collateral, name: str) -> dict[str, str]:

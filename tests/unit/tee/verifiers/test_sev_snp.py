@@ -94,6 +94,9 @@ def test_a_providers_key_signs_too_and_names_the_provider(chip: SnpChip) -> None
     vlek = with_leaf(chip, LeafWish(product="Milan", chip=None, provider="Cloud A"), "vlek")
     claims = judged(vlek, vlek.evidence(Wished(flags=1 << 2)))
     assert claims.details["provider"] == "Cloud A"
+    # A measurement too: whose machines are guarded is what a policy wants to name.
+    assert bytes.fromhex(claims.measurements["provider"]) == b"Cloud A"
+    assert "provider" not in judged(chip, chip.evidence()).measurements
     assert claims.chip == bytes(range(64)).hex()
 
 
