@@ -88,6 +88,16 @@ class Multiplier:
         """
         return self._weight(name).limbs_LOI.shape[1 if transpose else 2]
 
+    def num_products(self, name: str, transpose: bool) -> int:
+        """Products M per token.
+
+        Raises:
+            ProtocolError: no such layer.
+        """
+        weight, width = self._weight(name), self.width(name, transpose)
+        num_limbs, *sides = weight.limbs_LOI.shape
+        return num_limbs * -(-width // weight.blocks_IO[transpose]) * sides[transpose]
+
     def multiply(self, name: str, masked_NK: Tensor, transpose: bool) -> Tensor:
         """Products mod p, int32 [N, M].
 

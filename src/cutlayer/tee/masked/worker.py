@@ -17,7 +17,7 @@ from cutlayer.errors import ConfigError, CutlayerError, ProtocolError, Transport
 from cutlayer.tee.masked.address import listen
 from cutlayer.tee.masked.dealer_key import DealerKey
 from cutlayer.tee.masked.field import check_range, words
-from cutlayer.tee.masked.framing import Frame, FrameKind, FrameSocket
+from cutlayer.tee.masked.framing import MAX_BODY_BYTES, Frame, FrameKind, FrameSocket
 from cutlayer.tee.masked.multiplier import Multiplier
 from cutlayer.tee.masked.pads import SEED_BYTES
 from cutlayer.tee.masked.worker_messages import (
@@ -35,16 +35,15 @@ from cutlayer.tee.masked.worker_messages import (
 
 __all__ = ["Worker"]
 
-_MAX_TOKENS = 1 << 20
-_MAX_WORDS = 1 << 26
+_MAX_WORDS = MAX_BODY_BYTES // 4
 _JOIN_S = 10.0
 
 
 @dataclass
 class _Upload:
     layout: Layout
-    raw: bytearray = field(repr=False)
-    filled: int = 0
+    raw: bytearray = field(default_factory=bytearray, repr=False)
+    """What has come: an announcement alone takes no memory."""
 
 
 class Worker:
@@ -190,17 +189,15 @@ class Worker:
                     f"{self._max_weight_bytes}"
                 )
             uploads.clear()
-            uploads[frame.name] = _Upload(layout, bytearray(layout.num_bytes))
+            uploads[frame.name] = _Upload(layout)
         return Frame(kind=FrameKind.DONE, number=frame.number, rows=int(frame.name in self._held))
 
     def _take_rows(self, frame: Frame, uploads: dict[str, _Upload]) -> Frame:
         upload = uploads.get(frame.name)
-        if upload is None or upload.filled + len(frame.body) > len(upload.raw):
+        if upload is None or len(upload.raw) + len(frame.body) > upload.layout.num_bytes:
             raise ProtocolError("bytes of a layer that was not announced, or more than it has")
-        end = upload.filled + len(frame.body)
-        upload.raw[upload.filled : end] = frame.body
-        upload.filled = end
-        if end == len(upload.raw):
+        upload.raw += frame.body
+        if len(upload.raw) == upload.layout.num_bytes:
             del uploads[frame.name]
             if layer_key(upload.layout, upload.raw) != frame.name:
                 raise ProtocolError("the bytes of a layer are not those of its key")
@@ -212,6 +209,7 @@ class Worker:
     def _multiply(self, frame: Frame) -> Frame:
         masked_NK = tensor_of(frame, "a masked part")
         check_range(words(masked_NK), sender="a masked part")
+        self._check_room(frame)
         products_NM = self._multiplier.multiply(frame.name, masked_NK, frame.transpose)
         return Frame(
             kind=FrameKind.PRODUCT,
@@ -222,11 +220,9 @@ class Worker:
         )
 
     def _deal(self, frame: Frame) -> Frame:
-        width = self._multiplier.width(frame.name, frame.transpose)
-        if len(frame.body) != SEED_BYTES or not 0 < frame.rows <= min(
-            _MAX_TOKENS, _MAX_WORDS // width
-        ):
+        if len(frame.body) != SEED_BYTES or not frame.rows:
             raise ProtocolError(f"no pad has a seed of {len(frame.body)} bytes and {frame.rows}")
+        self._check_room(frame)
         unmask_NM = self._multiplier.unmask_NM(
             frame.name, bytes(frame.body), frame.rows, frame.transpose
         )
@@ -237,6 +233,16 @@ class Worker:
             columns=unmask_NM.shape[1],
             body=tensor_bytes(unmask_NM),
         )
+
+    def _check_room(self, frame: Frame) -> None:
+        """Refuse what cannot be answered before it is computed: a few words ask for gigabytes."""
+        name, way = frame.name, frame.transpose
+        most = max(self._multiplier.width(name, way), self._multiplier.num_products(name, way))
+        if frame.rows * most > _MAX_WORDS:
+            raise ProtocolError(
+                f"{frame.rows} tokens of {most} numbers exceed a frame of {MAX_BODY_BYTES} bytes; "
+                "ask for fewer at once"
+            )
 
 
 def _from_hex(text: str) -> bytes:

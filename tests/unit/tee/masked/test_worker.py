@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from cutlayer.tee.masked.quantise import quantise_weight
 from cutlayer.tee.masked.remote import RemoteAccelerator, RemoteDealing, WorkerLink, check_apart
 from cutlayer.tee.masked.sources import Dealer, Pool, PoolLimits
 from cutlayer.tee.masked.worker import Worker
-from cutlayer.tee.masked.worker_messages import VERSION, Hello, told
+from cutlayer.tee.masked.worker_messages import VERSION, Hello, Layout, told
 from tests.masked_worlds import answering, masked
 
 SILENCE_S = 0.3
@@ -148,6 +149,41 @@ def test_layers_too_large_for_a_worker_are_refused() -> None:
         link.close()
     with pytest.raises(ConfigError, match="limit 100"):
         Multiplier(max_bytes=100).hold("layer", quantise_weight(torch.randn(30, 40), 16))
+
+
+def test_an_announced_layer_takes_no_memory_before_its_bytes_come() -> None:
+    worker = Worker("accelerator", Multiplier())
+    layout = Layout(
+        dtype="int8", limbs=1, outputs=1 << 14, inputs=1 << 14, forward_block=1, backward_block=1
+    )
+    with answering(worker.serve) as open_:
+        link = WorkerLink("a:1", "accelerator", 5.0, open_=open_)
+        link.hello()
+        tracemalloc.start()
+        link.call(Frame(kind=FrameKind.HOLD, name="0" * 64, body=told(layout)))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        link.close()
+    assert peak_bytes < layout.num_bytes / 100
+
+
+@pytest.mark.parametrize("role", ["accelerator", "dealer"])
+def test_an_answer_that_no_frame_can_hold_is_not_computed(role: str, tmp_path: Path) -> None:
+    key = DealerKey.load(tmp_path / "key") if role == "dealer" else None
+    multiplier = Multiplier()
+    worker = Worker("dealer" if role == "dealer" else "accelerator", multiplier, key)
+    computed: list[int] = []
+    multiplier.multiply = lambda *_: computed.append(1)  # type: ignore[assignment, method-assign]
+    with answering(worker.serve) as open_:
+        public = None if key is None else key.public_hex
+        link = WorkerLink("a:1", worker.role, 5.0, public, open_=open_)
+        link.hold("wide", quantise_weight(torch.randn(1 << 16, 1), 16))
+        kind, body = (FrameKind.MULTIPLY, bytes(4 * 513)) if key is None else (FrameKind.DEAL, b"")
+        frame = Frame(kind=kind, name=link.key("wide"), rows=513, columns=1, body=body or bytes(32))
+        with pytest.raises(ProtocolError, match="ask for fewer"):
+            link.call(frame)
+        link.close()
+    assert not computed
 
 
 def test_a_layer_that_a_worker_holds_is_not_sent_again() -> None:
