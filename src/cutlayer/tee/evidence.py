@@ -54,7 +54,7 @@ def decode_evidence(data: bytes) -> Evidence:
         AttestationError: malformed, or larger than any evidence.
     """
     if len(data) > MAX_EVIDENCE_BYTES:
-        raise refused(Refusal.MALFORMED, f"evidence of {len(data)} bytes; the most is 4 MiB")
+        raise refused(Refusal.MALFORMED, "evidence of more than 4 MiB, which none has")
     try:
         return msgspec.json.decode(data, type=Evidence)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -69,7 +69,8 @@ def read_evidence(path: Path) -> Evidence:
         AttestationError: malformed; the message names the file.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_EVIDENCE_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read evidence {path}: {error.strerror}") from error
     try:

@@ -185,3 +185,8 @@ def test_only_an_accelerator_may_stand_beside_a_cpu(
     with pytest.raises(AttestationError) as caught:
         judged(quoter, tmp_path, [nested])
     assert caught.value.refusal == "malformed"
+
+
+def test_an_endless_file_is_read_to_the_limit_alone() -> None:
+    with pytest.raises(AttestationError, match="more than 4 MiB"):
+        read_evidence(Path("/dev/zero"))
