@@ -123,6 +123,8 @@ class EnclaveConnection(ClientConnection):
         rows = inside.rows.get(self._set(call), call.row_ids, inside.clock())
         num_tokens = sum(len(row.h_LD) for row in rows)
         self._require_room(num_tokens)
+        if not call.has_loss_inside:
+            self._require_logits(sum(len(row.places) for row in rows))
 
         def finish(result: TrunkResult) -> Frame:
             assert result.tensor is not None
@@ -186,6 +188,7 @@ class EnclaveConnection(ClientConnection):
             max_lengths=call.max_lengths,
         )
         self._check_hidden(frame, call.lengths)
+        self._require_logits(sum(call.num_logits))
 
         def finish(result: TrunkResult) -> Frame:
             assert result.tensor is not None
@@ -235,6 +238,16 @@ class EnclaveConnection(ClientConnection):
             raise ProtocolError(
                 f"a call of {num_tokens} tokens; this enclave takes {self._host.max_call_tokens}: "
                 "lower train.micro_batch_rows or train.micro_batch_tokens"
+            )
+
+    def _require_logits(self, num_places: int) -> None:
+        """Refuse what no frame could carry, before it fills the memory of all owners."""
+        num_values, most = num_places * self._inside.part.vocab_size, self._inside.max_logits
+        if num_values > most:
+            raise ProtocolError(
+                f"the logits of {num_places} places are {num_values} values; this enclave's frames "
+                f"hold {most} (listen.max_frame_bytes): lower train.micro_batch_rows or "
+                'train.micro_batch_tokens, or set labels = "enclave"'
             )
 
 

@@ -27,6 +27,9 @@ __all__ = ["EnclaveDesk", "Scored"]
 Key = tuple[str, str]
 """Owner and run id."""
 
+_PIECE_VALUES = 1 << 26
+"""Logits that are in memory at once where the loss is computed inside."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
@@ -60,6 +63,7 @@ class EnclaveDesk:
         part: InnerPart,
         host: TrunkHost,
         rows: RowStore,
+        max_logits: int = 1 << 28,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -67,9 +71,11 @@ class EnclaveDesk:
             part: blocks, norm and LM head.
             host: has the blocks and the norm as its trunk.
             rows: activations that owners have put.
+            max_logits: values that one reply may have; no frame could hold more.
             clock: seconds.
         """
         self.part, self.host, self.rows, self.clock = part, host, rows, clock
+        self.max_logits = max_logits
         self._open: dict[Key, _OpenStep] = {}
 
     def forward_call(self, owner: str, call: ScoreRows, rows: Sequence[HeldRow]) -> TrunkCall:
@@ -151,22 +157,36 @@ class EnclaveDesk:
     def _loss(
         self, owner: str, call: ScoreRows, rows: Sequence[HeldRow], normed_SD: Tensor
     ) -> Scored:
-        targets_S = _targets(rows)
-        normed_SD = normed_SD.clone().requires_grad_(not call.is_evaluation)
-        loss_sum, grad_SD = torch.zeros(()), torch.zeros_like(normed_SD)
-        if len(targets_S):
-            logits_SV = self.part.logits(normed_SD)
-            loss_sum = nn.functional.cross_entropy(logits_SV, targets_S, reduction="sum")
+        targets_S, loss_sum, grads = _targets(rows), 0.0, []
+        # Piece by piece: the logits of all places together may be larger than the blocks.
+        num_places = max(1, _PIECE_VALUES // self.part.vocab_size)
+        pieces = zip(normed_SD.split(num_places), targets_S.split(num_places), strict=True)
+        for piece_SD, targets in pieces if len(targets_S) else ():
+            loss, grad_SD = self._piece_loss(piece_SD, targets, wants_grad=not call.is_evaluation)
+            loss_sum += loss
+            grads.append(grad_SD)
         if call.is_evaluation:
-            return Scored(loss_sum=float(loss_sum.detach()))
-        if len(targets_S):
-            (grad_SD,) = torch.autograd.grad(loss_sum, normed_SD)
+            return Scored(loss_sum=loss_sum)
+        grad_SD = torch.cat(grads) if grads else torch.zeros_like(normed_SD)
         num_tokens = sum(len(row.h_LD) for row in rows)
         here = _Open(normed_SD=normed_SD, places_S=_places(rows), num_tokens=num_tokens)
         back = _backward(owner, call.run_id, call.step, call.micro, call.is_last, here, grad_SD)
         assert isinstance(back.header, Backward)
         _, sq_norm = self.host.backward(owner, back.header, back.tensor)
-        return Scored(loss_sum=float(loss_sum.detach()), sq_norm=sq_norm)
+        return Scored(loss_sum=loss_sum, sq_norm=sq_norm)
+
+    def _piece_loss(
+        self, normed_SD: Tensor, targets_S: Tensor, wants_grad: bool
+    ) -> tuple[float, Tensor]:
+        """Summed loss of some places, and its gradient at them; zero where it is not wanted."""
+        normed_SD = normed_SD.clone().requires_grad_(wants_grad)
+        with torch.set_grad_enabled(wants_grad):
+            logits_SV = self.part.logits(normed_SD)
+            loss_sum = nn.functional.cross_entropy(logits_SV, targets_S, reduction="sum")
+        if not wants_grad:
+            return float(loss_sum), torch.zeros_like(normed_SD)
+        (grad_SD,) = torch.autograd.grad(loss_sum, normed_SD)
+        return float(loss_sum.detach()), grad_SD
 
     def _step_of(self, owner: str, call: ScoreRows) -> _OpenStep:
         alive = {(one, run_id) for one, run_id, _ in self.host.runs()}

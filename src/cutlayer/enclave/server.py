@@ -47,7 +47,9 @@ class EnclaveServer(TrunkServer):
         prepare_state(settings)
         super().__init__(settings.as_server(), tracer)
         part = cast(InnerPart, self._trunk)
-        self.desk = EnclaveDesk(part, self._host, RowStore(settings.rows))
+        # A value takes at least a byte, whatever the codec.
+        max_logits = settings.listen.max_frame_bytes
+        self.desk = EnclaveDesk(part, self._host, RowStore(settings.rows), max_logits)
 
     def connect(self, peer: Peer) -> Connection:
         """Accept a peer; its calls are checked one by one."""

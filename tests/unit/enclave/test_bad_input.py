@@ -296,6 +296,51 @@ def test_logits_are_wanted_of_new_tokens_only(channel: Channel, wanted: list[int
         _call(channel, Kind.DECODE_LOGITS, decode, H)
 
 
+def test_logits_that_no_frame_could_hold_are_not_computed(tmp_path: Path, model: Path) -> None:
+    listen = {"address": "127.0.0.1:0", "plaintext": True, "max_frame_bytes": 4096}
+    with running_enclave(enclave_settings(model, tmp_path, listen=listen)) as server:
+        channel = _greeted(server, "greedy")
+        _call(channel, Kind.OPEN_RUN, _run("mine"))
+        _call(channel, Kind.PUT_ROWS, PUT, H)
+        many = msgspec.structs.replace(SCORE, row_ids=[3] * 8)
+        with pytest.raises(ProtocolError, match=r"16 places are 4224 values.*frames hold 4096"):
+            _call(channel, Kind.SCORE_ROWS, many)
+        inside = msgspec.structs.replace(many, has_loss_inside=True, is_last=True)
+        assert _call(channel, Kind.SCORE_ROWS, inside).kind is Kind.ROWS_SCORED
+        long = {"h": encode(torch.linspace(-1, 1, 16 * WIDTH).reshape(16, WIDTH))}
+        opened = _call(channel, Kind.OPEN_SESSION, OpenSession(max_lengths=[20], run_id=None))
+        decode = DecodeLogits(
+            session_id=opened.header.session_id,  # type: ignore[attr-defined]
+            rows=[0],
+            lengths=[16],
+            positions=[0],
+            max_lengths=[],
+            num_logits=[16],
+        )
+        with pytest.raises(ProtocolError, match="16 places"):
+            _call(channel, Kind.DECODE_LOGITS, decode, long)
+        channel.close()
+
+
+def test_a_loss_inside_is_the_same_in_pieces(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _call(channel, Kind.PUT_ROWS, PUT, H)
+    score = msgspec.structs.replace(SCORE, has_loss_inside=True, is_last=True)
+    evaluation = msgspec.structs.replace(score, step=0, is_evaluation=True)
+    found = []
+    for most in (1 << 26, 2 * VOCABULARY, 1):
+        monkeypatch.setattr("cutlayer.enclave.desk._PIECE_VALUES", most)
+        _call(channel, Kind.OPEN_RUN, _run("mine"))
+        learnt, seen = (_call(channel, Kind.SCORE_ROWS, c).header for c in (score, evaluation))
+        assert isinstance(learnt, RowsScored)
+        assert isinstance(seen, RowsScored)
+        assert learnt.loss_sum == pytest.approx(seen.loss_sum)
+        found += [(learnt.loss_sum, learnt.sq_norm)]
+    assert found[1] == pytest.approx(found[0])
+    assert found[2] == pytest.approx(found[0])
+
+
 def test_calls_need_a_greeting_and_the_role(server: EnclaveServer) -> None:
     channel = loopback_of(server, "new")
     with pytest.raises(ProtocolError, match="before HELLO"):
