@@ -17,7 +17,6 @@ __all__ = ["measure_folder", "measure_package"]
 
 _LABEL = b"cutlayer measurement 1\0"
 _SKIPPED_FOLDERS = {"__pycache__"}
-_SKIPPED_SUFFIXES = {".pyc", ".pyo"}
 
 
 @cache
@@ -30,8 +29,9 @@ def measure_package() -> bytes:
 def measure_folder(folder: Path) -> bytes:
     """SHA-384 over names and contents of all files, in the order of their names; 48 bytes.
 
-    Compiled files of the interpreter do not count; dates, owners and modes neither, so that the
-    same release measures the same everywhere.
+    The interpreter's `__pycache__` does not count; dates, owners and modes neither, so that the
+    same release measures the same everywhere. Where somebody else can write there, run Python with
+    PYTHONPYCACHEPREFIX set elsewhere: what is compiled there runs in the sources' place.
 
     Raises:
         ConfigError: no folder, an unreadable file, or a folder behind a link.
@@ -56,9 +56,9 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
                     f"{parent}/{name} is a link to a folder, which would not be measured; copy it"
                 )
         for name in names:
+            # A compiled file counts here: beside no source it is imported as one is.
             path = Path(parent) / name
-            if path.suffix not in _SKIPPED_SUFFIXES:
-                yield path.relative_to(folder).as_posix(), path
+            yield path.relative_to(folder).as_posix(), path
 
 
 def _fail(error: OSError) -> None:

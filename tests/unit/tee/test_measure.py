@@ -26,7 +26,6 @@ def test_a_copy_measures_the_same(folder: Path, tmp_path: Path) -> None:
     (folder / "a.py").touch()
     (folder / "__pycache__").mkdir()
     (folder / "__pycache__/a.pyc").write_bytes(b"compiled")
-    (folder / "a.pyc").write_bytes(b"compiled")
     os.chmod(folder / "a.py", 0o755)
     assert measure_folder(folder) == measure_folder(tmp_path / "copy") == before
     assert len(before) == 48
@@ -39,6 +38,8 @@ def test_a_copy_measures_the_same(folder: Path, tmp_path: Path) -> None:
         lambda f: (f / "a.py").rename(f / "c.py"),
         lambda f: (f / "inner/b.json").unlink(),
         lambda f: (f / "new").write_text(""),
+        # Importable without a source.
+        lambda f: (f / "new.pyc").write_bytes(b""),
         # The same bytes, cut between the files elsewhere.
         lambda f: [(f / "a.py").write_text("a = 1\n{}"), (f / "inner/b.json").write_text("")],
     ],
