@@ -104,25 +104,29 @@ def _training(steps: int) -> dict[str, Value]:
 
 
 def _show(costs: Sequence[LayerCost]) -> None:
-    columns = ("width", "tokens", "bits", "layer us", "inside us", "backward us", "unsealing us")
-    rows: list[Sequence[Value]] = [
+    # Two tables: a terminal of 80 columns cuts the numbers of one.
+    times: list[Sequence[Value]] = [
         (
-            cost.width,
-            cost.num_tokens,
-            cost.weight_bits,
+            f"{cost.width}, {cost.num_tokens}, {cost.weight_bits}",
             cost.layer_us,
             cost.inside_us,
             cost.backward_us,
             cost.unsealing_us,
             cost.pad_us,
-            cost.online_speedup,
-            cost.offline_ratio,
-            cost.bytes_per_token,
         )
         for cost in costs
     ]
-    more = ("pad us", "online speedup", "offline ratio", "bytes")
-    print_table("microseconds of one core per token", (*columns, *more), rows)
+    ratios: list[Sequence[Value]] = [
+        (case[0], cost.online_speedup, cost.offline_ratio, cost.bytes_per_token)
+        for case, cost in zip(times, costs, strict=True)
+    ]
+    case = "width, tokens, bits"
+    print_table(
+        "microseconds of one core per token",
+        (case, "layer", "inside", "backward", "unsealing", "pad"),
+        times,
+    )
+    print_table("against the layer", (case, "online speedup", "offline ratio", "bytes"), ratios)
 
 
 if __name__ == "__main__":
