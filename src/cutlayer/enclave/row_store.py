@@ -124,6 +124,8 @@ class RowStore:
             CacheFull: no room, and what to do; nothing has changed.
         """
         with self._lock:
+            # Connections may be open for days, and nobody else sweeps meanwhile.
+            self._sweep(now_s)
             kept = self._sets.get(name, _Kept(used_s=now_s))
             before = sum(kept.rows[row].num_bytes for row in rows if row in kept.rows)
             added = sum(row.num_bytes for row in rows.values()) - before
@@ -137,15 +139,18 @@ class RowStore:
     def sweep(self, now_s: float) -> None:
         """Forget what nobody used for long; to be called now and then."""
         with self._lock:
-            for name, kept in list(self._sets.items()):
-                if now_s - kept.used_s > self._settings.ttl_s:
-                    self._forget(name)
+            self._sweep(now_s)
 
     def clear(self) -> None:
         """Forget everything, as a restart does."""
         with self._lock:
             self._sets.clear()
             self._used.clear()
+
+    def _sweep(self, now_s: float) -> None:
+        for name, kept in list(self._sets.items()):
+            if now_s - kept.used_s > self._settings.ttl_s:
+                self._forget(name)
 
     def _touched(self, name: RowSet, now_s: float) -> _Kept | None:
         kept = self._sets.get(name)
@@ -155,15 +160,17 @@ class RowStore:
 
     def _make_room(self, name: RowSet, added: int, now_s: float) -> None:
         """Forget the owner's other sets, oldest first, but for those of runs that go on."""
-        settings = self._settings
-        by_age = sorted(self._sets, key=lambda other: self._sets[other].used_s)
-        for other in by_age:
-            if self._fits(name.owner, added):
-                return
+        settings, freed, chosen = self._settings, 0, []
+        for other in sorted(self._sets, key=lambda other: self._sets[other].used_s):
+            if self._fits(name.owner, added - freed):
+                break
             is_idle = now_s - self._sets[other].used_s > _BUSY_S
             if other != name and other.owner == name.owner and is_idle:
+                chosen.append(other)
+                freed += self._sets[other].num_bytes
+        if self._fits(name.owner, added - freed):
+            for other in chosen:
                 self._forget(other)
-        if self._fits(name.owner, added):
             return
         own, everybody = self.held_bytes(name.owner), self.used_bytes
         raise CacheFull(

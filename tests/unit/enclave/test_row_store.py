@@ -55,6 +55,22 @@ def test_no_owner_drives_out_another() -> None:
     assert store.missing(_set("a"), [1, 2], 900.0) == []
 
 
+def test_a_refused_put_costs_no_rows() -> None:
+    store = _store(2)
+    store.put(_set(row_set="old"), {1: _row()}, 0.0)
+    store.put(_set("b"), {1: _row()}, 0.0)
+    with pytest.raises(CacheFull):
+        store.put(_set(row_set="new"), {1: _row(), 2: _row()}, 100.0)
+    assert store.missing(_set(row_set="old"), [1], 100.0) == []
+
+
+def test_rows_that_nobody_used_for_long_block_no_other_owner() -> None:
+    store = _store(2)
+    store.put(_set("a"), {1: _row(), 2: _row()}, 0.0)
+    assert store.put(_set("b"), {1: _row()}, 1001.0) == ROW_BYTES
+    assert store.used_bytes == ROW_BYTES
+
+
 def test_what_nobody_used_for_long_is_forgotten() -> None:
     store = _store(4)
     store.put(_set("a"), {1: _row()}, 0.0)
