@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from cutlayer import ClientSettings, Rows, SamplingSettings, ServerSettings
-from cutlayer.errors import ModelError
+from cutlayer.errors import ModelError, PeerMisbehaved
 from cutlayer.model.adapter_slots import Segment
 from cutlayer.model.adapters import AdapterSettings, attach, use_segments
 from cutlayer.model.checkpoint import load_parts
 from cutlayer.model.partition import Cut
 from cutlayer.settings import parse_settings
+from cutlayer.tee.masked.field import PRIME
 from cutlayer.tee.masked.hook import mask_parts, release_parts
 from cutlayer.tee.masked.linear import MaskedLinear
 from cutlayer.tee.masked.settings import MaskedSettings
-from tests.masked_worlds import running_workers
+from cutlayer.tee.masked.worker import Worker
+from tests.masked_worlds import HostileAccelerator, running_workers
 from tests.tiny_models import tiny_model
 from tests.worlds import client_of, client_settings, running_server, server_settings
 
@@ -153,3 +155,21 @@ def test_experts_and_other_devices_are_refused(tmp_path: Path) -> None:
         settings = MaskedSettings(accelerator=accelerator, source="precompute")
         with pytest.raises(ModelError, match="chooses among experts"):
             mask_parts(settings, trunk)
+
+
+def test_a_wrong_product_at_the_server_reaches_nobody(tmp_path: Path) -> None:
+    model, _ = tiny_model("llama", tmp_path)
+    hostile = HostileAccelerator()
+    worker = Worker("accelerator", hostile)
+    masked: Table = {"accelerator": worker.start("127.0.0.1:0"), "source": "precompute"}
+    server = _masked_server(server_settings(model, tmp_path), masked)
+    with running_server(server) as trunk, client_of(trunk, client_settings(model, tmp_path)) as own:
+        hostile.seen.clear()
+        hostile.tamper = lambda products: (products + 1) % PRIME
+        with pytest.raises(PeerMisbehaved, match="wrong product"):
+            own.generate(["ab"], SamplingSettings(max_new_tokens=1))
+        with pytest.raises(PeerMisbehaved, match="wrong product"):
+            own.train()
+    worker.stop()
+    # The first product was wrong, and after it nothing was asked.
+    assert len(hostile.seen) == 1
