@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cutlayer.errors import ConfigError, PeerMisbehaved, ProtocolError, TransportError
 from cutlayer.tee.masked.address import connect
-from cutlayer.tee.masked.dealer_key import agree_with
+from cutlayer.tee.masked.dealer_key import Asking
 from cutlayer.tee.masked.framing import Frame, FrameKind, FrameSocket
 from cutlayer.tee.masked.pads import Seeds, watch_forks
 from cutlayer.tee.masked.quantise import FieldWeight
@@ -24,6 +24,7 @@ from cutlayer.tee.masked.worker_messages import (
     Hello,
     Layout,
     Role,
+    from_hex,
     layer_key,
     layout_of,
     read,
@@ -159,9 +160,7 @@ class WorkerLink:
             if frame.number != number:
                 raise ProtocolError(f"{self.peer} answered question {frame.number}, not {number}")
         if frame.kind is FrameKind.FAILED:
-            text = read(frame, Failed, self.peer).message
-            shown = "".join(c if c.isprintable() else " " for c in text[:500])
-            raise ProtocolError(f"{self.peer} refuses: {shown}")
+            raise self._refusal(frame)
         return frame
 
     def close(self) -> None:
@@ -193,20 +192,25 @@ class WorkerLink:
         return answer.rows == 1
 
     def _greet(self, wire: FrameSocket) -> Hello:
-        ephemeral = b""
-        keys: tuple[bytes, bytes] | None = None
+        asking: Asking | None = None
         if self._dealer_key is not None:
-            ephemeral, *both = agree_with(self._dealer_key)
-            keys = (both[0], both[1])
-        own = Hello(version=VERSION, role=self._role, ephemeral=ephemeral.hex())
+            # Two copies of this machine may draw alike from OpenSSL, never from the seeds.
+            asking = Asking(self._dealer_key, self._seeds.draw())
+        ephemeral = "" if asking is None else asking.public.hex()
+        own = Hello(version=VERSION, role=self._role, ephemeral=ephemeral)
         wire.send(Frame(kind=FrameKind.HELLO, body=told(own)))
-        if keys is not None:
-            wire.seal(*keys)
+        hello = self._read_hello(wire)
+        if asking is not None:
+            wire.seal(*asking.keys(from_hex(hello.ephemeral)))
+            hello = self._read_hello(wire)
+        return hello
+
+    def _read_hello(self, wire: FrameSocket) -> Hello:
         frame = wire.receive()
         if frame is None or frame.kind not in (FrameKind.HELLO, FrameKind.FAILED):
             raise ProtocolError(f"{self.peer} closed the connection instead of a hello")
         if frame.kind is FrameKind.FAILED:
-            raise ProtocolError(f"{self.peer} refuses: {read(frame, Failed, self.peer).message}")
+            raise self._refusal(frame)
         hello = read(frame, Hello, self.peer)
         if hello.role != self._role:
             raise ConfigError(
@@ -214,6 +218,11 @@ class WorkerLink:
                 "is wanted there: exchange the addresses or start another worker"
             )
         return hello
+
+    def _refusal(self, frame: Frame) -> ProtocolError:
+        text = read(frame, Failed, self.peer).message
+        shown = "".join(c if c.isprintable() else " " for c in text[:500])
+        return ProtocolError(f"{self.peer} refuses: {shown}")
 
     def _closing_on_failure(self) -> "_Closing":
         return _Closing(self)

@@ -26,6 +26,7 @@ from cutlayer.tee.masked.worker_messages import (
     Hello,
     Layout,
     Role,
+    from_hex,
     layer_key,
     read,
     tensor_bytes,
@@ -142,7 +143,10 @@ class Worker:
             self._fail(wire, frame, f"version {hello.version} is wanted, this worker has {VERSION}")
             return False
         if self._key is not None and hello.ephemeral:
-            wire.seal(*self._key.accept(_from_hex(hello.ephemeral)))
+            told_key, send_key, receive_key = self._key.accept(from_hex(hello.ephemeral))
+            plain = Hello(version=VERSION, role=self.role, ephemeral=told_key.hex())
+            wire.send(Frame(kind=FrameKind.HELLO, number=frame.number, body=told(plain)))
+            wire.seal(send_key, receive_key)
         elif self._key is not None:
             self._fail(wire, frame, "a dealer is asked over a sealed link; this is a dealer")
             return False
@@ -243,13 +247,6 @@ class Worker:
                 f"{frame.rows} tokens of {most} numbers exceed a frame of {MAX_BODY_BYTES} bytes; "
                 "ask for fewer at once"
             )
-
-
-def _from_hex(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError as error:
-        raise ProtocolError("the hello of a sealed link has no usable key") from error
 
 
 def _machine() -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "Hello",
     "Layout",
     "Role",
+    "from_hex",
     "layer_key",
     "layout_of",
     "read",
@@ -46,7 +47,8 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machine: str = ""
     """Tells machines apart, in hex; what a worker says of itself, no proof."""
     ephemeral: str = ""
-    """X25519 key of the side that asks a dealer, in hex; everything after it is sealed."""
+    """Fresh X25519 key in hex, of the side that asks a dealer and of the dealer, whose hello says
+    nothing else; what comes after it is sealed, another hello first."""
 
 
 class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,6 +118,18 @@ def read(frame: Frame, kind: type[T], sender: str) -> T:
         return msgspec.json.decode(bytes(frame.body), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ProtocolError(f"{sender} sent a {frame.kind.name} that is malformed") from error
+
+
+def from_hex(text: str) -> bytes:
+    """The key in a hello.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise ProtocolError("the hello of a sealed link has no usable key") from error
 
 
 def layout_of(weight: FieldWeight) -> Layout:
