@@ -15,6 +15,7 @@ from cutlayer.errors import AttestationError, ConfigError, PermissionRefused
 from cutlayer.identity.certificates import identify
 from cutlayer.storage.audit_log import AuditEntry, AuditEvent
 from cutlayer.storage.files import read_private
+from cutlayer.tee.assurance import Assurance
 from cutlayer.tee.challenge import Challenger, Prover
 from cutlayer.tee.endorsement import check_endorsement
 from cutlayer.tee.exhibit import Side
@@ -67,17 +68,19 @@ class Attestation:
         self._challenger = Challenger(policy, Side.SERVER, now)
         self._own = _own(settings, tls)
         self._last: Accepted | None = None
+        self._least: Assurance | None = None
+        self._went_without = False
         self._channel: AttestedChannel | None = None
 
     @property
     def label(self) -> str:
-        """What the last accepted evidence is worth; "none" before any."""
-        return "none" if self._last is None else self._last.result.assurance.label
+        """The least that any accepted evidence was worth; "none" where a server showed none."""
+        return "none" if self._least is None or self._went_without else self._least.label
 
     @property
     def line(self) -> str:
         """For people, beside every result."""
-        if self._last is None:
+        if self._last is None or self._went_without:
             return "attestation: none"
         result = self._last.result
         chip = "" if result.claims.chip is None else f", chip {result.claims.chip}"
@@ -115,7 +118,8 @@ class Attestation:
     def _opened(self, connection: ConnectionSettings) -> Channel:
         der = shown_certificate(connection)
         if not self._settings.required and not has_evidence(der):
-            self._last = self._channel = None
+            # A later server's proof says nothing of what this one was given.
+            self._went_without, self._channel = True, None
             return GrpcChannel(connection)
         certificate = verify_certificate(der, self._challenger.policy, self._now())
         self._check_operator(certificate, connection)
@@ -142,7 +146,8 @@ class Attestation:
 
     def _told(self, told: Accepted | AttestationError) -> None:
         if isinstance(told, Accepted):
-            self._last = told
+            self._last, level = told, told.result.assurance
+            self._least = level if self._least is None else min(self._least, level)
         self.note(told)
 
 
@@ -166,7 +171,7 @@ def attestation_of(settings: ClientSettings) -> Attestation | None:
 
 
 def level(attestation: Attestation | None) -> str:
-    """What stands beside every result: the last accepted evidence's worth, or "none"."""
+    """What stands beside every result: the least accepted evidence's worth, or "none"."""
     return "none" if attestation is None else attestation.label
 
 
