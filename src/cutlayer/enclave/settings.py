@@ -91,6 +91,8 @@ class RoundSettings(Settings):
     """How long a round waits for more owners after `min_members` are there."""
     deadline_s: float = Field(default=3600.0, gt=0)
     """Time to train; who is later is left out of the round."""
+    max_weight: int = Field(default=1 << 20, ge=1)
+    """Largest weight (scored tokens) of one owner in a round; more counts as this."""
     max_attempts: int = Field(default=20, ge=1)
     """Begins of one round before the enclave gives up."""
 
@@ -117,7 +119,7 @@ class RoundSettings(Settings):
             local_steps=self.local_steps,
             adapter=inside(self.adapter),
             strategy=self.strategy,
-            secure=SecureSettings(enabled=False),
+            secure=SecureSettings(enabled=False, max_weight=self.max_weight),
             members=self.members,
             min_members=self.min_members,
             quorum=self.quorum,

@@ -11,7 +11,10 @@ from torch import Tensor
 from cutlayer.enclave.server import EnclaveServer
 from cutlayer.enclave.settings import EnclaveSettings
 from cutlayer.errors import ConfigError, ProtocolError, QuorumNotMet, StepExpired
+from cutlayer.federation.rounds import trunk_contributions
+from cutlayer.federation.rules import Rules
 from cutlayer.federation.strategy import STRATEGIES
+from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from tests.enclave_worlds import enclave_settings, owner_of, owner_settings, running_enclave
 from tests.worlds import Table, write_rows
 
@@ -143,6 +146,16 @@ def test_rounds_that_could_never_end_are_refused_when_they_are_read(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         _rounds(tmp_path, tmp_path, **change)
+
+
+def test_nobody_weighs_more_than_the_enclave_allows(tmp_path: Path, model: Path) -> None:
+    claimed = 1000
+    with running_enclave(_rounds(model, tmp_path, max_weight=7)) as server:
+        assert server.federation is not None
+        rules = Rules(server.federation.settings, {}, {"a": [1]})
+        brought = {n: TrunkUpdate(state={"a": torch.ones(1)}, weight=claimed) for n in OWNERS}
+        found = trunk_contributions(rules, {"a": torch.zeros(1)}, UpdateKind.DELTA, brought)
+    assert [update.weight for update in found.updates] == [7, 7]
 
 
 def test_rows_stay_inside_from_round_to_round(tmp_path: Path, model: Path) -> None:
