@@ -1,23 +1,24 @@
 """Training over the attested channel against plain mutual TLS: tokens per second, and one proof.
 
-Both servers run; client processes take turns with them, and medians of pairs are compared. A short
-run never reaches the default interval of re-attestation (300 s), so a third client asks for proof
-before every call: what that adds to a step gives the cost of one proof, and `throughput_ratio`
-counts one per interval. Evidence is simulated: a TDX quote by software, 13 ms and 11 KB. A hardware
-quote costs the server more (tens of milliseconds), as often.
+Clients of one process take turns after every step, and medians over the steps' ratios are compared,
+so that other work on the machine meets all alike. A short run never reaches the default interval of
+re-attestation (300 s), so a third client asks for proof before every call: what that adds to a step
+gives the cost of one proof, and `throughput_ratio` counts one per interval. Evidence is simulated:
+a TDX quote by software, 1 ms and 11 KB. A hardware quote costs the server tens of milliseconds.
 """
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoConfig
 
-from benchmarks.link import LINK_PROFILES, DelayingProxy
+from benchmarks.attested_client import Answer, Request
+from benchmarks.isolate import run_isolated
 from benchmarks.report import Arguments, Value, emit, median, parse_arguments, print_table, spread
-from benchmarks.split import Setting, SplitRequest, SplitServer, make_kits, run_client
+from benchmarks.split import Setting, SplitRequest, SplitServer, make_kits
 from benchmarks.subjects import equal_rows, subject_folder
 from cutlayer.client.tee_settings import ClientTeeSettings
 from cutlayer.identity.provision import LocalFolders
@@ -49,7 +50,6 @@ class Plan:
     micro_batch_rows: int
     steps: int
     warmup: int
-    repeats: int
     upper: int
 
     @property
@@ -58,56 +58,47 @@ class Plan:
         return sum(map(len, self.rows))
 
 
-class Side:
-    """A server with or without evidence, and clients that train with it one after the other."""
-
-    def __init__(self, plan: Plan, proxy: DelayingProxy, threads: int) -> None:
-        self._plan, self._proxy, self._threads = plan, proxy, threads
-
-    def seconds(self, tee: dict[str, Setting] | None) -> float:
-        """Median seconds of a step of one client process."""
-        plan = self._plan
-        request = SplitRequest(
-            address=self._proxy.address,
-            model_folder=str(plan.model),
-            lower=2,
-            upper=plan.upper,
-            kit=str(plan.kits.clients["owner"]),
-            codec="bf16",
-            rows=plan.rows,
-            steps=plan.steps,
-            micro_batch_rows=plan.micro_batch_rows,
-            tee=tee,
-        )
-        result, _ = run_client(request, self._proxy, self._threads)
-        return median(result.seconds, skip=plan.warmup)
-
-
 @contextmanager
-def serving(plan: Plan, threads: int, tee: dict[str, Setting] | None) -> Iterator[Side]:
-    """A trunk server process and a proxy before it."""
+def serving(plan: Plan, threads: int, tee: dict[str, Setting] | None) -> Iterator[str]:
+    """A trunk server process; its address."""
     extra = {} if tee is None else {"tee": tee}
-    with (
-        SplitServer(plan.model, 2, plan.upper, plan.kits, threads, extra) as server,
-        DelayingProxy(server.port, LINK_PROFILES["loopback"]) as proxy,
-    ):
-        yield Side(plan, proxy, threads)
+    with SplitServer(plan.model, 2, plan.upper, plan.kits, threads, extra) as server:
+        yield f"127.0.0.1:{server.port}"
 
 
 def measure(plan: Plan, threads: int) -> dict[str, Value]:
-    """Pairs of client processes, and what one proof costs."""
+    """Three clients in turn: plain, attested, and one that asks for proof before every call."""
     own: dict[str, Setting] = {"attester": {"source": "simulated", "folder": str(plan.machine)}}
     wish: dict[str, Setting] = {"policy": str(plan.policy)}
-    with ExitStack() as stack:
-        plain = stack.enter_context(serving(plan, threads, None))
-        attested = stack.enter_context(serving(plan, threads, own))
-        plain_s, attested_s, often_s = [], [], []
-        for _ in range(plan.repeats):
-            plain_s.append(plain.seconds(None))
-            attested_s.append(attested.seconds(wish))
-            often_s.append(attested.seconds({**wish, "reattest_s": _OFTEN_S}))
+    often: dict[str, Setting] = {**wish, "reattest_s": _OFTEN_S}
+    with serving(plan, threads, None) as plain, serving(plan, threads, own) as attested:
+        clients = [
+            _client(plan, plain, None),
+            _client(plan, attested, wish),
+            _client(plan, attested, often),
+        ]
+        request = Request(clients=clients)
+        found = run_isolated(
+            "benchmarks.attested_client", request, Answer, num_threads=threads, timeout_s=3600.0
+        )
+    plain_s, attested_s, often_s = (seconds[plan.warmup :] for seconds in found.seconds)
     _show(plain_s, attested_s, often_s)
     return _result(plan, plain_s, attested_s, often_s)
+
+
+def _client(plan: Plan, address: str, tee: dict[str, Setting] | None) -> SplitRequest:
+    return SplitRequest(
+        address=address,
+        model_folder=str(plan.model),
+        lower=2,
+        upper=plan.upper,
+        kit=str(plan.kits.clients["owner"]),
+        codec="bf16",
+        rows=plan.rows,
+        steps=plan.steps,
+        micro_batch_rows=plan.micro_batch_rows,
+        tee=tee,
+    )
 
 
 def _result(
@@ -155,9 +146,8 @@ def _plan(arguments: Arguments, work: Path) -> Plan:
         machine=machine,
         rows=equal_rows(num_rows, length, config.vocab_size),
         micro_batch_rows=max(1, num_rows // 2),
-        steps=4 if arguments.is_smoke else 8,
-        warmup=1 if arguments.is_smoke else 2,
-        repeats=1 if arguments.is_smoke else 5,
+        steps=8 if arguments.is_smoke else 40,
+        warmup=2 if arguments.is_smoke else 4,
         upper=config.num_hidden_layers - 2,
     )
 

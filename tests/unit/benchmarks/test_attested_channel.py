@@ -19,7 +19,6 @@ def _plan() -> Plan:
         micro_batch_rows=2,
         steps=1,
         warmup=0,
-        repeats=1,
         upper=2,
     )
 
