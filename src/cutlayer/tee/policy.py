@@ -51,7 +51,8 @@ class Policy(Settings):
     gpus: int = Field(default=0, ge=0)
     """Accelerators whose evidence must come too."""
     gpu_measurements: dict[str, list[str]] = Field(default_factory=dict)
-    """As `measurements`, for each of them."""
+    """As `measurements`, for each of them. With a `measurement_N` among them no manifest is asked
+    for; versions alone do not stand in for one."""
     roots: dict[Platform, Path] = Field(default_factory=dict)
     """PEM files that replace a vendor's root; what they vouch for is SIMULATED (a TPM's maker has
     no built-in root, so one is named here)."""
@@ -242,14 +243,16 @@ def _check_gpus(claims: Claims, policy: Policy, report_data: bytes | None) -> No
     names = [{one.chip, one.details.get("ueid")} - {None} for one in claims.companions]
     if len(set().union(*names)) < sum(len(own) for own in names):
         raise refused(Refusal.NO_GPU, "the same accelerator gave evidence twice")
+    # Versions are words that firmware says of itself: they stand in for no measurement of it.
+    is_firmware_pinned = any(name.startswith("measurement_") for name in policy.gpu_measurements)
     for companion in claims.companions:
         if companion.is_debug:
             raise refused(Refusal.DEBUG, "an accelerator is in debug mode")
-        if not policy.gpu_measurements and companion.tcb_status not in policy.tcb_statuses:
+        if not is_firmware_pinned and companion.tcb_status not in policy.tcb_statuses:
             raise refused(
                 Refusal.TCB,
                 f"an accelerator's firmware is {companion.tcb_status}: give the vendor's "
-                "manifests with the evidence, or pin `gpu_measurements`",
+                "manifests with the evidence, or pin its `gpu_measurements.measurement_N`",
             )
         _check_measurements(companion, policy.gpu_measurements, Assurance.SIMULATED)
         if report_data is not None:

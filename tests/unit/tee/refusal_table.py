@@ -74,13 +74,15 @@ def _pretended(pretence: Pretence, mr_td: bytes = bytes(48)) -> Change:
     return change
 
 
-def _beside(name: str, pins: Mapping[str, list[str]]) -> Change:
+def _beside(name: str, pins: Mapping[str, list[str]], *statuses: str) -> Change:
     """With another sample's evidence as an accelerator's, and a policy that asks for one."""
+    accepted = ["UpToDate", *statuses]
 
     def change(case: Case) -> Case:
         piece = BASES[name]().evidence
         together = msgspec.structs.replace(case.evidence, companions=[piece])
-        return replace(policy(gpus=1, gpu_measurements=pins)(case), evidence=together)
+        change = policy(gpus=1, gpu_measurements=pins, tcb_statuses=accepted)
+        return replace(change(case), evidence=together)
 
     return change
 
@@ -269,11 +271,13 @@ _NVIDIA = rows(
     ("another nonce", _FOR_ANOTHER, R.WRONG_BINDING),
     ("said to be SEV-SNP", named(Platform.SEV_SNP), R.MALFORMED),
 )
+_BARE = "NotCompared"
 _WITH_GPU = rows(
     "sev-snp",
-    ("a GPU of another challenge", _beside("published nvidia", _DRIVER), R.WRONG_BINDING),
-    ("a GPU of another driver", _beside("published nvidia", _ANY), R.WRONG_MEASUREMENT),
+    ("a GPU of another challenge", _beside("published nvidia", _DRIVER, _BARE), R.WRONG_BINDING),
+    ("a GPU of another driver", _beside("published nvidia", _ANY, _BARE), R.WRONG_MEASUREMENT),
     ("a GPU that nobody compared", _beside("published nvidia", {}), R.TCB),
+    ("a GPU with a version of no proof", _beside("published nvidia", _DRIVER), R.TCB),
     needs_published=True,
 )
 ROWS = [*_TDX, *_SGX, *_PUBLISHED_SNP, *_SNP, *_NITRO, *_AZURE, *_TPM, *_SIMULATED]

@@ -23,12 +23,12 @@ POLICY = Policy(
     least_tcb_evaluation=17,
     chips=["C0FFEE"],
     gpus=1,
-    gpu_measurements={"driver_measurement": ["dd" * 48]},
+    gpu_measurements={"measurement_2": ["dd" * 48]},
 )
 GPU = Claims(
     platform=Platform.NVIDIA,
     assurance=Assurance.HARDWARE_TEE,
-    measurements={"driver_measurement": "dd" * 48},
+    measurements={"measurement_2": "dd" * 48},
     report_data=REPORT_DATA,
     is_debug=False,
     tcb_status="UpToDate",
@@ -133,6 +133,13 @@ def test_an_accelerator_is_judged_by_reference_values_or_by_its_vendors_word() -
     unknown = replace(GOOD, companions=(replace(GPU, tcb_status="NotCompared"),))
     assert refusal(unknown, unpinned) == "tcb"
     appraise(unknown, POLICY, AT, REPORT_DATA)
+    # Any firmware says such a version.
+    version = {"driver_version": "3630302e31"}
+    named = replace(GPU, measurements=version, tcb_status="NotCompared")
+    by_word = unpinned.model_copy(
+        update={"gpu_measurements": {name: [value] for name, value in version.items()}}
+    )
+    assert refusal(replace(GOOD, companions=(named,)), by_word) == "tcb"
 
 
 def test_what_the_policy_accepts_beside_the_best_passes() -> None:
