@@ -71,11 +71,10 @@ def _in_peft_s_order(states: Sequence[AdapterState]) -> Tensor:
     return torch.cat([state[key] for key in keys], dim=1)
 
 
-@pytest.mark.parametrize("cut", [Cut(1, 3), Cut(0, 4)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_prefix_computes_and_learns_what_peft_s_does(
-    family: str, cut: Cut, tmp_path: Path
-) -> None:
+def test_a_prefix_computes_and_learns_what_peft_s_does(family: str, tmp_path: Path) -> None:
+    # GPT-2 adds positions where it embeds: in a head without blocks they count as well.
+    cut = Cut(0, 4) if family == "gpt2" else Cut(1, 3)
     folder, model = tiny_model(family, tmp_path)
     parts, adapters = _adapted(folder, PREFIX, cut, std=1.0)
     peft = _peft_prefix(model, adapters)
@@ -125,7 +124,7 @@ def test_a_prefix_generates_what_peft_does(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kinds", COMBINATIONS, ids="+".join)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 @torch.no_grad()
 def test_cached_rows_are_those_that_are_computed_anew(
     kinds: list[str], family: str, tmp_path: Path
@@ -161,7 +160,7 @@ def test_the_cut_makes_no_difference(kinds: list[str], tmp_path: Path) -> None:
         torch.testing.assert_close(gradient, found[1][1][key], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox"])
 @torch.no_grad()
 def test_an_exported_prefix_loads_in_peft(family: str, tmp_path: Path) -> None:
     folder, model = tiny_model(family, tmp_path)
@@ -173,8 +172,11 @@ def test_an_exported_prefix_loads_in_peft(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(_logits(parts, pack(ROWS)), expected, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kinds", [["sparse"], ["lora", "sparse"]], ids="+".join)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    [(family, ["lora", "sparse"]) for family in ("llama", "gpt2", "gpt_neox", "phi3", "gemma2")]
+    + [("llama", ["sparse"]), ("gpt2", ["sparse"])],
+)
 @torch.no_grad()
 def test_merged_sparse_rows_are_plain_weights(
     family: str, kinds: list[str], tmp_path: Path
