@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from cutlayer.errors import ProtocolError, StepExpired
+from cutlayer.errors import CacheFull, ProtocolError, StepExpired
 from cutlayer.model.adapters import Adapter, AdapterSettings, attach
 from cutlayer.model.kv_cache import bytes_per_token
 from cutlayer.model.partition import Trunk
@@ -55,6 +55,7 @@ class Generation:
         self._table = table
         self._new_name = new_name
         self._clock = clock
+        self._max_adapters = limits.max_client_adapters
         self._observe = observe
         self._adapters: dict[str, Adapter] = {}
         token_bytes = bytes_per_token(trunk, next(trunk.parameters()).dtype)
@@ -138,6 +139,7 @@ class Generation:
             raise StepExpired(f"run {run_id} has steps {steps} at the server, not {step}")
         key = f"{owner}/{run_id}@{step}"
         if key not in self._adapters:
+            self._require_room(owner)
             settings = parse_settings(AdapterSettings, saved_settings(store, step), key)
             state = load_adapter_state(store, step)
             adapter = attach(self._trunk, settings, self._new_name())
@@ -148,6 +150,14 @@ class Generation:
                 raise
             self._adapters[key] = adapter
         return key
+
+    def _require_room(self, owner: str) -> None:
+        num_own = sum(key.startswith(f"{owner}/") for key in self._adapters)
+        if num_own >= self._max_adapters:
+            raise CacheFull(
+                f"sessions of {owner} use {num_own} adapters, its limit "
+                "(limits.max_client_adapters); close those of another run or step"
+            )
 
 
 def check_hidden(trunk: Trunk, h_ND: Tensor, rows: Rows) -> None:

@@ -25,6 +25,8 @@ class SessionLimits:
     """KV bytes of one client's sessions."""
     max_client_sessions: int
     """Open sessions of one client."""
+    max_client_adapters: int = 8
+    """Saved steps whose adapters one client's sessions use at once."""
     max_session_rows: int
     """Rows of one session are numbered below this."""
     ttl_s: float

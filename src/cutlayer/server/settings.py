@@ -53,6 +53,8 @@ class LimitSettings(Settings):
     """KV bytes of one client."""
     max_client_sessions: int = 64
     """Open sessions of one client."""
+    max_client_adapters: int = Field(default=8, ge=1)
+    """Adapters that one client's sessions have in memory; sparse ones are large."""
     max_session_rows: int = Field(default=1024, ge=1)
     """Rows of one session: streams of one client that share its calls."""
     evict_after_s: float = Field(default=1.0, ge=0)
@@ -90,6 +92,7 @@ class LimitSettings(Settings):
             max_cache_bytes=self.max_cache_bytes,
             max_client_cache_bytes=self.max_client_cache_bytes,
             max_client_sessions=self.max_client_sessions,
+            max_client_adapters=self.max_client_adapters,
             max_session_rows=self.max_session_rows,
             ttl_s=self.session_ttl_s,
             evict_after_s=self.evict_after_s,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cutlayer.errors import SessionLost
+from cutlayer.errors import CacheFull, SessionLost
 from cutlayer.server.batches import TrunkCall, TrunkResult
 from cutlayer.server.host import TrunkHost
-from cutlayer.wire.messages import Commit, Decode, Forward, OpenSession
+from cutlayer.wire.messages import CloseSession, Commit, Decode, Forward, OpenSession
 from tests.unit.server.trunk_world import (
     backward_call,
     finished,
@@ -61,6 +61,23 @@ def test_tokens_of_several_sessions_in_one_call_equal_each_alone(tmp_path: Path)
     pairs = zip(_outputs(host, is_together=True), _outputs(host, is_together=False), strict=True)
     for together, alone in pairs:
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_sessions_cannot_fill_the_memory_with_adapters(tmp_path: Path) -> None:
+    host = tiny_host(tmp_path, max_client_adapters=2)
+    for name in "xyz":
+        host.open_run("a", opening(name))
+    host.open_run("b", opening("x"))
+    sessions = [host.open_session("a", _opened(name)) for name in "xyx"]
+    with pytest.raises(CacheFull, match="use 2 adapters, its limit"):
+        host.open_session("a", _opened("z"))
+    host.open_session("b", _opened("x"))
+    host.close_session("a", CloseSession(session_id=sessions[1].session_id))
+    host.open_session("a", _opened("z"))
+
+
+def _opened(run_id: str) -> OpenSession:
+    return OpenSession(max_lengths=[8], run_id=run_id, step=0)
 
 
 def test_lost_session_in_a_shared_call_is_its_client_s_alone(tmp_path: Path) -> None:
