@@ -10,6 +10,7 @@ from cutlayer.client.tee_settings import ClientTeeSettings
 from cutlayer.data.settings import DataSettings
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.optimizer import AdamWSettings
+from cutlayer.model.part_settings import PartSettings
 from cutlayer.privacy.mechanism import PrivacySettings
 from cutlayer.settings import Settings
 from cutlayer.tee.masked.settings import MaskedSettings
@@ -39,27 +40,13 @@ class Schedule(StrEnum):
     COSINE = "cosine"
 
 
-class ModelSettings(Settings):
+class ModelSettings(PartSettings):
     """The model and where it is cut."""
 
-    path: str
-    """Model folder, GGUF file or hub id."""
     lower: int
     """Blocks in the head; 0 leaves the embedding alone."""
     upper: int
     """First block of the tail."""
-    revision: str | None = None
-    """Hub revision; a commit hash pins the files."""
-    digest: str | None = None
-    """Expected model digest (hex); None accepts what both sides' files say."""
-    dtype: str = "float32"
-    """Compute type; the trunk must use the same one."""
-    device: str = "cpu"
-    """torch device of head and tail."""
-    threads: int | None = Field(default=None, ge=1)
-    """Compute threads; None leaves torch's own choice."""
-    decode_threads: int | None = Field(default=None, ge=1)
-    """Compute threads of decode steps; None takes `threads`. Small models decode fastest with 1."""
 
 
 class RunSettings(Settings):

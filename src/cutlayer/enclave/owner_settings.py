@@ -24,6 +24,7 @@ from cutlayer.client.tee_settings import ClientTeeSettings
 from cutlayer.data.settings import DataSettings
 from cutlayer.enclave.settings import inside
 from cutlayer.model.adapters import AdapterSettings
+from cutlayer.model.part_settings import PartSettings
 from cutlayer.privacy.mechanism import PrivacySettings
 from cutlayer.settings import Settings
 from cutlayer.tee.attester import AttesterSettings
@@ -47,25 +48,11 @@ class LabelPlace(StrEnum):
     """With the rows, in the attested enclave; the summed loss comes back."""
 
 
-class FrontSettings(Settings):
+class FrontSettings(PartSettings):
     """The owner's part of the model: the embedding and the blocks before the enclave's, frozen."""
 
-    path: str
-    """Model folder, GGUF file or hub id; only the own part is loaded."""
     lower: int = Field(ge=1)
     """Blocks here; the enclave has all others and the LM head."""
-    revision: str | None = None
-    """Hub revision; a commit hash pins the files."""
-    digest: str | None = None
-    """Expected model digest (hex); None accepts what both sides' files say."""
-    dtype: str = "float32"
-    """Compute type; the enclave must use the same one."""
-    device: str = "cpu"
-    """torch device of the front."""
-    threads: int | None = Field(default=None, ge=1)
-    """Compute threads; None leaves torch's own choice."""
-    decode_threads: int | None = Field(default=None, ge=1)
-    """Compute threads of decode steps; None takes `threads`. Small models decode fastest with 1."""
 
 
 class SharedRounds(Settings):

@@ -13,6 +13,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.federation.settings import FederationSettings, SecureSettings
 from cutlayer.federation.strategy_settings import StrategySettings
 from cutlayer.model.adapters import AdapterSettings
+from cutlayer.model.part_settings import PartSettings
 from cutlayer.model.partition import Part
 from cutlayer.server.settings import (
     BatchSettings,
@@ -38,25 +39,13 @@ __all__ = [
 ]
 
 
-class InnerSettings(Settings):
+class InnerSettings(PartSettings):
     """Which blocks of which model the enclave runs."""
 
-    path: str
-    """Model folder, GGUF file or hub id."""
     lower: int = Field(ge=1)
     """First block inside; the owners have the embedding and the blocks before it."""
-    revision: str | None = None
-    """Hub revision; a commit hash pins the files."""
-    digest: str | None = None
-    """Expected model digest (hex); None accepts what the files say."""
-    dtype: str = "float32"
-    """Compute type; CPUs without bf16 units want float32."""
     device: str = "cpu"
     """torch device; a GPU only where it is in confidential mode too."""
-    threads: int | None = Field(default=None, ge=1)
-    """Compute threads; None leaves torch's own choice."""
-    decode_threads: int | None = Field(default=None, ge=1)
-    """Compute threads of decode steps; None takes `threads`. Small models decode fastest with 1."""
 
 
 class EnclaveState(Settings):

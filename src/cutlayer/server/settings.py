@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from cutlayer.federation.settings import FederationSettings
+from cutlayer.model.part_settings import PartSettings
 from cutlayer.server.replica_settings import ReplicaSettings
 from cutlayer.server.sessions import SessionLimits
 from cutlayer.server.tee_settings import ServerTeeSettings
@@ -19,27 +20,13 @@ __all__ = ["BatchSettings", "LimitSettings", "ServerSettings", "StateSettings", 
 _GIB = 1 << 30
 
 
-class TrunkSettings(Settings):
+class TrunkSettings(PartSettings):
     """Which blocks of which model this server runs."""
 
-    path: str
-    """Model folder, GGUF file or hub id."""
     lower: int
     """First block of the trunk."""
     upper: int
     """Block after the trunk's last."""
-    revision: str | None = None
-    """Hub revision; a commit hash pins the files."""
-    digest: str | None = None
-    """Expected model digest (hex); None accepts what the files say."""
-    dtype: str = "float32"
-    """Compute type of the trunk; CPUs without bf16 units want float32."""
-    device: str = "cpu"
-    """torch device."""
-    threads: int | None = Field(default=None, ge=1)
-    """Compute threads; None leaves torch's own choice."""
-    decode_threads: int | None = Field(default=None, ge=1)
-    """Compute threads of decode steps; None takes `threads`. Small models decode fastest with 1."""
 
 
 class LimitSettings(Settings):

@@ -1,0 +1,29 @@
+"""Settings of a part of a model that every role has: its files, its numbers, its machine.
+
+Which blocks the part has says each role's own class. It does not load anything.
+"""
+
+from pydantic import Field
+
+from cutlayer.settings import Settings
+
+__all__ = ["PartSettings"]
+
+
+class PartSettings(Settings):
+    """From which files a part is made, and how it computes."""
+
+    path: str
+    """Model folder, GGUF file or hub id."""
+    revision: str | None = None
+    """Hub revision; a commit hash pins the files."""
+    digest: str | None = None
+    """Expected model digest (hex); None accepts what both sides' files say."""
+    dtype: str = "float32"
+    """Compute type, the same at both sides; CPUs without bf16 units want float32."""
+    device: str = "cpu"
+    """torch device."""
+    threads: int | None = Field(default=None, ge=1)
+    """Compute threads; None leaves torch's own choice."""
+    decode_threads: int | None = Field(default=None, ge=1)
+    """Compute threads of decode steps; None takes `threads`. Small models decode fastest with 1."""
