@@ -8,12 +8,22 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from cutlayer.cli.options import ConfigOption, JsonOption, SetOption
-from cutlayer.cli.output import Output, format_bytes
+from cutlayer.cli.options import (
+    AdapterOption,
+    ConfigOption,
+    JsonOption,
+    MergeOption,
+    PromptArgument,
+    PromptFileOption,
+    SetOption,
+    StepOption,
+)
+from cutlayer.cli.output import Output
+from cutlayer.cli.results import print_exported, print_replies, print_training, training_totals
 from cutlayer.cli.work import stop_on_sigterm
 
 if TYPE_CHECKING:
@@ -31,24 +41,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Later blocks in an attested place (docs/enclave.md).",
 )
-
-PromptArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to continue.")
-]
-FileOption = Annotated[
-    Path | None, typer.Option("--file", metavar="FILE", help="One prompt per line; - is stdin.")
-]
-OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FOLDER", help="PEFT adapter folder to write.")
-]
-MergeOption = Annotated[
-    Path | None,
-    typer.Option("--merge", metavar="FOLDER", help="Also write a whole model, adapter merged in."),
-]
-StepOption = Annotated[
-    int | None,
-    typer.Option("--step", help="A saved step; without it the best by validation, else the last."),
-]
 
 
 @app.command()
@@ -96,7 +88,8 @@ def train(config: ConfigOption, set_: SetOption = None, as_json: JsonOption = Fa
         with TrainingProgress(owner) as shown:
             progress = owner.train(shown.show)
         result = _result(owner, progress, shown)
-    _print(result, out)
+    sent = f"{result['rows_sent']} rows sent"
+    print_training(result, "step", sent, str(result["attestation"]), out)
     out.result(result)
 
 
@@ -104,7 +97,7 @@ def train(config: ConfigOption, set_: SetOption = None, as_json: JsonOption = Fa
 def generate(
     config: ConfigOption,
     prompt: PromptArgument = None,
-    file: FileOption = None,
+    file: PromptFileOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -114,7 +107,7 @@ def generate(
     out = Output(as_json)
     prompts = read_prompts(prompt or [], file)
     with _open(config, set_, out) as owner:
-        replies = _reply(owner, prompts, out)
+        replies = print_replies(owner, prompts, out)
         pairs = zip(prompts, replies, strict=True)
         out.result(
             {
@@ -129,7 +122,7 @@ def generate(
 @app.command()
 def export(
     config: ConfigOption,
-    output: OutputOption,
+    output: AdapterOption,
     merge: MergeOption = None,
     step: StepOption = None,
     set_: SetOption = None,
@@ -139,10 +132,7 @@ def export(
     out = Output(as_json)
     with _open(config, set_, out) as owner:
         exported = owner.export(output, step, merge)
-    out.say(f"adapter of step {exported} written to {output}")
-    if merge is not None:
-        out.say(f"model with the adapter merged in written to {merge}")
-    out.result({"step": exported, "output": str(output), "merged": merge and str(merge)})
+    print_exported(exported, output, merge, out)
 
 
 def _open(config: Path, overrides: Sequence[str] | None, out: Output) -> "EnclaveClient":
@@ -210,54 +200,14 @@ def _announce(
     )
 
 
-def _reply(owner: "EnclaveClient", prompts: Sequence[str], out: Output) -> list[str]:
-    """One reply streams; several are made together and printed one after the other."""
-    if len(prompts) == 1:
-        replies = owner.generate(prompts, on_piece=lambda piece: out.stream(piece.text))
-        out.stream("\n")
-        return replies
-    replies = owner.generate(prompts)
-    for number, reply in enumerate(replies, 1):
-        out.say(f"[{number}] {reply}")
-    return replies
-
-
 def _result(
     owner: "EnclaveClient", progress: "Progress", shown: "TrainingProgress"
 ) -> dict[str, object]:
-    losses = [record.loss for record in progress.history]
-    validation = list(progress.evaluations.values())
-    num_tokens = max(1, shown.num_tokens)
     return {
         "run_id": owner.run_id,
         "rounds": None if owner.settings.rounds is None else owner.settings.rounds.name,
-        "step": progress.step,
-        "best_step": progress.best_step,
-        "new_steps": shown.num_steps,
-        "loss_first": losses[0] if losses else None,
-        "loss_last": losses[-1] if losses else None,
-        "validation_loss": validation[-1] if validation else None,
+        **training_totals(owner, progress, shown),
         "rows_sent": 0 if owner.feeder is None else owner.feeder.num_sent,
-        "seconds": round(shown.seconds, 3),
-        "tokens_per_s": round(shown.num_tokens / shown.seconds, 2),
-        "bytes_up": owner.enclave.bytes_sent,
-        "bytes_down": owner.enclave.bytes_received,
-        "bytes_up_per_token": round(owner.enclave.bytes_sent / num_tokens, 2),
-        "bytes_down_per_token": round(owner.enclave.bytes_received / num_tokens, 2),
         "labels": owner.settings.labels.value,
         "attestation": owner.guarantee,
     }
-
-
-def _print(result: dict[str, object], out: Output) -> None:
-    if not result["new_steps"]:
-        out.say(f"step {result['step']}: there was nothing left to train")
-        return
-    up, down = result["bytes_up_per_token"], result["bytes_down_per_token"]
-    assert isinstance(up, float)
-    assert isinstance(down, float)
-    out.say(
-        f"step {result['step']}: loss {result['loss_first']:.4f} to {result['loss_last']:.4f}, "
-        f"{result['rows_sent']} rows sent, per token {format_bytes(up)} up and "
-        f"{format_bytes(down)} down; {result['attestation']}"
-    )

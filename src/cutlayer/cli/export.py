@@ -1,31 +1,22 @@
 """`cutlayer export`: the trained adapters as files that other software reads."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from cutlayer.cli.options import ConfigOption, JsonOption, SetOption
+from cutlayer.cli.options import (
+    AdapterOption,
+    ConfigOption,
+    JsonOption,
+    MergeOption,
+    SetOption,
+    StepOption,
+)
 from cutlayer.cli.output import Output
+from cutlayer.cli.results import print_exported
 
 __all__ = ["export"]
-
-OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FOLDER", help="PEFT adapter folder to write.")
-]
-MergeOption = Annotated[
-    Path | None,
-    typer.Option("--merge", metavar="FOLDER", help="Also write a whole model, adapter merged in."),
-]
-StepOption = Annotated[
-    int | None,
-    typer.Option("--step", help="A saved step; without it the best by validation, else the last."),
-]
 
 
 def export(
     config: ConfigOption,
-    output: OutputOption,
+    output: AdapterOption,
     merge: MergeOption = None,
     step: StepOption = None,
     set_: SetOption = None,
@@ -42,7 +33,4 @@ def export(
     warn_of_expiry(settings.connection, out)
     with Client(settings) as client:
         exported = client.export(output, step, merge)
-    out.say(f"adapter of step {exported} written to {output}")
-    if merge is not None:
-        out.say(f"model with the adapter merged in written to {merge}")
-    out.result({"step": exported, "output": str(output), "merged": merge and str(merge)})
+    print_exported(exported, output, merge, out)

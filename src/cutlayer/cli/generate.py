@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cutlayer.cli.options import ConfigOption, JsonOption, SetOption
+from cutlayer.cli.options import (
+    ConfigOption,
+    JsonOption,
+    PromptArgument,
+    PromptFileOption,
+    SetOption,
+)
 from cutlayer.cli.output import Output
+from cutlayer.cli.results import print_replies
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,12 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["chat", "generate", "read_prompts"]
 
 _ENDS = frozenset({"/exit", "/quit"})
-PromptArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to continue.")
-]
-FileOption = Annotated[
-    Path | None, typer.Option("--file", metavar="FILE", help="One prompt per line; - is stdin.")
-]
 LengthOption = Annotated[
     int | None, typer.Option("--max-length", metavar="TOKENS", help="Room for the conversation.")
 ]
@@ -35,7 +36,7 @@ LengthOption = Annotated[
 def generate(
     config: ConfigOption,
     prompt: PromptArgument = None,
-    file: FileOption = None,
+    file: PromptFileOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -44,7 +45,7 @@ def generate(
     prompts = read_prompts(prompt or [], file)
     with _open(config, set_, out) as client:
         began_s = time.monotonic()
-        replies = _reply(client, prompts, out)
+        replies = print_replies(client, prompts, out)
         seconds = time.monotonic() - began_s
         tokens = sum(len(client.tokenizer(reply)["input_ids"]) for reply in replies)
         out.result(
@@ -124,18 +125,6 @@ def _read(file: Path) -> str:
         raise ConfigError(f"cannot read prompts from {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8 text ({error.reason}); convert it") from error
-
-
-def _reply(client: "Client", prompts: Sequence[str], out: Output) -> list[str]:
-    """One reply streams; several are made together and printed one after the other."""
-    if len(prompts) == 1:
-        replies = client.generate(prompts, on_piece=lambda piece: out.stream(piece.text))
-        out.stream("\n")
-        return replies
-    replies = client.generate(prompts)
-    for number, reply in enumerate(replies, 1):
-        out.say(f"[{number}] {reply}")
-    return replies
 
 
 def _messages(out: Output) -> Iterator[str]:

@@ -6,15 +6,20 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "AdapterOption",
     "AddressOption",
     "AuthorityOption",
     "ConfigOption",
     "HostOption",
     "JsonOption",
     "KindOption",
+    "MergeOption",
     "PassphraseOption",
+    "PromptArgument",
+    "PromptFileOption",
     "PublishOption",
     "SetOption",
+    "StepOption",
     "TraceOption",
 ]
 
@@ -51,4 +56,21 @@ TraceOption = Annotated[
     typer.Option(
         "--trace", metavar="FILE", help="Write a timeline (Chrome trace; Perfetto opens it)."
     ),
+]
+PromptArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to continue.")
+]
+PromptFileOption = Annotated[
+    Path | None, typer.Option("--file", metavar="FILE", help="One prompt per line; - is stdin.")
+]
+AdapterOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FOLDER", help="PEFT adapter folder to write.")
+]
+MergeOption = Annotated[
+    Path | None,
+    typer.Option("--merge", metavar="FOLDER", help="Also write a whole model, adapter merged in."),
+]
+StepOption = Annotated[
+    int | None,
+    typer.Option("--step", help="A saved step; without it the best by validation, else the last."),
 ]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutlayer.cli.options import ConfigOption, JsonOption, SetOption, TraceOption
-from cutlayer.cli.output import Output, format_bytes
+from cutlayer.cli.output import Output
+from cutlayer.cli.results import print_training, training_totals
 
 if TYPE_CHECKING:
     from cutlayer.cli.progress import TrainingProgress
@@ -67,7 +68,8 @@ def train(
         result = {**_result(client, progress, shown), "audit": verdict}
         told = client.privacy_report().summary(settings.privacy.budget.unit)
         proved = None if client.attestation is None else client.attestation.line
-    _print(result, out)
+    speed = f"{result['tokens_per_s']} tokens/s"
+    print_training(result, str(result["unit"]), speed, str(result["guarantee"]), out)
     out.say(f"so far: {told}")
     if proved is not None:
         out.say(proved)
@@ -101,46 +103,18 @@ def _result(client: "Client", progress: "Progress", shown: "TrainingProgress") -
     from cutlayer.settings import settings_digest
 
     settings = client.settings
-    losses = [record.loss for record in progress.history]
-    validation = list(progress.evaluations.values())
-    num_tokens = max(1, shown.num_tokens)
     return {
         "run_id": client.run_id,
         "federation": None if settings.federation is None else settings.federation.name,
         "folder": str(settings.run.folder),
         "unit": "step" if settings.federation is None else "round",
-        "step": progress.step,
-        "best_step": progress.best_step,
-        "new_steps": shown.num_steps,
-        "loss_first": losses[0] if losses else None,
-        "loss_last": losses[-1] if losses else None,
-        "validation_loss": validation[-1] if validation else None,
+        **training_totals(client, progress, shown),
         "num_tokens": shown.num_tokens,
-        "seconds": round(shown.seconds, 3),
-        "tokens_per_s": round(shown.num_tokens / shown.seconds, 2),
-        "bytes_up": client.trunk.bytes_sent,
-        "bytes_down": client.trunk.bytes_received,
-        "bytes_up_per_token": round(client.trunk.bytes_sent / num_tokens, 2),
         "federation_bytes_up": client.federation_bytes[0],
         "federation_bytes_down": client.federation_bytes[1],
-        "bytes_down_per_token": round(client.trunk.bytes_received / num_tokens, 2),
         "guarantee": client.guarantee,
         "assurance": level(client.attestation),
         "privacy": client.privacy_report().as_json(),
         "ledger": asdict(client.ledger),
         "settings_digest": settings_digest(settings),
     }
-
-
-def _print(result: dict[str, object], out: Output) -> None:
-    if not result["new_steps"]:
-        out.say(f"{result['unit']} {result['step']}: there was nothing left to train")
-        return
-    up, down = result["bytes_up_per_token"], result["bytes_down_per_token"]
-    assert isinstance(up, float)
-    assert isinstance(down, float)
-    out.say(
-        f"{result['unit']} {result['step']}: loss {result['loss_first']:.4f} to "
-        f"{result['loss_last']:.4f}, {result['tokens_per_s']} tokens/s, per token "
-        f"{format_bytes(up)} up and {format_bytes(down)} down; {result['guarantee']}"
-    )
