@@ -9,7 +9,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.settings import parse_settings
 from cutlayer.tee.attest import read_collateral
 from cutlayer.tee.attester import AttesterSettings
-from cutlayer.tee.evidence import MAX_EVIDENCE_BYTES, Evidence, Platform, read_evidence
+from cutlayer.tee.evidence import Evidence, Platform, read_evidence, read_limited
 from cutlayer.tee.verifier import utc_now
 
 __all__ = [
@@ -33,7 +33,9 @@ def evidence_of(path: Path, platform: str | None, collateral: Sequence[str]) -> 
     """
     given = read_collateral(named_files(collateral, "--collateral"))
     if platform is not None:
-        return Evidence(platform=platform_of(platform), body=_read(path), collateral=given)
+        return Evidence(
+            platform=platform_of(platform), body=read_limited(path, "evidence"), collateral=given
+        )
     evidence = read_evidence(path)
     return Evidence(
         platform=evidence.platform,
@@ -158,14 +160,3 @@ def _attester_table(config: Path) -> dict[str, object]:
     if not isinstance(attester, dict):
         raise ConfigError(f"{config} has no table [tee.attester], so it names no source")
     return attester
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_EVIDENCE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read evidence {path}: {error.strerror}") from error
-    if len(data) > MAX_EVIDENCE_BYTES:
-        raise ConfigError(f"{path} is larger than any evidence ({MAX_EVIDENCE_BYTES} bytes)")
-    return data

@@ -8,9 +8,8 @@ from pathlib import Path
 import msgspec
 
 import cutlayer.tee.attesters  # noqa: F401  (registers them)
-from cutlayer.errors import ConfigError
 from cutlayer.tee.attester import ATTESTERS, AttesterSettings
-from cutlayer.tee.evidence import MAX_EVIDENCE_BYTES, Evidence
+from cutlayer.tee.evidence import Evidence, read_limited
 
 __all__ = ["attest", "read_collateral"]
 
@@ -34,15 +33,4 @@ def read_collateral(files: dict[str, Path]) -> dict[str, bytes]:
     Raises:
         ConfigError: a file cannot be read, or is larger than any evidence.
     """
-    return {name: _read(path) for name, path in files.items()}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_EVIDENCE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read collateral {path}: {error.strerror}") from error
-    if len(data) > MAX_EVIDENCE_BYTES:
-        raise ConfigError(f"collateral {path} is larger than {MAX_EVIDENCE_BYTES} bytes")
-    return data
+    return {name: read_limited(path, "collateral") for name, path in files.items()}

@@ -11,7 +11,14 @@ import msgspec
 from cutlayer.errors import AttestationError, ConfigError
 from cutlayer.tee.refusal import Refusal, refused
 
-__all__ = ["MAX_EVIDENCE_BYTES", "Evidence", "Platform", "decode_evidence", "read_evidence"]
+__all__ = [
+    "MAX_EVIDENCE_BYTES",
+    "Evidence",
+    "Platform",
+    "decode_evidence",
+    "read_evidence",
+    "read_limited",
+]
 
 MAX_EVIDENCE_BYTES = 4 << 20
 """Evidence of eight GPUs with chains is below one MiB."""
@@ -68,12 +75,35 @@ def read_evidence(path: Path) -> Evidence:
         ConfigError: the file cannot be read.
         AttestationError: malformed; the message names the file.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_EVIDENCE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read evidence {path}: {error.strerror}") from error
+    data = _read(path, "evidence")
     try:
         return decode_evidence(data)
     except AttestationError as error:
         raise refused(Refusal.MALFORMED, f"{path}: {error}") from error
+
+
+def read_limited(path: Path, what: str) -> bytes:
+    """A file that is, or goes with, evidence in a vendor's form.
+
+    Args:
+        path: the file.
+        what: it is, for messages.
+
+    Raises:
+        ConfigError: it cannot be read, or is larger than any evidence.
+    """
+    data = _read(path, what)
+    if len(data) > MAX_EVIDENCE_BYTES:
+        raise ConfigError(
+            f"{what} {path} is larger than any evidence ({MAX_EVIDENCE_BYTES} bytes); name another"
+        )
+    return data
+
+
+def _read(path: Path, what: str) -> bytes:
+    """The file, or one byte more of it than evidence may have."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_EVIDENCE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error

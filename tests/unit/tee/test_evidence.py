@@ -20,6 +20,7 @@ from cutlayer.tee.evidence import (
     Platform,
     decode_evidence,
     read_evidence,
+    read_limited,
 )
 from cutlayer.tee.policy import Policy
 from cutlayer.tee.refusal import Refusal, refused
@@ -81,6 +82,15 @@ def test_no_bytes_break_the_decoder(data: bytes) -> None:
 def test_a_missing_file_is_a_wrong_setting(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read evidence"):
         read_evidence(tmp_path / "none.json")
+
+
+def test_a_vendors_file_of_any_size_is_read_to_the_limit_alone(tmp_path: Path) -> None:
+    path = tmp_path / "quote"
+    path.write_bytes(bytes(MAX_EVIDENCE_BYTES))
+    assert len(read_limited(path, "quote")) == MAX_EVIDENCE_BYTES
+    path.write_bytes(bytes(MAX_EVIDENCE_BYTES + 1))
+    with pytest.raises(ConfigError, match=r"quote .* is larger than any evidence"):
+        read_limited(path, "quote")
 
 
 def binding(**changes: bytes) -> bytes:
