@@ -38,7 +38,7 @@ from cutlayer.wire.messages import (
     Welcome,
 )
 
-__all__ = ["RemoteTrunk", "trunk_sq_norm"]
+__all__ = ["RemoteTrunk", "required_sq_norm", "trunk_sq_norm"]
 
 _CLOSE_S = 5.0
 
@@ -198,7 +198,15 @@ class RemoteTrunk:
 
 def trunk_sq_norm(reply: Frame) -> float:
     """The trunk's squared gradient norm from the reply to a step's last BACKWARD."""
-    norm = header_of(reply, BackwardDone).trunk_sq_norm
-    if norm is None or not 0 <= norm < float("inf"):
-        raise ProtocolError(f"the server sent the squared norm {norm}; a finite one is needed")
-    return norm
+    return required_sq_norm(header_of(reply, BackwardDone).trunk_sq_norm, "server")
+
+
+def required_sq_norm(sent: float | None, sender: str) -> float:
+    """The squared gradient norm that a peer sent.
+
+    Raises:
+        ProtocolError: it sent none, or one that no gradient has.
+    """
+    if sent is None or not 0 <= sent < float("inf"):
+        raise ProtocolError(f"the {sender} sent the squared norm {sent}; a finite one is needed")
+    return sent

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.client.link import Link, PendingCall, header_of
-from cutlayer.client.remote_trunk import RemoteTrunk
+from cutlayer.client.remote_trunk import RemoteTrunk, required_sq_norm
 from cutlayer.client.returned import ReturnChecks
 from cutlayer.client.settings import CheckSettings
 from cutlayer.errors import ProtocolError
@@ -167,7 +167,5 @@ class RemoteEnclave(RemoteTrunk):
 def learnt_sq_norm(reply: Frame) -> float:
     """The squared gradient norm from the reply that ends a step's last micro-batch."""
     header = reply.header
-    norm = header.sq_norm if isinstance(header, LogitsLearnt | RowsScored) else None
-    if norm is None or not 0 <= norm < float("inf"):
-        raise ProtocolError(f"the enclave sent the squared norm {norm}; a finite one is needed")
-    return norm
+    sent = header.sq_norm if isinstance(header, LogitsLearnt | RowsScored) else None
+    return required_sq_norm(sent, "enclave")
