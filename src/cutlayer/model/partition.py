@@ -195,13 +195,17 @@ class PartModule(nn.Module):
             raise ConfigError(f"{len(caches)} caches for {rows.num_rows} rows; give one per row")
         self.check_context(rows)
 
-    def check_context(self, rows: Rows) -> None:
-        """Refuse rows that this model is not made for, even without a prefix.
+    def check_context(self, rows: Rows, num_before: int = 0) -> None:
+        """Refuse rows that this model is not made for.
+
+        Args:
+            rows: new tokens and where they start.
+            num_before: positions that an adapter's prefix takes from each row.
 
         Raises:
             DataError: a row is longer than the model's context.
         """
-        self._check_length(max(ends_of(rows, None)))
+        self._check_length(num_before + max(ends_of(rows, None)))
 
     def _check_length(self, longest: int) -> None:
         if self._context is not None and longest > self._context:

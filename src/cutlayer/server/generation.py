@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from cutlayer.errors import CacheFull, ProtocolError, StepExpired
+from cutlayer.model.adapter_slots import slots_of
 from cutlayer.model.adapters import Adapter, AdapterSettings, attach
 from cutlayer.model.kv_cache import bytes_per_token
 from cutlayer.model.partition import Trunk
@@ -101,13 +102,17 @@ class Generation:
         else:
             session = self._admit(call, header)
         indices, rows = _part(header.lengths, header.positions, call.piece)
-        key = session.adapter_name
         return Inference(
-            adapter=None if key is None else self._adapters[key].name,
+            adapter=self._name(session),
             h_ND=call.tensor[call.piece.start : call.piece.stop],
             rows=rows,
             caches=session.caches([header.rows[index] for index in indices]),
         )
+
+    def _name(self, session: Session) -> str | None:
+        """The trunk's name of the session's adapter."""
+        key = session.adapter_name
+        return None if key is None else self._adapters[key].name
 
     def _admit(self, call: TrunkCall, header: Decode) -> Session:
         row_call = RowCall(
@@ -118,7 +123,8 @@ class Generation:
         )
         row_call.check()
         rows = Rows(lengths=tuple(header.lengths), starts=tuple(header.positions))
-        check_hidden(self._trunk, call.tensor, rows)
+        session = self.sessions.get(call.owner, header.session_id, self._clock())
+        check_hidden(self._trunk, call.tensor, rows, self._name(session))
         return self.sessions.admit(call.owner, header.session_id, row_call, self._clock())
 
     def _end(self, call: TrunkCall, begun: Inference, found: Tensor | Failure) -> TrunkResult:
@@ -160,8 +166,14 @@ class Generation:
             )
 
 
-def check_hidden(trunk: Trunk, h_ND: Tensor, rows: Rows) -> None:
+def check_hidden(trunk: Trunk, h_ND: Tensor, rows: Rows, adapter: str | None) -> None:
     """Refuse hidden states that do not fit their rows, before others share their call.
+
+    Args:
+        trunk: what is called.
+        h_ND: what came.
+        rows: their layout.
+        adapter: name of the rows' adapter, whose prefix takes positions too.
 
     Raises:
         ProtocolError: another shape.
@@ -170,8 +182,9 @@ def check_hidden(trunk: Trunk, h_ND: Tensor, rows: Rows) -> None:
     expected = (rows.num_tokens, trunk.hidden_size)
     if tuple(h_ND.shape) != expected:
         raise ProtocolError(f"tensor of shape {tuple(h_ND.shape)}, the rows need {expected}")
+    num_before = 0 if adapter is None else slots_of(trunk).settings[adapter].num_positions
     # In the call it would fail for all, and be done again one by one.
-    trunk.check_context(rows)
+    trunk.check_context(rows, num_before)
 
 
 def _part(lengths: Sequence[int], positions: Sequence[int], piece: range) -> tuple[list[int], Rows]:

@@ -254,7 +254,7 @@ class TrunkHost:
         assert isinstance(header, Forward)
         run = self._table.get(call.owner, header.run_id)
         rows = Rows(lengths=tuple(header.lengths))
-        check_hidden(self._trunk, call.tensor, rows)
+        check_hidden(self._trunk, call.tensor, rows, run.adapter_name)
         if header.commit is not None:
             run.commit(header.commit)
         return run, rows

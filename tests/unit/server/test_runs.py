@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from cutlayer.errors import ConfigError, DataError, ProtocolError
+from cutlayer.model.adapters import AdapterSettings
 from cutlayer.server.batches import TrunkCall, TrunkResult
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.settings import LimitSettings
 from cutlayer.storage.files import private_folder
 from cutlayer.storage.vault import NoVault
+from cutlayer.wire.messages import Decode, OpenSession
 from tests.unit.server.trunk_world import (
     SETTINGS,
     backward_call,
@@ -39,7 +41,10 @@ def test_step_that_holds_too_much_is_refused_and_goes_on_without_it(tmp_path: Pa
     host.backward("a", backward_call(), random_ND(7, 2))
 
 
-def test_row_beyond_the_context_costs_the_others_no_call_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num_before", "too_long"), [(0, 200), (5, 126)])
+def test_row_beyond_the_context_costs_the_others_no_call_of_their_own(
+    tmp_path: Path, num_before: int, too_long: int
+) -> None:
     sizes: list[tuple[int, int]] = []
     host = TrunkHost(
         tiny_trunk(tmp_path),
@@ -48,9 +53,11 @@ def test_row_beyond_the_context_costs_the_others_no_call_of_their_own(tmp_path: 
         NoVault(),
         observe=lambda clients, tokens: sizes.append((clients, tokens)),
     )
-    lengths = {"a": 4, "bad": 200, "c": 3}
+    lengths = {"a": 4, "bad": too_long, "c": 3}
+    prefix = AdapterSettings(kinds=["prefix"], prefix={"num_virtual_tokens": num_before or 1})
     for owner in lengths:
-        host.open_run(owner, opening())
+        has_prefix = owner == "bad" and num_before
+        host.open_run(owner, opening(settings=prefix if has_prefix else SETTINGS))
     results = host.run_together(
         [
             TrunkCall(owner=owner, header=forward_call([n]), tensor=random_ND(n, n))
@@ -60,6 +67,20 @@ def test_row_beyond_the_context_costs_the_others_no_call_of_their_own(tmp_path: 
     assert isinstance(results[1], DataError)
     assert all(isinstance(result, TrunkResult) for result in (results[0], results[2]))
     assert sizes == [(2, 7)]
+    sessions = {
+        owner: host.open_session(owner, OpenSession(max_lengths=[128], run_id="run")).session_id
+        for owner in lengths
+    }
+    results = host.run_together([_decode(o, sessions[o], n) for o, n in lengths.items()])
+    assert [isinstance(result, TrunkResult) for result in results] == [True, False, True]
+    assert sizes[1:] == [(2, 7)]
+
+
+def _decode(owner: str, session_id: str, num_tokens: int) -> TrunkCall:
+    header = Decode(
+        session_id=session_id, rows=[0], lengths=[num_tokens], positions=[0], max_lengths=[]
+    )
+    return TrunkCall(owner=owner, header=header, tensor=random_ND(num_tokens, 1))
 
 
 def test_endless_list_of_targets_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
