@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from tests.masked_worlds import answering
 
 HEADER = struct.Struct("<4sBBHQIIQ")
 TAG_BYTES = 16
+PATIENCE_S = 60.0
+"""The first test of a process also loads what torch loads late, on a machine that may be busy."""
 
 
 class Recorder(socket.socket):
@@ -39,12 +42,14 @@ def _played(worker: Worker, data: bytes) -> list[FrameKind]:
     own, other = socket.socketpair()
     thread = threading.Thread(target=worker.serve, args=(other,), daemon=True)
     thread.start()
-    own.sendall(data)
-    own.shutdown(socket.SHUT_WR)
     answered = b""
-    while piece := own.recv(1 << 16):
-        answered += piece
-    thread.join(timeout=5)
+    # It may hang up before it has read all; what it said until then is kept.
+    with suppress(ConnectionResetError, BrokenPipeError):
+        own.sendall(data)
+        own.shutdown(socket.SHUT_WR)
+        while piece := own.recv(1 << 16):
+            answered += piece
+    thread.join(PATIENCE_S)
     own.close()
     kinds = []
     while answered:
@@ -68,7 +73,7 @@ def test_a_recorded_connection_is_not_answered_by_a_restarted_dealer(tmp_path: P
             return recorded[-1]
 
         for _ in range(2):
-            link = WorkerLink("a:1", "dealer", 5.0, key.public_hex, open_=record)
+            link = WorkerLink("a:1", "dealer", PATIENCE_S, key.public_hex, open_=record)
             dealing = RemoteDealing(link)
             dealing.hold("layer", weight)
             dealing.answer(dealing.ask("layer", os.urandom(32), 5, False))
@@ -93,7 +98,7 @@ def test_two_copies_of_a_machine_do_not_agree_on_one_key(
     with answering(listen) as open_:
         for _ in range(2):
             with pytest.raises(ProtocolError):
-                WorkerLink("a:1", "dealer", 5.0, key.public_hex, open_=open_).hello()
+                WorkerLink("a:1", "dealer", PATIENCE_S, key.public_hex, open_=open_).hello()
     assert sent[0] != sent[1]
 
 
@@ -114,13 +119,13 @@ def test_both_sides_derive_the_same_keys_and_others_each_time(tmp_path: Path) ->
 
 def test_a_refusal_in_place_of_a_hello_writes_no_lines_and_colours() -> None:
     def refuse(connection: socket.socket) -> None:
-        wire = FrameSocket(connection, "part", 5.0)
+        wire = FrameSocket(connection, "part", PATIENCE_S)
         assert wire.receive() is not None
         message = told(Failed(message="no\n\x1b[31mFATAL " + 10_000 * "x"))
         wire.send(Frame(kind=FrameKind.FAILED, body=message))
         wire.close()
 
     with answering(refuse) as open_, pytest.raises(ProtocolError, match="refuses") as caught:
-        WorkerLink("a:1", "accelerator", 5.0, open_=open_).hello()
+        WorkerLink("a:1", "accelerator", PATIENCE_S, open_=open_).hello()
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
