@@ -21,13 +21,14 @@ from cutlayer.errors import ProtocolError, TransportError
 __all__ = ["MAX_BODY_BYTES", "Frame", "FrameKind", "FrameSocket"]
 
 MAX_BODY_BYTES = 1 << 28
-"""Of one frame; more is refused before memory is taken."""
+"""Of one frame; more is refused before memory is taken, less is taken as it comes."""
 
 _HEADER = struct.Struct("<4sBBHQIIQ")
 _MAGIC = b"CLM1"
 _MAX_NAME_BYTES = 256
 _TAG_BYTES = 16
 _SMALL_BYTES = 1 << 16
+_FIRST_BYTES = 1 << 20
 
 
 class FrameKind(IntEnum):
@@ -180,11 +181,14 @@ class FrameSocket:
             ) from error
 
     def _read(self, num_bytes: int, may_end: bool = False) -> bytearray | None:
-        data = bytearray(num_bytes)
-        view, filled = memoryview(data), 0
+        data, filled = bytearray(min(num_bytes, _FIRST_BYTES)), 0
         while filled < num_bytes:
+            if filled == len(data):
+                # Three times what has come: few copies, and no memory for an announcement.
+                data += bytes(min(num_bytes - filled, 3 * filled))
             try:
-                got = self._socket.recv_into(view[filled:])
+                with memoryview(data)[filled:] as rest:
+                    got = self._socket.recv_into(rest)
             except OSError as error:
                 raise self._lost(error) from error
             if not got:

@@ -49,7 +49,7 @@ def _hello(connection: socket.socket, role: str = "accelerator") -> FrameSocket:
 
 
 @pytest.mark.parametrize("is_sealed", [False, True])
-@pytest.mark.parametrize("size", [0, 1, 100000])
+@pytest.mark.parametrize("size", [0, 1, 100000, 5_000_001])
 def test_a_frame_arrives_as_it_was_sent(is_sealed: bool, size: int) -> None:
     left, other = _pair()
     right = FrameSocket(other, "peer", 5.0)
@@ -61,8 +61,11 @@ def test_a_frame_arrives_as_it_was_sent(is_sealed: bool, size: int) -> None:
         kind=FrameKind.DEAL, number=7, name="key", transpose=True, rows=3, columns=2, body=body
     )
     for _ in range(2):
-        left.send(frame)
+        # A large one fits no buffer between the two.
+        sending = threading.Thread(target=left.send, args=(frame,))
+        sending.start()
         found = right.receive()
+        sending.join()
         assert found is not None
         assert bytes(found.body) == body
         shown = (found.kind, found.number, found.name, found.transpose, found.rows, found.columns)
@@ -90,6 +93,21 @@ def test_a_huge_frame_is_refused_before_memory_is_taken() -> None:
     other.sendall(struct.pack("<4sBBHQIIQ", b"CLM1", 3, 0, 4, 1, 1, 1, 1 << 60))
     with pytest.raises(ProtocolError, match="announced"):
         wire.receive()
+    other.close()
+    wire.close()
+
+
+def test_an_announced_body_takes_no_memory_before_it_comes() -> None:
+    wire, other = _pair()
+    other.sendall(struct.pack("<4sBBHQIIQ", b"CLM1", 3, 0, 4, 1, 1, 1, 1 << 28) + bytes(1000))
+    other.shutdown(socket.SHUT_WR)
+    tracemalloc.start()
+    before_bytes, _ = tracemalloc.get_traced_memory()
+    with pytest.raises(TransportError, match="within a frame"):
+        wire.receive()
+    peak_bytes = tracemalloc.get_traced_memory()[1] - before_bytes
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 23
     other.close()
     wire.close()
 
