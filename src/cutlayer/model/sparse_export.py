@@ -84,9 +84,12 @@ def read_sparse(folder: Path, model: ModelFolder) -> dict[str, Delta]:
         name = weight_name(path, layout, folder)
         rows_R, delta_RI = file.get(f"{path}.rows"), file.get(f"{path}.delta")
         shape = tuple(layout[name].shape)
-        num_rows, num_inputs = shape[::-1] if is_transposed else shape
+        # A hostile folder may name a norm, whose weight is no matrix.
+        is_matrix = len(shape) == 2
+        num_rows, num_inputs = shape[:: -1 if is_transposed else 1] if is_matrix else (0, 0)
         if (
-            delta_RI.shape != (len(rows_R), num_inputs)
+            rows_R.ndim != 1
+            or delta_RI.shape != (len(rows_R), num_inputs)
             or rows_R.dtype != torch.int64
             or len(rows_R) == 0
             or not 0 <= int(rows_R.min()) <= int(rows_R.max()) < num_rows

@@ -98,6 +98,7 @@ def test_rows_of_other_weights_are_refused(base: Path, tmp_path: Path) -> None:
         ({"rows": torch.tensor([0, -1])}, "do not fit"),
         ({"delta": torch.zeros(2, 31)}, "do not fit"),
         ({"rows": torch.zeros(0, dtype=torch.int64), "delta": torch.zeros(0, 32)}, "do not fit"),
+        ({"rows": torch.zeros(2, 1, dtype=torch.int64)}, "do not fit"),
         ({"delta": None}, "rows without differences"),
     ],
 )
@@ -112,6 +113,15 @@ def test_damaged_rows_are_not_merged(
     with pytest.raises(ModelError, match=message):
         merge_adapter(base, folder, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_rows_of_a_weight_that_is_no_matrix_are_not_merged(base: Path, tmp_path: Path) -> None:
+    folder = _exported(base, tmp_path, ["sparse"])
+    norm = "model.layers.0.input_layernorm"
+    tensors = {f"{norm}.rows": torch.tensor([0]), f"{norm}.delta": torch.zeros(1, 32)}
+    save_file(tensors, folder / "sparse_model.safetensors")
+    with pytest.raises(ModelError, match="do not fit"):
+        merge_adapter(base, folder, tmp_path / "merged")
 
 
 @pytest.mark.parametrize(
