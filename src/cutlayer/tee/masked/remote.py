@@ -66,7 +66,7 @@ class WorkerLink:
         self._epoch = self._seeds.epoch
         self._wire: FrameSocket | None = None
         self._keys: dict[str, tuple[str, Layout]] = {}
-        self._number = 0
+        self._number = self._received = 0
         watch_forks(self)
 
     def after_fork(self) -> None:
@@ -153,12 +153,16 @@ class WorkerLink:
         if self._wire is None:
             raise TransportError(f"the connection to {self.peer} broke before it answered")
         with self._closing_on_failure():
-            while (frame := self._wire.receive()) is not None and frame.number < number:
-                pass
+            frame = self._wire.receive()
+            # Each question has one answer: who repeats an old one without end is not waited for.
+            while frame is not None and self._received < frame.number < number:
+                self._received = frame.number
+                frame = self._wire.receive()
             if frame is None:
                 raise TransportError(f"{self.peer} closed the connection; look at its own log")
             if frame.number != number:
                 raise ProtocolError(f"{self.peer} answered question {frame.number}, not {number}")
+            self._received = number
         if frame.kind is FrameKind.FAILED:
             raise self._refusal(frame)
         return frame

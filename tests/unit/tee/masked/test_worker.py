@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,35 @@ def test_a_silent_worker_is_a_named_error() -> None:
         with pytest.raises(TransportError, match="is silent"):
             link.hold("layer", quantise_weight(torch.randn(3, 4), 16))
         assert time.monotonic() - began_s < 10 * SILENCE_S
+
+
+def test_a_worker_that_repeats_an_old_answer_is_a_named_error() -> None:
+    repeated = Frame(kind=FrameKind.DONE, number=1)
+
+    def repeat(connection: socket.socket) -> None:
+        wire = _hello(connection)
+        with suppress(TransportError):
+            while True:
+                wire.send(repeated)
+                time.sleep(SILENCE_S / 10)
+
+    with answering(repeat) as open_:
+        link = WorkerLink("a:1", "accelerator", SILENCE_S, open_=open_)
+        link.hello()
+        link.call(Frame(kind=FrameKind.HOLD))
+        caught: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                link.call(Frame(kind=FrameKind.HOLD))
+            except ProtocolError as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(timeout=5)
+        link.close()
+    assert "answered question 1, not 2" in str(caught[0])
 
 
 def test_no_worker_at_all_is_a_named_error(tmp_path: Path) -> None:
