@@ -35,7 +35,12 @@ def mask_parts(settings: MaskedSettings | None, *parts: PartModule) -> None:
         return
     seeds = Seeds()
     accelerator = WorkerLink(settings.accelerator, "accelerator", settings.timeout_s, seeds=seeds)
-    place = MaskedPlace(RemoteAccelerator(accelerator), _pads(settings, seeds, accelerator))
+    try:
+        pads = _pads(settings, seeds, accelerator)
+    except BaseException:
+        accelerator.close()
+        raise
+    place = MaskedPlace(RemoteAccelerator(accelerator), pads)
     try:
         for part in parts:
             mask_part(part, place, settings)
@@ -63,5 +68,9 @@ def _pads(settings: MaskedSettings, seeds: Seeds, accelerator: WorkerLink) -> Pa
     dealer = WorkerLink(
         settings.dealer, "dealer", settings.timeout_s, dealer_key=settings.dealer_key, seeds=seeds
     )
-    check_apart(accelerator.hello(), dealer.hello(), settings.allow_same_machine)
+    try:
+        check_apart(accelerator.hello(), dealer.hello(), settings.allow_same_machine)
+    except BaseException:
+        dealer.close()
+        raise
     return Dealer(RemoteDealing(dealer), seeds)

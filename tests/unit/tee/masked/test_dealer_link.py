@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from cutlayer.errors import ProtocolError
+from cutlayer.errors import ConfigError, ProtocolError
 from cutlayer.tee.masked.dealer_key import Asking, DealerKey
 from cutlayer.tee.masked.framing import Frame, FrameKind, FrameSocket
+from cutlayer.tee.masked.hook import mask_parts
 from cutlayer.tee.masked.multiplier import Multiplier
 from cutlayer.tee.masked.quantise import quantise_weight
 from cutlayer.tee.masked.remote import RemoteDealing, WorkerLink
+from cutlayer.tee.masked.settings import MaskedSettings
 from cutlayer.tee.masked.worker import Worker
 from cutlayer.tee.masked.worker_messages import Failed, told
-from tests.masked_worlds import answering
+from tests.masked_worlds import answering, running_workers
 
 HEADER = struct.Struct("<4sBBHQIIQ")
 TAG_BYTES = 16
@@ -115,6 +118,28 @@ def test_both_sides_derive_the_same_keys_and_others_each_time(tmp_path: Path) ->
         asking.keys(bytes(32))
     with pytest.raises(ProtocolError, match="no usable key"):
         key.accept(bytes(32))
+
+
+def test_workers_that_are_refused_are_left_alone(tmp_path: Path) -> None:
+    with running_workers(tmp_path) as (accelerator, dealer, dealer_key):
+        settings = MaskedSettings(accelerator=accelerator, dealer=dealer, dealer_key=dealer_key)
+        before = _num_sockets()
+        with pytest.raises(ConfigError, match="on one machine") as caught:
+            mask_parts(settings)
+        # The workers' ends close a little later; the error's frames keep what was not closed.
+        deadline_s = time.monotonic() + 5
+        while _num_sockets() > before and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert _num_sockets() == before
+        assert caught.value.__traceback__ is not None
+
+
+def _num_sockets() -> int:
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+    return found
 
 
 def test_a_refusal_in_place_of_a_hello_writes_no_lines_and_colours() -> None:
