@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import cutlayer
 from cutlayer.errors import ConfigError
 
-__all__ = ["measure_folder", "measure_package"]
+__all__ = ["PACKAGE_FOLDER", "measure_folder", "measure_package"]
+
+PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
+"""Where this installation of cutlayer lies."""
 
 _LABEL = b"cutlayer measurement 1\0"
 _SKIPPED_FOLDERS = {"__pycache__"}
@@ -22,8 +24,7 @@ _SKIPPED_FOLDERS = {"__pycache__"}
 @cache
 def measure_package() -> bytes:
     """Of this installation of cutlayer as it was when this process first asked; 48 bytes."""
-    assert cutlayer.__file__ is not None
-    return measure_folder(Path(cutlayer.__file__).parent)
+    return measure_folder(PACKAGE_FOLDER)
 
 
 def measure_folder(folder: Path) -> bytes:

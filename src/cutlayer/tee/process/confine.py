@@ -23,10 +23,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-import cutlayer
 from cutlayer.errors import ConfigError
 from cutlayer.settings import Settings
 from cutlayer.tee.assurance import Assurance
+from cutlayer.tee.measure import PACKAGE_FOLDER
 from cutlayer.tee.process.landlock import landlock_abi, restrict_files
 from cutlayer.tee.process.linux import (
     forbid_dumps,
@@ -290,10 +290,9 @@ def _restrict_files(settings: ConfinementSettings) -> bool:
 def _program_files() -> list[Path]:
     """Where Python and what is installed beside it lie; what it was told to import as well."""
     named = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, *sys.path}
-    package = Path(cutlayer.__path__[0]).resolve()
     # The folder in which it was started may be anybody's home; the root would allow everything.
     open_ = {Path.cwd(), Path("/")}
-    return sorted({Path(name).resolve() for name in named} - open_ | {package})
+    return sorted({Path(name).resolve() for name in named} - open_ | {PACKAGE_FOLDER})
 
 
 def _report(settings: ConfinementSettings, steps: _Steps) -> Confinement:
