@@ -78,8 +78,7 @@ POINTS = (
     Point(cut=(0, 29), rule="none", withhold="private keep_share=0.05"),
     Point(cut=(0, 29), rule="none", withhold="none"),
     Point(cut=(0, 29), rule="none", withhold="private keep_share=0.06", num_times=3),
-    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.05", num_times=3),
-    Point(cut=(0, 29), rule="none", withhold="private"),
+    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.055", num_times=5),
 )
 SMOKE_POINTS = (
     Point(cut=(0, 5), rule="none", withhold="none"),
