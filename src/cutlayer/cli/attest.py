@@ -144,7 +144,7 @@ def quote(
     path: Annotated[Path, typer.Argument(metavar="EVIDENCE", help="File to write.")],
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="Settings with [tee.attester]."),
+        typer.Option("--config", "-c", metavar="FILE", help="Settings with a table tee.attester."),
     ] = None,
     source: Annotated[
         str | None, typer.Option("--source", help="simulated, configfs-tsm, ...")
