@@ -5,7 +5,6 @@ It does not know any setting: those live with the code that they configure.
 
 import difflib
 import hashlib
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cutlayer.canonical import canonical_json
 from cutlayer.errors import ConfigError
 
 __all__ = ["Settings", "load_settings", "parse_settings", "settings_digest"]
@@ -56,8 +56,7 @@ def parse_settings(cls: type[T], table: Mapping[str, object], where: str) -> T:
 
 def settings_digest(settings: Settings) -> str:
     """SHA-256 over the canonical JSON of the resolved settings, in hex."""
-    canonical = json.dumps(settings.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical_json(settings.model_dump(mode="json"))).hexdigest()
 
 
 def _apply_override(table: dict[str, object], override: str) -> None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
+from cutlayer.canonical import canonical_json
 from cutlayer.errors import StorageError
 from cutlayer.federation.checkpoints import Checkpoint
 from cutlayer.federation.database import Database, WriterLock
@@ -232,7 +233,7 @@ class FederationStore(StoreReader):
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return canonical_json(value).decode()
 
 
 def _plain(value: object) -> str | int | float | None:

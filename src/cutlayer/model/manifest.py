@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from cutlayer.canonical import canonical_json
 from cutlayer.errors import ModelError, SpecMismatch
 from cutlayer.model.folder import ModelFolder
 from cutlayer.model.tensor_file import raw_bytes
@@ -149,8 +150,7 @@ def hash_leaf(items: Iterable[tuple[str, Tensor]]) -> str:
 def hash_config(config: PreTrainedConfig) -> str:
     """SHA-256 in hex of the config fields that decide the computation, as canonical JSON."""
     fields = _deciding_fields(json.loads(config.to_json_string(use_diff=True)))
-    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(b"cutlayer config 1" + canonical.encode()).hexdigest()
+    return hashlib.sha256(b"cutlayer config 1" + canonical_json(fields)).hexdigest()
 
 
 def manifest_of(folder: ModelFolder) -> Manifest:

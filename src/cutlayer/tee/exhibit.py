@@ -5,12 +5,12 @@ and strict, and small enough for a frame's header.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
 
+from cutlayer.canonical import canonical_json
 from cutlayer.tee.evidence import Evidence
 from cutlayer.tee.refusal import Refusal, refused
 
@@ -108,5 +108,4 @@ def session_digest(spec: Mapping[str, str | int], side: Side, sealing_key: bytes
         sealing_key: that side's X25519 public key.
     """
     claims = {"key": sealing_key.hex(), "side": side.value, "spec": dict(spec)}
-    text = json.dumps(claims, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(b"cutlayer session 1\0" + text.encode()).digest()
+    return hashlib.sha256(b"cutlayer session 1\0" + canonical_json(claims)).digest()

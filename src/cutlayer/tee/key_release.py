@@ -8,7 +8,6 @@ Source: HPKE (RFC 9180), base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES
 
 import hashlib
 import hmac
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from cutlayer.canonical import canonical_json
 from cutlayer.tee.exhibit import Side
 from cutlayer.tee.refusal import Refusal, refused
 from cutlayer.tee.verify import AttestationResult
@@ -62,8 +62,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def info(self) -> bytes:
         """HPKE's `info`: canonical, under a label of this protocol."""
-        table = msgspec.to_builtins(self)
-        return _LABEL + json.dumps(table, sort_keys=True, separators=(",", ":")).encode()
+        return _LABEL + canonical_json(msgspec.to_builtins(self))
 
 
 class SealedKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,8 +153,7 @@ def named_job(name: str) -> str:
 
 def measurement_digest(measurements: Mapping[str, str]) -> str:
     """SHA-256, hex, over all that a place measured."""
-    text = json.dumps(dict(measurements), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical_json(dict(measurements))).hexdigest()
 
 
 def _read(data: bytes) -> SealedKey:

@@ -6,7 +6,6 @@ Ed25519 or ECDSA key. Who checks it holds the plain weights; who has them alread
 
 import base64
 import binascii
-import json
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from cutlayer.canonical import canonical_json
 from cutlayer.errors import ConfigError, PermissionRefused, StorageError
 from cutlayer.storage.files import explain_os_errors, read_private, write_atomic
 from cutlayer.tee.private_model.label import What
@@ -62,8 +62,7 @@ class Consent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def signed_bytes(self) -> bytes:
         """The canonical form, under a label of its own."""
-        table = msgspec.to_builtins(self)
-        return _LABEL + json.dumps(table, sort_keys=True, separators=(",", ":")).encode()
+        return _LABEL + canonical_json(msgspec.to_builtins(self))
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,13 +4,13 @@ It seals nothing (`sealed_part`, `sealed_adapter`). On disk it is `sealed.json`.
 """
 
 import hashlib
-import json
 import re
 from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
+from cutlayer.canonical import canonical_json
 from cutlayer.errors import ModelError
 from cutlayer.storage.files import write_atomic
 
@@ -48,9 +48,8 @@ class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def digest(self) -> str:
         """SHA-256 over all of it, hex: the name under which its key is kept and released."""
-        table = msgspec.to_builtins(self)
-        text = json.dumps(table, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(b"cutlayer sealed label 1\0" + text.encode()).hexdigest()
+        canonical = canonical_json(msgspec.to_builtins(self))
+        return hashlib.sha256(b"cutlayer sealed label 1\0" + canonical).hexdigest()
 
     @property
     def job(self) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from cutlayer.canonical import canonical_json
 from cutlayer.errors import ModelError
 from cutlayer.model.folder import ModelFolder
 from cutlayer.model.manifest import hash_config, manifest_of, names_by_leaf, write_manifest
@@ -238,5 +239,4 @@ def _make_config(table: Mapping[str, object], path: Path) -> PreTrainedConfig:
 
 
 def _digest(leaves: Mapping[str, str]) -> str:
-    text = json.dumps(dict(leaves), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(b"cutlayer sealed leaves 1\0" + text.encode()).hexdigest()
+    return hashlib.sha256(b"cutlayer sealed leaves 1\0" + canonical_json(dict(leaves))).hexdigest()
