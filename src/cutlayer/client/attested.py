@@ -15,6 +15,7 @@ from cutlayer.errors import AttestationError, ConfigError, PermissionRefused
 from cutlayer.identity.certificates import identify
 from cutlayer.storage.audit_log import AuditEntry, AuditEvent
 from cutlayer.storage.files import read_private
+from cutlayer.storage.vault import key_from_hex
 from cutlayer.tee.assurance import Assurance
 from cutlayer.tee.challenge import Challenger, Prover
 from cutlayer.tee.endorsement import check_endorsement
@@ -36,7 +37,6 @@ from cutlayer.wire.pinned import Pin, shown_certificate
 
 __all__ = ["Attestation", "attestation_of", "level", "note_in"]
 
-_KEY_BYTES = 32
 Note = Callable[[Accepted | AttestationError], None]
 
 
@@ -215,9 +215,6 @@ def _own(settings: ClientTeeSettings, tls: TlsFiles) -> Own:
 
 def _read_key(path: Path) -> bytes:
     try:
-        key = bytes.fromhex(read_private(path).decode("ascii").strip())
+        return bytes(key_from_hex(read_private(path)))
     except ValueError as error:
-        raise ConfigError(f"{path} must hold {2 * _KEY_BYTES} hex digits") from error
-    if len(key) != _KEY_BYTES:
-        raise ConfigError(f"{path} must hold {2 * _KEY_BYTES} hex digits, has {2 * len(key)}")
-    return key
+        raise ConfigError(f"{path} {error}") from error

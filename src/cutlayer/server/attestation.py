@@ -17,6 +17,7 @@ from cutlayer.server.owner_vaults import OwnerVaults
 from cutlayer.server.tee_settings import ServerTeeSettings
 from cutlayer.storage.audit_log import AuditEvent
 from cutlayer.storage.files import read_private
+from cutlayer.storage.vault import key_from_hex
 from cutlayer.tee.assurance import Assurance
 from cutlayer.tee.challenge import Challenger, Prover, read_nonce
 from cutlayer.tee.door import AttestedDoor
@@ -41,7 +42,6 @@ _KINDS = frozenset({Kind.CHALLENGE, Kind.EVIDENCE, Kind.KEY_REQUEST, Kind.KEY})
 _FREE = frozenset({Kind.CLOSE_SESSION})
 """Gives back what was lent; needs no fresh evidence."""
 _KEY_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
-_KEY_BYTES = 32
 _KEY_LIFETIME = timedelta(minutes=10)
 
 
@@ -118,12 +118,9 @@ class ServerAttestation:
         if folder is None or not _KEY_NAME.fullmatch(name) or not (folder / f"{name}.key").exists():
             raise ConfigError(f"this server releases no key {name!r:.80} (tee.key_folder)")
         try:
-            key = bytes.fromhex(read_private(folder / f"{name}.key").decode("ascii").strip())
-        except (ValueError, UnicodeDecodeError) as error:
+            return bytes(key_from_hex(read_private(folder / f"{name}.key")))
+        except ValueError as error:
             raise ConfigError(f"key {name!r} of this server is malformed") from error
-        if len(key) != _KEY_BYTES:
-            raise ConfigError(f"key {name!r} of this server does not have {_KEY_BYTES} bytes")
-        return key
 
 
 class PeerAttestation:

@@ -72,7 +72,7 @@ class RunTable:
         self._close(key)
         self._make_room(owner)
         settings = parse_settings(AdapterSettings, opened.adapter, "the run's adapter settings")
-        self._check_size(settings)
+        check_adapter(settings, self._limits)
         is_in_round = opened.federation is not None
         opening = self._open_in_round if is_in_round else self._open_own
         self.runs[key] = opening(owner, opened, settings)
@@ -104,14 +104,14 @@ class RunTable:
 
     def layout(self, adapter: AdapterSettings) -> Mapping[str, list[int]]:
         """As `federation.trunk_pool.TrunkPool.layout`."""
-        self._check_size(adapter)
+        check_adapter(adapter, self._limits)
         return layout_of(self._trunk, adapter)
 
     def begin_round(
         self, run_id: str, adapter: AdapterSettings, states: Mapping[str, AdapterState]
     ) -> None:
         """As `federation.trunk_pool.TrunkPool.begin_round`; called again, it adds members."""
-        self._check_size(adapter)
+        check_adapter(adapter, self._limits)
         self._rounds.begin(run_id, adapter, states)
 
     def collect(
@@ -144,9 +144,6 @@ class RunTable:
         if earlier is not None:
             self._close((owner, earlier))
         return TrainingRun(owner, adapter, opened, None, self._limits)
-
-    def _check_size(self, settings: AdapterSettings) -> None:
-        check_adapter(settings, self._limits)
 
     def _new_store(self, owner: str, run_id: str) -> StepStore:
         folder = run_folder(self._folder, owner, run_id)

@@ -30,6 +30,7 @@ __all__ = [
     "NoVault",
     "Vault",
     "is_sealed",
+    "key_from_hex",
     "new_key_file",
     "open_run_vault",
     "open_vault",
@@ -182,14 +183,26 @@ def is_sealed(data: bytes) -> bool:
     return data[: len(_MAGIC)] == _MAGIC and len(data) >= _HEADER_BYTES + _TAG_BYTES
 
 
+def key_from_hex(text: bytes) -> bytearray:
+    """A key as its file holds it; the caller may wipe it.
+
+    Raises:
+        ValueError: what it must hold, to be put after the file's name.
+    """
+    try:
+        key = bytearray.fromhex(text.decode("ascii").strip())
+    except ValueError as error:
+        raise ValueError(f"must hold {2 * _KEY_BYTES} hex digits") from error
+    if len(key) != _KEY_BYTES:
+        raise ValueError(f"must hold {2 * _KEY_BYTES} hex digits, has {2 * len(key)}")
+    return key
+
+
 def _parse_key(text: bytes, where: str) -> bytes:
     try:
-        key = bytes.fromhex(text.decode("ascii").strip())
-    except (UnicodeDecodeError, ValueError) as error:
-        raise StorageError(f"{where} must hold {2 * _KEY_BYTES} hex digits") from error
-    if len(key) != _KEY_BYTES:
-        raise StorageError(f"{where} must hold {2 * _KEY_BYTES} hex digits, has {2 * len(key)}")
-    return key
+        return bytes(key_from_hex(text))
+    except ValueError as error:
+        raise StorageError(f"{where} {error}") from error
 
 
 def _nonce(number: int, is_last: bool) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cutlayer.errors import ConfigError, PermissionRefused, StorageError
 from cutlayer.storage.files import private_folder, read_private, write_atomic
+from cutlayer.storage.vault import key_from_hex
 from cutlayer.tee.challenge import Challenger
 from cutlayer.tee.exhibit import Side
 from cutlayer.tee.key_release import Accepted, release
@@ -63,10 +64,10 @@ class KeyFolder:
         """
         path = self._path(label)
         try:
-            key = bytearray.fromhex(read_private(path).decode("ascii").strip())
+            key = key_from_hex(read_private(path))
         except ValueError as error:
             raise StorageError(f"{path} holds no key; restore it from a copy") from error
-        if len(key) != _KEY_BYTES or key_id_of(bytes(key)) != label.key_id:
+        if key_id_of(bytes(key)) != label.key_id:
             raise StorageError(f"{path} is not the key {label.key_id} of this label")
         return SecretBytes.take(key)
 
