@@ -12,11 +12,10 @@ from cutlayer.client.client import Client
 from cutlayer.client.settings import ClientSettings
 from cutlayer.demo.processes import serving, train_in_process
 from cutlayer.demo.run import DemoInputs
-from cutlayer.demo.setup import DemoFiles, DemoSize, client_settings, prepare, write_settings
+from cutlayer.demo.setup import DemoSize, client_settings, prepare, write_settings
 from cutlayer.errors import AttestationError, ProtocolError
 from cutlayer.model.folder import resolve_model
-from cutlayer.server.settings import ServerSettings
-from cutlayer.settings import load_settings, parse_settings
+from cutlayer.settings import parse_settings
 from cutlayer.simulation.phases import PhaseClock
 from cutlayer.storage.files import private_folder, write_atomic
 from cutlayer.tee.evidence import Platform
@@ -28,6 +27,7 @@ __all__ = ["ATTESTED_SIZE", "AttestedReport", "Refused", "run_attested"]
 ATTESTED_SIZE = DemoSize(num_train=40, num_heldout=10)
 """Five steps: the scene is about the door, not about the task."""
 
+_MACHINE = "machine"
 _OTHER_SOFTWARE = {"mr_td": "00" * 48}
 
 
@@ -63,24 +63,27 @@ def run_attested(inputs: DemoInputs, say: Callable[[str], None]) -> AttestedRepo
     clock = PhaseClock(say)
     clock.begin("preparation", "making keys, a simulated machine and three policies (SIMULATED)")
     model = resolve_model(inputs.model, cache_folder=inputs.cache)
-    num_blocks = model.config.num_hidden_layers
     files = prepare(
-        inputs.folder, model.path, num_blocks, inputs.articles, inputs.seed, inputs.size
+        inputs.folder,
+        model.path,
+        model.config.num_hidden_layers,
+        inputs.articles,
+        inputs.seed,
+        inputs.size,
+        {"attester": {"source": "simulated", "folder": str(inputs.folder / _MACHINE)}},
     )
-    policies = _policies(files.folder)
-    _let_server_attest(files)
+    accepted, others = _policies(files.folder)
     clock.begin("server start", "starting a trunk server that attests itself")
     with serving(files.server_config, files.folder) as server:
         open_settings = client_settings(files, model.path, server.address, inputs.seed, inputs.size)
         clock.begin("training", "training under the policy that names this software")
-        good = _under(open_settings, policies["this software"])
+        good = _under(open_settings, accepted)
         write_settings(good, files.client_config)
         training = train_in_process(files.client_config)
         clock.begin("refusals", "trying it with policies that it does not satisfy")
         refused = tuple(
-            _refused(name, _under(open_settings, path, name))
-            for name, path in policies.items()
-            if name != "this software"
+            _refused(name, _under(open_settings, path, path.with_suffix(".run")))
+            for name, path in others.items()
         )
     clock.stop()
     return AttestedReport(
@@ -91,13 +94,12 @@ def run_attested(inputs: DemoInputs, say: Callable[[str], None]) -> AttestedRepo
     )
 
 
-def _policies(folder: Path) -> dict[str, Path]:
-    """By what they accept; written as `cutlayer attest policy init` writes them."""
-    machine, other = (private_folder(folder / name) for name in ("machine", "other-machine"))
+def _policies(folder: Path) -> tuple[Path, dict[str, Path]]:
+    """The one that fits, and the others by what they accept; written as the command does."""
+    machine, other = (private_folder(folder / name) for name in (_MACHINE, "other-machine"))
     SyntheticQuoter.open(machine)
     SyntheticQuoter.open(other)
-    return {
-        "this software": _policy(folder / "policy.toml", machine, {}),
+    return _policy(folder / "policy.toml", machine, {}), {
         "other software": _policy(folder / "other-software.toml", machine, _OTHER_SOFTWARE),
         "another vendor's root": _policy(folder / "other-root.toml", other, {}),
     }
@@ -111,20 +113,12 @@ def _policy(path: Path, machine: Path, values: Mapping[str, str]) -> Path:
     return path
 
 
-def _let_server_attest(files: DemoFiles) -> None:
-    table = load_settings(ServerSettings, files.server_config).model_dump(mode="json")
-    attester = {"source": "simulated", "folder": str(files.folder / "machine")}
-    table["tee"] = {"attester": attester}
-    settings = parse_settings(ServerSettings, table, "the demo's settings")
-    write_settings(settings, files.server_config)
-
-
-def _under(settings: ClientSettings, policy: Path, name: str | None = None) -> ClientSettings:
-    """The same owner with a policy; a run folder of its own where it has a name."""
+def _under(settings: ClientSettings, policy: Path, run: Path | None = None) -> ClientSettings:
+    """The same owner with a policy, and with another run folder if one is given."""
     table = settings.model_dump(mode="json")
     table["tee"] = {"policy": str(policy)}
-    if name is not None:
-        table["run"]["folder"] = str(policy.with_suffix(".run"))
+    if run is not None:
+        table["run"]["folder"] = str(run)
     return parse_settings(ClientSettings, table, "the demo's settings")
 
 

@@ -3,6 +3,7 @@
 It starts nothing and measures nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,13 @@ class DemoFiles:
 
 
 def prepare(
-    folder: Path, model: Path, num_blocks: int, articles: Path, seed: int, size: DemoSize
+    folder: Path,
+    model: Path,
+    num_blocks: int,
+    articles: Path,
+    seed: int,
+    size: DemoSize,
+    tee: Mapping[str, object] | None = None,
 ) -> DemoFiles:
     """Write rows, keys and the server's settings; the client's need the server's address.
 
@@ -59,6 +66,7 @@ def prepare(
         articles: the asset bbcnews.
         seed: of the training rows.
         size: how much of it.
+        tee: the server's section [tee]; None proves nothing.
     """
     data = topics(articles, seed, size.num_train, size.num_heldout)
     train, heldout = write_topics(data, folder / "data")
@@ -70,7 +78,7 @@ def prepare(
         data=topic_settings(train, heldout),
         num_blocks=num_blocks,
     )
-    write_settings(_server_settings(files, model, keys.server, size), files.server_config)
+    write_settings(_server_settings(files, model, keys.server, size, tee), files.server_config)
     return files
 
 
@@ -110,7 +118,9 @@ def write_settings(settings: Settings, path: Path) -> None:
     write_atomic(path, settings_text(settings).encode())
 
 
-def _server_settings(files: DemoFiles, model: Path, keys: Path, size: DemoSize) -> ServerSettings:
+def _server_settings(
+    files: DemoFiles, model: Path, keys: Path, size: DemoSize, tee: Mapping[str, object] | None
+) -> ServerSettings:
     table = {
         "model": _model(files, model, size),
         "listen": {"address": _LOOPBACK, "tls": _tls(keys)},
@@ -118,6 +128,7 @@ def _server_settings(files: DemoFiles, model: Path, keys: Path, size: DemoSize) 
         "revoked": str(member_files(keys).revoked),
         "health_port": 0,
         "drain_s": 5.0,
+        **({} if tee is None else {"tee": tee}),
     }
     return parse_settings(ServerSettings, table, _WHERE)
 
