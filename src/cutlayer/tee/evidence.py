@@ -10,6 +10,7 @@ import msgspec
 
 from cutlayer.errors import AttestationError, ConfigError
 from cutlayer.tee.refusal import Refusal, refused
+from cutlayer.tee.untrusted import decode_untrusted
 
 __all__ = [
     "MAX_EVIDENCE_BYTES",
@@ -54,6 +55,9 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
 
 
+_DECODER = msgspec.json.Decoder(Evidence)
+
+
 def decode_evidence(data: bytes) -> Evidence:
     """Evidence from a peer or a file.
 
@@ -62,10 +66,7 @@ def decode_evidence(data: bytes) -> Evidence:
     """
     if len(data) > MAX_EVIDENCE_BYTES:
         raise refused(Refusal.MALFORMED, "evidence of more than 4 MiB, which none has")
-    try:
-        return msgspec.json.decode(data, type=Evidence)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refused(Refusal.MALFORMED, f"this is no evidence file: {error}") from error
+    return decode_untrusted(_DECODER.decode, data, "this is no evidence file")
 
 
 def read_evidence(path: Path) -> Evidence:

@@ -13,6 +13,7 @@ import msgspec
 from cutlayer.canonical import canonical_json
 from cutlayer.tee.evidence import Evidence
 from cutlayer.tee.refusal import Refusal, refused
+from cutlayer.tee.untrusted import decode_untrusted
 
 __all__ = [
     "MAX_PROOF_BYTES",
@@ -68,12 +69,7 @@ class Exhibit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise refused(Refusal.NO_EVIDENCE, "the peer proves nothing of what it runs")
         if len(proof) > MAX_PROOF_BYTES:
             raise refused(Refusal.MALFORMED, f"evidence of {len(proof)} bytes is too large")
-        try:
-            found = _EXHIBIT.decode(proof)
-        except (ValueError, RecursionError) as error:
-            raise refused(
-                Refusal.MALFORMED, f"the peer's evidence cannot be read: {error}"
-            ) from error
+        found = decode_untrusted(_EXHIBIT.decode, proof, "the peer's evidence cannot be read")
         if len(found.sealing_key) != _KEY_BYTES:
             raise refused(Refusal.MALFORMED, "the peer's public key has another length than 32")
         return found
@@ -93,10 +89,7 @@ def unpack_evidence(data: bytes) -> Evidence:
     Raises:
         AttestationError: malformed.
     """
-    try:
-        return _EVIDENCE.decode(data)
-    except (ValueError, RecursionError) as error:
-        raise refused(Refusal.MALFORMED, f"the certificate's evidence: {error}") from error
+    return decode_untrusted(_EVIDENCE.decode, data, "the certificate's evidence")
 
 
 def session_digest(spec: Mapping[str, str | int], side: Side, sealing_key: bytes) -> bytes:

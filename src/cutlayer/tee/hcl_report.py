@@ -7,8 +7,6 @@ claims": the vTPM's attestation key, the VM's configuration) and leaves both in 
 Source: Microsoft, "Guest attestation for confidential VMs", structure of the attestation report.
 """
 
-import base64
-import binascii
 import hashlib
 import hmac
 import struct
@@ -20,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cutlayer.tee.evidence import Platform
 from cutlayer.tee.refusal import Refusal, refused
 from cutlayer.tee.snp_report import REPORT_BYTES
+from cutlayer.tee.untrusted import decode_base64url, decode_untrusted
 
 __all__ = ["HclReport", "RuntimeClaims", "check_runtime_binding", "parse_hcl_report"]
 
@@ -53,6 +52,9 @@ class RuntimeClaims(msgspec.Struct, frozen=True):
     )
     user_data: str = msgspec.field(default="", name="user-data")
     """Hex of 64 bytes that the guest set (NV index 0x01400002); older paravisors have none."""
+
+
+_RUNTIME_CLAIMS = msgspec.json.Decoder(RuntimeClaims)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +143,8 @@ def check_runtime_binding(report: HclReport, report_data: bytes) -> None:
 
 
 def _report(platform: Platform, hardware: bytes, hash_name: str, runtime_json: bytes) -> HclReport:
-    try:
-        runtime = msgspec.json.decode(runtime_json, type=RuntimeClaims)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refused(Refusal.MALFORMED, f"the HCL report's runtime claims: {error}") from error
+    what = "the HCL report's runtime claims"
+    runtime = decode_untrusted(_RUNTIME_CLAIMS.decode, runtime_json, what)
     offset = _REPORT_DATA_OFFSETS[platform]
     return HclReport(
         platform=platform,
@@ -158,14 +158,9 @@ def _report(platform: Platform, hardware: bytes, hash_name: str, runtime_json: b
 
 def _rsa_key(key: _Jwk) -> rsa.RSAPublicKey:
     try:
-        modulus, exponent = _number(key.n), _number(key.e)
+        modulus, exponent = (int.from_bytes(decode_base64url(text)) for text in (key.n, key.e))
         if modulus.bit_length() not in _RSA_BITS:
             raise ValueError(f"{modulus.bit_length()} bits")
         return rsa.RSAPublicNumbers(exponent, modulus).public_key()
-    except (ValueError, binascii.Error, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         raise refused(Refusal.MALFORMED, f"the vTPM's attestation key: {error}") from error
-
-
-def _number(text: str) -> int:
-    padded = text + "=" * (-len(text) % 4)
-    return int.from_bytes(base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True))

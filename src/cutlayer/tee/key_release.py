@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cutlayer.canonical import canonical_json
 from cutlayer.tee.exhibit import Side
 from cutlayer.tee.refusal import Refusal, refused
+from cutlayer.tee.untrusted import decode_untrusted
 from cutlayer.tee.verify import AttestationResult
 
 __all__ = [
@@ -159,10 +160,7 @@ def measurement_digest(measurements: Mapping[str, str]) -> str:
 def _read(data: bytes) -> SealedKey:
     if len(data) > _MAX_BYTES:
         raise refused(Refusal.MALFORMED, f"a sealed key of {len(data)} bytes")
-    try:
-        return _DECODER.decode(data)
-    except (ValueError, RecursionError) as error:
-        raise refused(Refusal.MALFORMED, f"this is no sealed key: {error}") from error
+    return decode_untrusted(_DECODER.decode, data, "this is no sealed key")
 
 
 def _check_grant(grant: Grant, side: Side, job: str, at: datetime, measurement: str | None) -> None:

@@ -3,14 +3,13 @@
 Bytes, hex text, or the JSON of several GPUs with their chains. It verifies nothing.
 """
 
-import base64
-import binascii
 from dataclasses import dataclass
 
 import msgspec
 
 from cutlayer.tee.evidence import Evidence
 from cutlayer.tee.refusal import Refusal, refused
+from cutlayer.tee.untrusted import decode_untrusted
 
 __all__ = ["GpuReport", "is_token_bundle", "read_reports"]
 
@@ -30,8 +29,11 @@ class GpuReport:
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True):
     # Also there: the architecture and the nonce, both of which the report states itself.
-    evidence: str
-    certificate: str
+    evidence: bytes
+    certificate: bytes
+
+
+_ENTRIES = msgspec.json.Decoder(list[_Entry])
 
 
 def _head(body: bytes) -> bytes:
@@ -66,18 +68,7 @@ def _bytes_of(body: bytes) -> bytes:
 
 
 def _read_collection(body: bytes) -> list[GpuReport]:
-    try:
-        entries = msgspec.json.decode(body, type=list[_Entry])
-        found = [
-            GpuReport(report=_decode(entry.evidence), chain=_decode(entry.certificate))
-            for entry in entries[: _MAX_GPUS + 1]
-        ]
-    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error, ValueError) as error:
-        raise refused(Refusal.MALFORMED, f"the JSON of GPUs' reports: {error}") from error
-    if not 0 < len(found) <= _MAX_GPUS:
+    entries = decode_untrusted(_ENTRIES.decode, body, "the JSON of GPUs' reports")
+    if not 0 < len(entries) <= _MAX_GPUS:
         raise refused(Refusal.MALFORMED, f"the most is {_MAX_GPUS} GPUs' reports")
-    return found
-
-
-def _decode(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
+    return [GpuReport(report=entry.evidence, chain=entry.certificate) for entry in entries]

@@ -7,7 +7,6 @@ Source: RFC 7515, RFC 7517; IETF RATS EAT (detached bundle).
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 from collections.abc import Collection, Mapping
@@ -30,6 +29,7 @@ from cutlayer.tee.certificate_chain import (
     load_certificates,
 )
 from cutlayer.tee.refusal import Refusal, refused
+from cutlayer.tee.untrusted import decode_base64url, decode_untrusted
 
 __all__ = ["ISSUER", "SERVICE_KEY", "GpuClaims", "GpuToken", "ServiceClaims", "verify_tokens"]
 
@@ -163,10 +163,7 @@ def _bundle(body: bytes) -> _Bundle:
 
 
 def _decode(data: bytes, kind: type[T], what: str) -> T:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refused(Refusal.MALFORMED, f"NVIDIA's {what}: {error}") from error
+    return decode_untrusted(msgspec.json.Decoder(kind).decode, data, f"NVIDIA's {what}")
 
 
 def _check_digest(name: str, text: str, stated: tuple[str, tuple[str, str]]) -> None:
@@ -202,8 +199,8 @@ def _verify(text: str, kind: type[D], keys: _Keys) -> D:
 
 def _unbase64(text: str) -> bytes:
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError) as error:
+        return decode_base64url(text)
+    except ValueError as error:
         raise refused(Refusal.MALFORMED, f"a token is no base64: {error}") from error
 
 
@@ -244,7 +241,7 @@ def _service_key(kid: str, keys: _Keys) -> ec.EllipticCurvePublicKey:
 def _standard_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise refused(Refusal.MALFORMED, f"a certificate is no base64: {error}") from error
 
 

@@ -275,6 +275,7 @@ def collection(*gpus: Gpu) -> Evidence:
         b"[[]]",
         b"[" * 100_000,
         b'[{"evidence": "AAAA", "certificate": "AAAA"}' + b', {"a": 1}' * 70 + b"]",
+        b'[{"a": ' + b"[" * 100_000,
     ],
 )
 def test_form_that_is_none_is_malformed(gpu: Gpu, body: bytes) -> None:
