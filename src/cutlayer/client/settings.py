@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cutlayer.client.recut_settings import RecutSettings
 from cutlayer.client.tee_settings import ClientTeeSettings
 from cutlayer.data.settings import DataSettings
 from cutlayer.model.adapters import AdapterSettings
@@ -221,6 +222,8 @@ class ClientSettings(Settings):
     """How streams share the machine and the link."""
     checks: CheckSettings = CheckSettings()
     """What is checked of the server's replies."""
+    recut: RecutSettings = RecutSettings()
+    """Moving the cut of a run that goes on; docs/recut.md."""
     tee: ClientTeeSettings | None = None
     """What the trunk must prove before anything leaves; absent asks for no proof."""
     masked: MaskedSettings | None = None
