@@ -4,7 +4,7 @@ It does not compute or send (`session`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cutlayer.errors import ConfigError
 from cutlayer.model.kv_cache import RowCache
@@ -39,9 +39,8 @@ class CachedRow:
     head: RowCache
     tail: RowCache
     budget: SessionBudget
-    history: ReleasedHistory = field(default_factory=ReleasedHistory)
-    is_open: bool = False
-    """Whether the server has opened it, as far as is known."""
+    history: ReleasedHistory
+    """What it has released to the first place; its length is the row's."""
 
     @property
     def length(self) -> int:

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from torch import Tensor
 
+from cutlayer.client.far_rows import FarRows, SessionRows
 from cutlayer.client.link import Link, PendingCall, header_of
 from cutlayer.client.returned import DecodeCall, ReturnChecks
 from cutlayer.client.settings import CheckSettings
@@ -109,6 +110,16 @@ class RemoteTrunk:
         """The trunk adapter of a saved step of one's own run."""
         reply = self._link.send(Kind.PULL_ADAPTER, PullAdapter(run_id=run_id, step=step)).result()
         return {name: decode(packed).clone() for name, packed in reply.tensors.items()}
+
+    def session_rows(self, run_id: str | None, step: int | None, version: str) -> SessionRows:
+        """Rows of a new session, which opens with their first vectors.
+
+        Args:
+            run_id: whose trunk adapter is used; None is the base model.
+            step: which saved step of that run.
+            version: identifier of the weights, for gates further on.
+        """
+        return FarRows(self, run_id, step)
 
     def open_session(self, max_lengths: Sequence[int], run_id: str | None, step: int | None) -> str:
         """Open a session with rows of at most `max_lengths` tokens, if any; the session's name."""

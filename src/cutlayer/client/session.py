@@ -1,8 +1,7 @@
 """One way through the cut: tokens of some rows up, logits of the very same rows back.
 
-Every row has a KV cache on each part. The trunk's may be lost at any time: then the very bytes that
-were released before are sent again. It does not choose tokens (`sampling`), decide what runs
-together (`decoder`), or know text.
+Every row has a KV cache on each part; what is done where the trunk loses its own is in `far_rows`.
+It does not choose tokens (`sampling`), decide what runs together (`decoder`), or know text.
 
 Shapes: B = rows of a call, N = new tokens of all rows of a call, D = hidden size, V = vocabulary,
 S = places whose logits are wanted.
@@ -10,7 +9,6 @@ S = places whose logits are wanted.
 
 import itertools
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +16,9 @@ from torch import Tensor
 
 from cutlayer.client.cached_row import CachedRow, Feed
 from cutlayer.client.draft_parts import DraftParts
-from cutlayer.client.link import PendingCall
+from cutlayer.client.far_rows import FarCall
 from cutlayer.client.remote_trunk import RemoteTrunk
-from cutlayer.errors import CutlayerError, ProtocolError, SessionLost, TransportError
+from cutlayer.errors import ProtocolError
 from cutlayer.model.denoiser import Passed, denoised
 from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.partition import Head, Tail
@@ -30,7 +28,6 @@ from cutlayer.privacy.budget import SessionBudget
 
 __all__ = ["Feed", "GenerationSession", "Pending", "SplitModel"]
 
-_MAX_REPLAYS = 5
 _ROW_NAME = "row"
 """Rows are named alike: an equal prompt is then a replay, whichever row it is in."""
 
@@ -66,8 +63,7 @@ class Pending:
     passed: Passed
     """What was released, and what it was before the gate."""
     released: Released
-    call: PendingCall
-    session_id: str
+    call: FarCall
 
 
 class GenerationSession:
@@ -77,13 +73,16 @@ class GenerationSession:
         """Nothing is sent before the first call."""
         self._model = model
         self._rows: dict[int, CachedRow] = {}
-        self._session_id: str | None = None
+        self._far = model.trunk.session_rows(model.run_id, model.step, model.version)
         # What is computed together changes the last bits, and other bits would draw other noise.
         self._is_plain = model.boundary.mechanism.label == "none"
-        self.num_replays = 0
-        """Calls that sent lost rows again."""
         self.num_round_trips = 0
         """Calls of the trunk, replays not counted."""
+
+    @property
+    def num_replays(self) -> int:
+        """Calls that sent lost rows again."""
+        return self._far.num_replays
 
     def open_row(self, max_length: int) -> int:
         """A new empty row; the server hears of it with its first tokens.
@@ -97,6 +96,7 @@ class GenerationSession:
             head=RowCache(len(self._model.head.block_range), max_length),
             tail=RowCache(len(self._model.tail.block_range), max_length),
             budget=SessionBudget(self._model.max_session_vectors),
+            history=self._far.open_row(row, max_length),
         )
         return row
 
@@ -108,11 +108,8 @@ class GenerationSession:
 
     def close_row(self, row: int) -> None:
         """Forget a row on all sides."""
-        closed = self._rows.pop(row)
-        if closed.is_open and self._session_id is not None:
-            # The server's own time limit ends what it does not hear of.
-            with suppress(CutlayerError):
-                self._model.trunk.close_rows(self._session_id, [row])
+        del self._rows[row]
+        self._far.close_row(row)
 
     def length(self, row: int) -> int:
         """Tokens of a row that are cached on all parts."""
@@ -155,17 +152,13 @@ class GenerationSession:
         starts = [row.length for row in rows]
         try:
             passed, released = self._release(feeds, rows)
-            for index, row in enumerate(rows):
-                row.history.record(released, index)
             self.num_round_trips += 1
-            call = self._send(feeds, released)
+            wanted = [feed.num_logits for feed in feeds]
+            call = self._far.begin(released, [feed.row for feed in feeds], wanted)
         except BaseException:
             self._undo(feeds, starts)
             raise
-        assert self._session_id is not None
-        return Pending(
-            feeds=feeds, passed=passed, released=released, call=call, session_id=self._session_id
-        )
+        return Pending(feeds=feeds, passed=passed, released=released, call=call)
 
     @torch.inference_mode()
     def finish(self, pending: Pending) -> list[Tensor]:
@@ -174,15 +167,9 @@ class GenerationSession:
         Calls finish in the order in which they began.
         """
         try:
-            y_ND = self._answer(pending)
-            model, rows = self._model, [self._rows[feed.row] for feed in pending.feeds]
-            past = [row.history for row in rows]
-            model.trunk.check(pending.released, y_ND, past, model.run_id, model.step)
+            y_ND = self._far.finish(pending.call)
             logits_SV = self._tail(pending, denoised(self._model.tail, y_ND, pending.passed))
-        except BaseException as error:
-            if isinstance(error, TransportError):
-                # A connection that comes back may repeat old calls: not upon these rows.
-                self._forget_session()
+        except BaseException:
             self._undo(pending.feeds, pending.released.rows.starts)
             raise
         drafting = self._model.drafting
@@ -192,10 +179,7 @@ class GenerationSession:
 
     def drop(self, pending: Pending) -> None:
         """Wait for a call whose answer is of no use, as an earlier one has failed."""
-        if self._session_id is not None:
-            with suppress(CutlayerError):
-                pending.call.result()
-        pending.call.forget()
+        self._far.drop(pending.call)
         self._undo(pending.feeds, pending.released.rows.starts)
 
     @torch.inference_mode()
@@ -227,11 +211,8 @@ class GenerationSession:
 
     def close(self) -> None:
         """Give the server's caches back."""
-        session_id, self._session_id = self._session_id, None
         self._rows.clear()
-        if session_id is not None:
-            with suppress(CutlayerError):
-                self._model.trunk.close_session(session_id)
+        self._far.close()
 
     def _release(self, feeds: Sequence[Feed], rows: Sequence[CachedRow]) -> tuple[Passed, Released]:
         """Through head and gate; with noise each piece by itself."""
@@ -269,68 +250,12 @@ class GenerationSession:
     def _tail(self, pending: Pending, y_ND: Tensor) -> Tensor:
         """Logits [S, V] of all places that are wanted."""
         layout = pending.released.rows
-        for feed in pending.feeds:
-            self._rows[feed.row].is_open = True
         caches = [self._rows[feed.row].tail for feed in pending.feeds]
         select_S = torch.tensor(_last_places(pending.feeds, layout), dtype=torch.int64)
         logits_SV: Tensor = self._model.tail(y_ND, layout, caches, select_S)
         if not bool(torch.isfinite(logits_SV).all()):
             raise ProtocolError("the trunk's output gives logits that are not finite")
         return logits_SV
-
-    def _send(self, feeds: Sequence[Feed], released: Released) -> PendingCall:
-        numbers = [feed.row for feed in feeds]
-        session_id = self._opened()
-        return self._model.trunk.decode(released, session_id, numbers, self._limits(numbers))
-
-    def _opened(self) -> str:
-        if self._session_id is None:
-            model = self._model
-            self._session_id = model.trunk.open_session([], model.run_id, model.step)
-        return self._session_id
-
-    def _limits(self, numbers: Sequence[int]) -> list[int]:
-        """Limits of rows that the server is to open; empty where it has them all."""
-        rows = [self._rows[number] for number in numbers]
-        if all(row.is_open for row in rows):
-            return []
-        return [0 if row.is_open else row.max_length for row in rows]
-
-    def _answer(self, pending: Pending) -> Tensor:
-        lost: SessionLost | None = None
-        for _ in range(1 + _MAX_REPLAYS):
-            try:
-                if lost is not None:
-                    self._replay(pending, lost.lost_rows)
-                return pending.call.tensor("y")
-            except SessionLost as error:
-                lost = error
-        raise SessionLost(f"the server lost these rows {_MAX_REPLAYS} times in a row; try later")
-
-    def _replay(self, pending: Pending, lost_rows: tuple[int, ...]) -> None:
-        """Send the very bytes of the lost rows that were released before this call; then it."""
-        if not lost_rows and pending.session_id == self._session_id:
-            self._forget_session()
-        for feed in pending.feeds:
-            if not lost_rows or feed.row in lost_rows:
-                self._rows[feed.row].is_open = False
-        self.num_replays += 1
-        # What follows may be lost with this session too.
-        pending.session_id = self._opened()
-        for feed, start in zip(pending.feeds, pending.released.rows.starts, strict=True):
-            row = self._rows[feed.row]
-            if start and not row.is_open:
-                past = row.history.replay(start)
-                limits = self._limits([feed.row])
-                self._model.trunk.decode(past, self._opened(), [feed.row], limits).tensor("y")
-                row.is_open = True
-        pending.call = self._send(pending.feeds, pending.released)
-
-    def _forget_session(self) -> None:
-        """The next call opens another one, and each row is replayed when it is next used."""
-        self._session_id = None
-        for row in self._rows.values():
-            row.is_open = False
 
     def _undo(self, feeds: Sequence[Feed], starts: Sequence[int]) -> None:
         """As before the call that failed; its vectors count as released if they left."""

@@ -97,9 +97,7 @@ class EnclaveClient(DataOwner):
 
     def generator(self) -> EnclaveGenerator:
         """Whatever generates, on the run's best step; the base model where none was trained."""
-        return EnclaveGenerator(
-            self._split_model(), self.enclave, self.settings.generation, self.context_length
-        )
+        return EnclaveGenerator(self._split_model(), self.settings.generation, self.context_length)
 
     def export(self, folder: Path, step: int | None = None, merged: Path | None = None) -> int:
         """Write the adapter that was trained inside as a PEFT folder; the exported step.

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
+from cutlayer.client.far_rows import FarRows, SessionRows
 from cutlayer.client.link import Link, PendingCall, header_of
 from cutlayer.client.remote_trunk import RemoteTrunk, required_sq_norm
 from cutlayer.client.returned import ReturnChecks
@@ -115,6 +116,10 @@ class RemoteEnclave(RemoteTrunk):
         tensors = {} if released is None else {"grad": released.packed}
         return self._link.send(Kind.LEARN_LOGITS, call, tensors)
 
+    def session_rows(self, run_id: str | None, step: int | None, version: str) -> SessionRows:
+        """See `RemoteTrunk.session_rows`."""
+        return _EnclaveRows(self, run_id, step)
+
     def decode(
         self,
         released: Released,
@@ -162,6 +167,24 @@ class RemoteEnclave(RemoteTrunk):
         step: int | None,
     ) -> None:
         """Nothing: what computes was attested, and nobody here could compute it again."""
+
+
+class _EnclaveRows(FarRows):
+    """Rows that are answered with logits of their last places."""
+
+    def __init__(self, enclave: RemoteEnclave, run_id: str | None, step: int | None) -> None:
+        super().__init__(enclave, run_id, step)
+        self._enclave = enclave
+
+    def _ask(
+        self,
+        released: Released,
+        session_id: str,
+        rows: Sequence[int],
+        max_lengths: Sequence[int],
+        num_logits: Sequence[int],
+    ) -> LogitsCall:
+        return self._enclave.decode_logits(released, session_id, rows, max_lengths, num_logits)
 
 
 def learnt_sq_norm(reply: Frame) -> float:
