@@ -71,3 +71,5 @@ class Kind(IntEnum):
     LOGITS_LEARNT = 87
     DECODE_LOGITS = 88
     LOGITS = 89
+    RECUT = 90
+    RECUT_DONE = 91

@@ -12,6 +12,7 @@ import msgspec
 from cutlayer.wire import attest_messages as attest
 from cutlayer.wire import enclave_messages as enclave
 from cutlayer.wire import federation_messages as federation
+from cutlayer.wire import recut_messages as recut
 from cutlayer.wire import replica_messages as replica
 from cutlayer.wire.header import Header, Step
 from cutlayer.wire.kinds import Kind
@@ -284,5 +285,7 @@ HEADERS: dict[Kind, type[Header]] = {
     Kind.EVIDENCE: attest.Proof,
     Kind.KEY_REQUEST: attest.KeyRequest,
     Kind.KEY: attest.Key,
+    Kind.RECUT: recut.Recut,
+    Kind.RECUT_DONE: recut.RecutDone,
     **enclave.HEADERS,
 }

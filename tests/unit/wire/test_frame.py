@@ -169,6 +169,7 @@ def test_every_kind_has_a_header_and_every_number_is_fixed() -> None:
         **dict(ROUND_ENDED=70, CHALLENGE=72, EVIDENCE=73, KEY_REQUEST=74, KEY=75),
         **dict(ASK_ROWS=80, ROWS_MISSING=81, PUT_ROWS=82, ROWS_PUT=83, SCORE_ROWS=84),
         **dict(ROWS_SCORED=85, LEARN_LOGITS=86, LOGITS_LEARNT=87, DECODE_LOGITS=88, LOGITS=89),
+        **dict(RECUT=90, RECUT_DONE=91),
     }
 
 
