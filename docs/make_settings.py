@@ -49,12 +49,19 @@ def render() -> str:
 def _role(title: str, cls: type[BaseModel]) -> str:
     lines = [f"## {title}", "", f"`{_public_name(cls)}`", ""]
     for name, section, lead in _sections(cls, ""):
-        heading = f"### `[{name}]`" if name else "### Before the first section"
+        heading = f"### `{_header(cls, name)}`" if name else "### Before the first section"
         table = [_row(key, field) for key, field in _plain_fields(section)]
         if table:
             head = ["| key | type | default | meaning |", "|---|---|---|---|"]
             lines += [heading, "", *([lead, ""] if lead else []), *head, *table, ""]
     return "\n".join(lines)
+
+
+def _header(cls: type[BaseModel], name: str) -> str:
+    """As it stands in a file; sections that repeat have two brackets."""
+    field = cls.model_fields.get(name)
+    repeats = field is not None and typing.get_origin(field.annotation) is tuple
+    return f"[[{name}]]" if repeats else f"[{name}]"
 
 
 def _public_name(cls: type[BaseModel]) -> str:

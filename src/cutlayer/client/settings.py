@@ -6,9 +6,11 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cutlayer.client.hop_settings import HopSettings, check_hops
 from cutlayer.client.recut_settings import RecutSettings
 from cutlayer.client.tee_settings import ClientTeeSettings
 from cutlayer.data.settings import DataSettings
+from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.optimizer import AdamWSettings
 from cutlayer.model.part_settings import PartSettings
@@ -230,6 +232,27 @@ class ClientSettings(Settings):
     """Run head's and tail's frozen linear layers masked on an accelerator; absent runs all here."""
     api: ApiSettings = ApiSettings()
     """The OpenAI-compatible endpoint and its chat page; docs/api.md."""
+    hops: tuple[HopSettings, ...] = ()
+    """Places of the trunk in order, docs/placements.md; none is one server at [connection]."""
+
+    @model_validator(mode="after")
+    def _is_a_chain(self) -> Self:
+        try:
+            address = self.connection.address
+            check_hops(self.hops, self.model.lower, self.model.upper, address)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if self.hops and self.federation is not None:
+            raise ValueError(
+                "[federation] does not work with [[hops]]: its rounds have one trunk server; "
+                "remove one of the two"
+            )
+        if len(self.hops) > 1 and self.run.record_file is not None:
+            raise ValueError(
+                "run.record_file records one trunk server and [[hops]] has more; remove it, or "
+                "audit each cut with a run over one server"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_a_length(self) -> Self:

@@ -39,7 +39,7 @@ def _shown(path: Path) -> list[str]:
     """Keys of the file, commented-out ones too, each with its section."""
     section, found = "", []
     for line in path.read_text(encoding="utf-8").splitlines():
-        if header := re.fullmatch(r"(?:# )?\[([a-z_.]+)\]", line):
+        if header := re.fullmatch(r"(?:# )?\[{1,2}([a-z_.]+)\]{1,2}", line):
             section = f"{header[1]}."
         elif key := re.match(r"(?:# )?([a-z_0-9]+) = ", line):
             found.append(f"{section}{key[1]}")
