@@ -20,6 +20,7 @@ from torch import Tensor
 from cutlayer.errors import ConfigError
 from cutlayer.model.rows import Rows
 from cutlayer.privacy.budget import SessionBudget
+from cutlayer.privacy.hop_names import without_hop
 from cutlayer.privacy.ledger import Ledger, Release
 from cutlayer.privacy.mechanism import Mechanism
 from cutlayer.privacy.noise import NoiseContext, RowNoise, RunSecret, release_key
@@ -45,6 +46,8 @@ class BoundaryName(StrEnum):
     """What a round taught head and tail: adapters that leave for the federation."""
     METRICS = "metrics"
     """Numbers such as a loss that the owner chose to publish."""
+    ADAPTERS = "adapters"
+    """What was learnt for blocks that a re-cut moves to the server."""
 
 
 class _Gate:
@@ -62,8 +65,8 @@ class Released:
     """Wire form, [N, D]."""
     rows: Rows
     """Layout, without tokens."""
-    boundary: BoundaryName
-    """The gate it came through."""
+    boundary: str
+    """Name of the gate it came through."""
     is_replay: bool
     """Whether all of it had left before, byte for byte; then it cost nothing."""
     gate: InitVar[_Gate]
@@ -150,7 +153,7 @@ class Boundary:
 
     def __init__(
         self,
-        name: BoundaryName,
+        name: str,
         mechanism: Mechanism,
         codec: Codec,
         ledger: Ledger,
@@ -160,7 +163,7 @@ class Boundary:
     ) -> None:
         """
         Args:
-            name: which gate; part of every noise key.
+            name: which gate, a `BoundaryName` or one of `hop_names`; part of every noise key.
             mechanism: noise rule.
             codec: wire form, from `wire.codec.get_codec`.
             ledger: the run's ledger.
@@ -283,7 +286,7 @@ class Boundary:
         """Count what leaves, one key, name and length per row of it; whether it is a replay."""
         payers: Sequence[SessionBudget | None] = budgets or [None] * len(keys)
         # In generation all rows have one name: conversations are not told apart.
-        is_told_apart = self.name is not BoundaryName.GENERATION
+        is_told_apart = without_hop(self.name) != BoundaryName.GENERATION
         releases = [
             Release(
                 key=release_key(key),
