@@ -13,6 +13,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.model.partition import Part
 from cutlayer.privacy.account import ACCOUNT_FILE, OwnerAccount
 from cutlayer.privacy.budget import BudgetedBoundary
+from cutlayer.privacy.hop_names import at_hop
 from cutlayer.privacy.ledger_line import parse_line, payment_of
 from cutlayer.privacy.report import PrivacyReport, budget_states, privacy_report
 from cutlayer.privacy.run_privacy import LEDGER_FILE, RunPrivacy
@@ -58,7 +59,14 @@ def shared_boundaries(settings: ClientSettings) -> frozenset[str]:
         shared.add(str(BudgetedBoundary.ACTIVATIONS))
     if settings.model.lower > 0 and Part.HEAD in settings.adapter.parts:
         shared |= {str(BudgetedBoundary.ACTIVATIONS), str(BudgetedBoundary.GENERATION)}
-    return frozenset(shared)
+    return frozenset(shared | _shared_at_hops(settings, shared))
+
+
+def _shared_at_hops(settings: ClientSettings, first: set[str]) -> set[str]:
+    """What a later hop is given went through the hops before it, which learn from all rows."""
+    names = set(BudgetedBoundary) if Part.TRUNK in settings.adapter.parts else first
+    hops = range(2, len(settings.hops) + 1)
+    return {at_hop(str(name), hop) for name in names for hop in hops}
 
 
 def keep_account(settings: ClientSettings, run: RunPrivacy) -> None:

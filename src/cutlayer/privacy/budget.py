@@ -12,6 +12,7 @@ from pydantic import Field
 
 from cutlayer.errors import BudgetExceeded
 from cutlayer.privacy.guarantee import PrivacyUnit
+from cutlayer.privacy.hop_names import without_hop
 from cutlayer.settings import Settings
 
 __all__ = [
@@ -35,7 +36,10 @@ class BudgetScope(StrEnum):
 
 
 class BudgetedBoundary(StrEnum):
-    """Boundaries whose releases have an epsilon; the values are those of `BoundaryName`."""
+    """Boundaries whose releases have an epsilon; the values are those of `BoundaryName`.
+
+    Each counts at every hop of a chain.
+    """
 
     ACTIVATIONS = "activations"
     GRADIENTS = "gradients"
@@ -71,7 +75,7 @@ class EpsilonBudgetSettings(Settings):
 
     def covers(self, boundary: str) -> bool:
         """Whether releases at this boundary count."""
-        return boundary in self.boundaries
+        return without_hop(boundary) in self.boundaries
 
 
 class GenerationBudgetSettings(Settings):

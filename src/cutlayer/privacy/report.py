@@ -10,6 +10,7 @@ from cutlayer.privacy.account import OwnerAccount
 from cutlayer.privacy.budget import BudgetedBoundary, BudgetScope, EpsilonBudgetSettings
 from cutlayer.privacy.epsilon import pld_epsilon, rdp_epsilon
 from cutlayer.privacy.guarantee import Guarantee, PrivacyUnit
+from cutlayer.privacy.hop_names import without_hop
 from cutlayer.privacy.spending import BoundaryTotals, Totals
 from cutlayer.privacy.spent import Spent
 
@@ -127,7 +128,7 @@ def privacy_report(
     spent = {
         name: found.ever.with_shared_rows() if name in shared else found.ever
         for name, found in totals.items()
-        if name in tuple(BudgetedBoundary)
+        if _has_epsilon(name)
     }
     if len(spent) > 1:
         spent[TOGETHER] = sum(spent.values(), Totals())
@@ -140,7 +141,7 @@ def privacy_report(
         num_vectors=num_vectors,
         promises=tuple(promises),
         budgets=budgets,
-        uncounted=tuple(sorted(set(totals) - set(BudgetedBoundary))),
+        uncounted=tuple(sorted(name for name in totals if not _has_epsilon(name))),
     )
 
 
@@ -168,6 +169,10 @@ def budget_states(
         )
         for scope, limit in budget.limits.items()
     )
+
+
+def _has_epsilon(name: str) -> bool:
+    return without_hop(name) in tuple(BudgetedBoundary)
 
 
 def _promise(
