@@ -130,6 +130,11 @@ class Link:
         """Whether a channel is open; it may be lost without anybody having noticed."""
         return self._channel is not None
 
+    def claim(self, model: OwnModel) -> None:
+        """Claim another cut from now on, over a new connection; bytes are counted on."""
+        self.close()
+        self._model = model
+
     def forget_calls(self) -> None:
         """No call that is open now is repeated any more."""
         self._open_calls.clear()

@@ -2,11 +2,17 @@
 
 It does not train. What is saved: head and tail adapters, their optimizers, and `Progress`; the
 ledger is apart and is never taken back.
+
+A re-cut writes its steps to a folder `steps.c<k>` and then `run.json`, which names k and the cut:
+before that file is replaced the run is the old one, afterwards the new one. Whoever opens the run
+next deletes what belongs to the other.
 """
 
 import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 from safetensors.torch import save
@@ -14,14 +20,24 @@ from torch import Tensor
 
 from cutlayer.client.settings import RunSettings
 from cutlayer.errors import ConfigError, StorageError
+from cutlayer.model.partition import Cut
 from cutlayer.model.tensor_file import read_tensors
 from cutlayer.privacy.run_privacy import RunPrivacy, open_run_privacy
 from cutlayer.storage.audit_log import AuditLog
-from cutlayer.storage.files import private_folder, read_private, write_atomic
+from cutlayer.storage.files import (
+    explain_os_errors,
+    private_folder,
+    read_private,
+    sync_folder,
+    write_atomic,
+)
 from cutlayer.storage.steps import StepStore
-from cutlayer.storage.vault import open_run_vault, open_vault
+from cutlayer.storage.vault import Vault, open_run_vault, open_vault
+from cutlayer.wire.recut_messages import fork_id
 
-__all__ = ["Progress", "RunState", "StepRecord"]
+__all__ = ["Progress", "RecutSteps", "RunState", "SavedStep", "StepRecord", "saved_cut"]
+
+_RUN_FILE, _STEPS, _DOOMED = "run.json", "steps", ".cutlayer-tmp"
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,12 +87,22 @@ class RunState:
         """
         self.folder = private_folder(settings.folder)
         self.vault = open_run_vault(self.folder, open_vault(settings.key_file))
-        self._run_file = self.folder / "run.json"
         self._known = self._read_known()
-        self.run_id = self._known["run_id"]
-        self.privacy: RunPrivacy = open_run_privacy(self.folder, self.run_id, self.vault)
+        # The ledger's own name for the run: no re-cut changes it.
+        self.privacy: RunPrivacy = open_run_privacy(self.folder, self._known["run_id"], self.vault)
         self.audit = AuditLog(self.folder / "audit.jsonl")
-        self._steps = StepStore(self.folder / "steps", self.vault)
+        self._settle()
+        self._steps = StepStore(self.folder / _STEPS, self.vault)
+
+    @property
+    def run_id(self) -> str:
+        """The run, as the server knows it: every re-cut gives it another name there."""
+        return self._known.get("served_id", self._known["run_id"])
+
+    @property
+    def cut(self) -> Cut | None:
+        """Where the run was begun, or where its last re-cut left it; None before any training."""
+        return _cut_of(self._known)
 
     def close(self) -> None:
         """Release the files."""
@@ -91,9 +117,7 @@ class RunState:
         self, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]], is_pinned: bool
     ) -> None:
         """Make a step durable."""
-        files = {f"{name}.safetensors": save(dict(state)) for name, state in tensors.items()}
-        files["progress.json"] = msgspec.json.encode(progress)
-        self._steps.save(progress.step, files, is_pinned)
+        self._steps.save(progress.step, _step_files(progress, tensors), is_pinned)
 
     def load(self, step: int) -> SavedStep:
         """A saved step.
@@ -136,20 +160,39 @@ class RunState:
         """Delete saved steps later than this one."""
         self._steps.drop_after(step)
 
+    def begin_recut(self) -> "RecutSteps":
+        """Somewhere to put the steps of the run with another cut; the run is not changed."""
+        return RecutSteps(
+            StepStore(self._recut_folder(self._num_recuts + 1, empty=True), self.vault)
+        )
+
+    def finish_recut(self, cut: Cut, identity: Mapping[str, str]) -> None:
+        """Become the run with the other cut: all of it, or none of it where this fails.
+
+        Args:
+            cut: the new one.
+            identity: what `claim` is to find from now on, beside the cut.
+        """
+        changed = {
+            "served_id": fork_id(self.run_id),
+            "generation": str(self._num_recuts + 1),
+            "cut": f"{cut.lower}:{cut.upper}",
+        }
+        known = {**self._known, **identity, **changed}
+        self.write_note(_RUN_FILE, known)
+        self._known = known
+        self._settle()
+        self._steps = StepStore(self.folder / _STEPS, self.vault)
+
     def read_note(self, name: str) -> dict[str, str]:
         """A small private table kept beside the run; empty where there is none.
 
         Raises:
             StorageError: the file is damaged.
         """
-        path = self.folder / name
-        if not path.exists():
+        if not (self.folder / name).exists():
             return {}
-        try:
-            data = self.vault.open(read_private(path), name)
-            return msgspec.json.decode(data, type=dict[str, str])
-        except msgspec.DecodeError as error:
-            raise StorageError(f"{path} is damaged; restore it from a copy") from error
+        return _read_note(self.folder, name, self.vault)
 
     def write_note(self, name: str, table: Mapping[str, str]) -> None:
         """Keep a small private table, durably."""
@@ -164,20 +207,109 @@ class RunState:
         """
         for name, value in identity.items():
             if self._known.get(name, value) != value:
+                more = "; `cutlayer recut` moves the cut of a run" if name == "cut" else ""
                 raise ConfigError(
                     f"{self.folder} holds a run that was started with other {name}; choose "
-                    f"another run.folder or put the old {name} settings back"
+                    f"another run.folder or put the old {name} settings back{more}"
                 )
         if not identity.keys() <= self._known.keys():
             self._known = {**self._known, **identity}
             self._write_known()
 
+    @property
+    def _num_recuts(self) -> int:
+        return int(self._known.get("generation", "0"))
+
+    def _recut_folder(self, number: int, empty: bool = False) -> Path:
+        path = self.folder / f"{_STEPS}.c{number}"
+        if empty and path.exists():
+            _remove(path)
+        return path
+
+    def _settle(self) -> None:
+        """Finish a re-cut that was decided, and forget one that was not."""
+        steps, new = self.folder / _STEPS, self._recut_folder(self._num_recuts)
+        for path in self.folder.glob(f".{_STEPS}*{_DOOMED}"):
+            shutil.rmtree(path)
+        for path in sorted(self.folder.glob(f"{_STEPS}.c*")):
+            if path != new:
+                _remove(path)
+        if new.exists():
+            if steps.exists():
+                _remove(steps)
+            with explain_os_errors(f"put {new} in place"):
+                new.rename(steps)
+                sync_folder(self.folder)
+
     def _read_known(self) -> dict[str, str]:
-        if not self._run_file.exists():
+        if not (self.folder / _RUN_FILE).exists():
             self._known = {"run_id": secrets.token_hex(12)}
             self._write_known()
             return self._known
-        return self.read_note(self._run_file.name)
+        return self.read_note(_RUN_FILE)
 
     def _write_known(self) -> None:
-        self.write_note(self._run_file.name, self._known)
+        self.write_note(_RUN_FILE, self._known)
+
+
+class RecutSteps:
+    """The saved steps of a run with its new cut, before it is that run."""
+
+    def __init__(self, store: StepStore) -> None:
+        """Use `RunState.begin_recut`."""
+        self._store = store
+
+    def save(
+        self, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]], is_pinned: bool
+    ) -> None:
+        """Make a step durable, as `RunState.save` does."""
+        self._store.save(progress.step, _step_files(progress, tensors), is_pinned)
+
+
+def saved_cut(settings: RunSettings) -> Cut | None:
+    """Where the last re-cut of a run left it; None where there was none. It locks nothing.
+
+    Raises:
+        StorageError: the run's file is damaged or open to others.
+    """
+    if not (settings.folder / _RUN_FILE).exists():
+        return None
+    vault = open_run_vault(settings.folder, open_vault(settings.key_file))
+    known = _read_note(settings.folder, _RUN_FILE, vault)
+    return _cut_of(known) if "generation" in known else None
+
+
+def _read_note(folder: Path, name: str, vault: Vault) -> dict[str, str]:
+    path = folder / name
+    try:
+        return msgspec.json.decode(vault.open(read_private(path), name), type=dict[str, str])
+    except msgspec.DecodeError as error:
+        raise StorageError(f"{path} is damaged; restore it from a copy") from error
+
+
+def _cut_of(known: Mapping[str, str]) -> Cut | None:
+    if "cut" not in known:
+        return None
+    lower, _, upper = known["cut"].partition(":")
+    if not (lower.isdecimal() and upper.isdecimal()):
+        named = f"{_RUN_FILE} names the cut {known['cut']!r:.40}"
+        raise StorageError(f"{named}, which is none; restore it from a copy")
+    return Cut(int(lower), int(upper))
+
+
+def _step_files(
+    progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, bytes]:
+    files = {f"{name}.safetensors": save(dict(state)) for name, state in tensors.items()}
+    return {**files, "progress.json": msgspec.json.encode(progress)}
+
+
+def _remove(folder: Path) -> None:
+    """Away at once: what a crash leaves of it has a name that nobody takes for a run's steps."""
+    doomed = folder.with_name(f".{folder.name}{_DOOMED}")
+    with explain_os_errors(f"remove {folder}"):
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        folder.rename(doomed)
+        sync_folder(folder.parent)
+        shutil.rmtree(doomed)

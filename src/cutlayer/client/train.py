@@ -86,8 +86,16 @@ class Trainer:
         self._open_run = open_run
         self.progress = Progress()
 
-    def run(self, on_step: Callable[[Report], None] = lambda report: None) -> Progress:
+    def run(
+        self,
+        on_step: Callable[[Report], None] = lambda report: None,
+        is_interrupted: Callable[[], bool] = lambda: False,
+    ) -> Progress:
         """Train to the end; a lost step makes both sides go back to their newest common one.
+
+        Args:
+            on_step: told of every step.
+            is_interrupted: asked between steps; the run is saved then and may go on later.
 
         Raises:
             TransportError: the server stayed away; start again later, nothing saved is lost.
@@ -97,7 +105,7 @@ class Trainer:
         furthest, num_lost = self.progress.step, 0
         while True:
             try:
-                if self._is_done():
+                if self._is_done() or is_interrupted():
                     self._save_if_unsaved()
                     return self.progress
                 on_step(self._advance())
