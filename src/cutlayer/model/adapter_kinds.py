@@ -27,8 +27,10 @@ class AdapterKind(Protocol):
     def fresh(self, key: str, shape: Sequence[int], seed: int) -> Tensor:
         """Initial values of a key, float32: the same at every cut."""
 
-    def layout(self, part: PartModule, settings: AdapterSettings) -> dict[str, list[int]]:
-        """Key -> shape of what `KindOnPart.add` would put on a part.
+    def layout(
+        self, part: PartModule, settings: AdapterSettings, blocks: range
+    ) -> dict[str, list[int]]:
+        """Key -> shape of what `KindOnPart.add` would put on these blocks of a part.
 
         Raises:
             ModelError: the settings do not fit the part.

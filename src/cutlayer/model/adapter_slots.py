@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from cutlayer.errors import ModelError
@@ -18,9 +19,32 @@ from cutlayer.model.adapter_settings import AdapterSettings
 from cutlayer.model.partition import PartModule
 from cutlayer.model.rows import Rows
 
-__all__ = ["KindOnPart", "Segment", "Slots", "merged_segments", "pieces_of", "slots_of"]
+__all__ = [
+    "DropoutDraws",
+    "KindOnPart",
+    "Segment",
+    "Slots",
+    "merged_segments",
+    "pieces_of",
+    "slots_of",
+]
 
 _ATTRIBUTE = "cutlayer_adapters"
+
+
+class DropoutDraws:
+    """The random numbers of one segment's dropout, from the first layer to the last."""
+
+    def __init__(self, seed: int) -> None:
+        """Nothing is drawn yet."""
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def on(self, device: torch.device) -> torch.Generator:
+        """The generator of a device, where the last layer left it."""
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device=device).manual_seed(self._seed)
+        return self._generators[device]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +56,17 @@ class Segment:
     num_tokens: int
     dropout_seed: int | None = None
     """Seed of the places that the adapter's dropout drops; None drops nothing."""
+    draws: "DropoutDraws | None" = None
+    """Where the tokens come in several calls, one after another: what the first has begun."""
 
 
 class KindOnPart(Protocol):
     """All adapters of one kind on one part."""
 
-    def add(self, settings: AdapterSettings, name: str) -> Mapping[str, nn.Parameter]:
-        """Put fresh weights on the part; by their keys, and those that learn require gradients.
+    def add(
+        self, settings: AdapterSettings, name: str, blocks: range
+    ) -> Mapping[str, nn.Parameter]:
+        """Put fresh weights on blocks of the part; by key, and those that learn want gradients.
 
         Raises:
             ModelError: the settings do not fit the part.
@@ -75,6 +103,7 @@ class Slots:
         self,
         name: str,
         settings: AdapterSettings,
+        blocks: range,
         make: Callable[[str], KindOnPart],
     ) -> dict[str, nn.Parameter]:
         """Put an adapter of all its kinds on the part; its weights, sorted by key.
@@ -82,13 +111,14 @@ class Slots:
         Args:
             name: of the adapter.
             settings: what it is.
+            blocks: global indices of the blocks that get one.
             make: one kind's share of the work on this part, by the kind's name.
         """
         found: dict[str, nn.Parameter] = {}
         for kind in settings.kinds:
             if kind not in self._kinds:
                 self._kinds[kind] = make(kind)
-            found |= self._kinds[kind].add(settings, name)
+            found |= self._kinds[kind].add(settings, name, blocks)
         weights = {key: found[key] for key in sorted(found)}
         self.settings[name], self._parameters[name] = settings, weights
         self._trained[name] = [weight for weight in weights.values() if weight.requires_grad]

@@ -130,7 +130,12 @@ class Adapter:
                 parameter.grad.mul_(factor)
 
 
-def attach(part: PartModule, settings: AdapterSettings, name: str = "default") -> Adapter:
+def attach(
+    part: PartModule,
+    settings: AdapterSettings,
+    name: str = "default",
+    blocks: range | None = None,
+) -> Adapter:
     """Freeze a part and put fresh weights on it; the new adapter is active.
 
     A part without blocks, or one that `settings.parts` leaves out, gets an adapter without weights.
@@ -139,6 +144,7 @@ def attach(part: PartModule, settings: AdapterSettings, name: str = "default") -
         part: Head, Trunk or Tail.
         settings: what is trained.
         name: tells several adapters of one part apart; letters, digits, "_" and "-".
+        blocks: global indices of the part's blocks that get weights; None is all.
 
     Raises:
         ModelError: the name is taken or malformed, a target is no linear layer of any block, or
@@ -148,7 +154,8 @@ def attach(part: PartModule, settings: AdapterSettings, name: str = "default") -
     if not _NAME.fullmatch(name) or name in slots.settings:
         raise ModelError(f"adapter name {name!r} is taken or malformed; choose another")
     try:
-        slots.put_on(name, settings, lambda kind: KINDS.get(kind).on(part, slots))
+        chosen = part.block_range if blocks is None else blocks
+        slots.put_on(name, settings, chosen, lambda kind: KINDS.get(kind).on(part, slots))
     except BaseException:  # memory may end half-way
         slots.take_off(name)
         slots.freeze(part)
@@ -188,7 +195,9 @@ def layout(adapter: Adapter) -> dict[str, list[int]]:
     return {key: list(value.shape) for key, value in adapter.state().items()}
 
 
-def layout_of(part: PartModule, settings: AdapterSettings) -> dict[str, list[int]]:
+def layout_of(
+    part: PartModule, settings: AdapterSettings, blocks: range | None = None
+) -> dict[str, list[int]]:
     """What `layout` says of the adapter that `attach` would put on this part; nothing changes.
 
     Raises:
@@ -196,7 +205,8 @@ def layout_of(part: PartModule, settings: AdapterSettings) -> dict[str, list[int
     """
     found: dict[str, list[int]] = {}
     for kind in settings.kinds:
-        found |= KINDS.get(kind).layout(part, settings)
+        chosen = part.block_range if blocks is None else blocks
+        found |= KINDS.get(kind).layout(part, settings, chosen)
     return {key: found[key] for key in sorted(found)}
 
 

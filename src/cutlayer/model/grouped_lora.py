@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from cutlayer.model.adapter_slots import Segment, merged_segments, pieces_of
+from cutlayer.model.adapter_slots import DropoutDraws, Segment, merged_segments, pieces_of
 from cutlayer.model.families import rotates_by_batch
 from cutlayer.model.partition import PartModule
 
@@ -54,7 +54,7 @@ class _SegmentedCall:
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = merged_segments(segments)
-        self._generators: dict[int, torch.Generator] = {}
+        self._draws = [_draws_of(segment) for segment in self._segments]
 
     def add_update(self, layer: LoraLayer, x: Tensor, output: Tensor) -> Tensor:
         """What the base layer gave plus each segment's update, in the base layer's dtype."""
@@ -84,13 +84,11 @@ class _SegmentedCall:
             return x
         x = x.to(layer.lora_A[segment.adapter].weight.dtype)
         share = getattr(layer.lora_dropout[segment.adapter], "p", 0.0)
-        if share == 0.0 or segment.dropout_seed is None:
+        draws = self._draws[index]
+        if share == 0.0 or draws is None:
             return x
-        if index not in self._generators:
-            generator = torch.Generator(device=x.device).manual_seed(segment.dropout_seed)
-            self._generators[index] = generator
         # As torch's dropout on the CPU computes it, but from a generator of the segment's own.
-        kept = torch.empty_like(x).bernoulli_(1 - share, generator=self._generators[index])
+        kept = torch.empty_like(x).bernoulli_(1 - share, generator=draws.on(x.device))
         return x * kept.div_(1 - share)
 
 
@@ -110,6 +108,12 @@ def can_share_calls(part: PartModule) -> bool:
         for name, module in part.base.named_modules()
     )
     return not is_random and not chooses and rotates_by_batch(part.config) is None
+
+
+def _draws_of(segment: Segment) -> DropoutDraws | None:
+    if segment.draws is not None or segment.dropout_seed is None:
+        return segment.draws
+    return DropoutDraws(segment.dropout_seed)
 
 
 def _draws(module: nn.Module) -> bool:

@@ -126,23 +126,28 @@ class CachingPart(Protocol):
         """Global indices of its blocks."""
 
     def run_blocks(
-        self, h_ND: Tensor, rows: Rows, caches: Sequence[RowCache] | None = None
+        self,
+        h_ND: Tensor,
+        rows: Rows,
+        caches: Sequence[RowCache] | None = None,
+        blocks: range | None = None,
     ) -> Tensor:
-        """Its blocks alone."""
+        """Its blocks alone, or some of them."""
 
     def zeros_ND(self, num_tokens: int) -> Tensor:
         """Hidden states of the dtype and on the device of its weights."""
 
 
 @torch.no_grad()
-def bytes_per_token(part: CachingPart, dtype: torch.dtype) -> int:
+def bytes_per_token(part: CachingPart, dtype: torch.dtype, blocks: range | None = None) -> int:
     """Cache bytes of one token over the blocks of a part, measured with one token.
 
     Args:
         part: a loaded Head, Trunk or Tail.
         dtype: that keys and values are kept in.
+        blocks: global indices of those of the part's blocks that count; None is all.
     """
     cache = RowCache(len(part.block_range), max_length=1)
     h_ND = part.zeros_ND(1)
-    part.run_blocks(h_ND, Rows(lengths=(1,)), [cache])
+    part.run_blocks(h_ND, Rows(lengths=(1,)), [cache], blocks)
     return cache.nbytes * dtype.itemsize // h_ND.dtype.itemsize

@@ -44,11 +44,13 @@ class Lora:
         drawn = torch.rand(*shape, generator=generator_of(key, seed), dtype=torch.float32)
         return (drawn * 2 - 1) / math.sqrt(shape[-1])
 
-    def layout(self, part: PartModule, settings: AdapterSettings) -> dict[str, list[int]]:
+    def layout(
+        self, part: PartModule, settings: AdapterSettings, blocks: range
+    ) -> dict[str, list[int]]:
         """Both factors of every target."""
         modules = dict(part.base.named_modules())
         found = {}
-        for path, name in _targets(part, settings).items():
+        for path, name in _targets(part, settings, blocks).items():
             num_inputs, num_outputs = layer_shape(modules[name])
             found[_key(path, "A")] = [settings.rank, num_inputs]
             found[_key(path, "B")] = [num_outputs, settings.rank]
@@ -69,10 +71,12 @@ class LoraOnPart:
         self._layers: list[LoraLayer] = []
         self._by_name: dict[str, list[LoraLayer]] = {}
 
-    def add(self, settings: AdapterSettings, name: str) -> Mapping[str, nn.Parameter]:
+    def add(
+        self, settings: AdapterSettings, name: str, blocks: range
+    ) -> Mapping[str, nn.Parameter]:
         """Inject PEFT's layers and give them fresh weights."""
         self._by_name[name] = []
-        layers = _inject(self._part, settings, name)
+        layers = _inject(self._part, settings, name, blocks)
         for path, layer in layers.items():
             _initialise(layer, name, path, settings)
         self._by_name[name] = list(layers.values())
@@ -114,8 +118,8 @@ class LoraOnPart:
         self._layers = [m for m in self._part.base.modules() if isinstance(m, LoraLayer)]
 
 
-def _targets(part: PartModule, settings: AdapterSettings) -> dict[str, str]:
-    return find_targets(part, settings.targets) if part.part in settings.parts else {}
+def _targets(part: PartModule, settings: AdapterSettings, blocks: range) -> dict[str, str]:
+    return find_targets(part, settings.targets, blocks) if part.part in settings.parts else {}
 
 
 def _lora_config(
@@ -134,9 +138,11 @@ def _lora_config(
     )
 
 
-def _inject(part: PartModule, settings: AdapterSettings, name: str) -> dict[str, LoraLayer]:
+def _inject(
+    part: PartModule, settings: AdapterSettings, name: str, blocks: range
+) -> dict[str, LoraLayer]:
     """Put empty factors on the layers; their paths and they themselves."""
-    targets = _targets(part, settings)
+    targets = _targets(part, settings, blocks)
     if targets:
         config = _lora_config(part, settings, targets)
         # On the meta device, because PEFT would draw weights from the global generator. Not by its

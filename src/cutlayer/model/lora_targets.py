@@ -20,18 +20,22 @@ _LINEAR = (nn.Linear, Conv1D)
 _INSIDE_LORA = frozenset({"base_layer", "lora_A", "lora_B"})
 
 
-def find_targets(part: PartModule, patterns: str | Sequence[str]) -> dict[str, str]:
+def find_targets(part: PartModule, patterns: str | Sequence[str], blocks: range) -> dict[str, str]:
     """Global path of every layer to adapt -> its name within the part's base model.
 
     Args:
         part: Head, Trunk or Tail.
         patterns: "all-linear", or names of which one must end a layer's path.
+        blocks: global indices of the blocks to look into.
 
     Raises:
         ModelError: a pattern fits no linear layer of any block of the whole model.
     """
+    places = {index: str(place) for place, index in enumerate(part.block_range)}
+    wanted = {places[index] for index in blocks}
     names = _linear_names(part.base, part.layout.blocks)
-    paths = {part.global_name(f"base.{name}"): name for name in names}
+    chosen = [name for name in names if name.split(".")[1] in wanted]
+    paths = {part.global_name(f"base.{name}"): name for name in chosen}
     if patterns == "all-linear" or not paths:
         return paths
     assert not isinstance(patterns, str)

@@ -7,8 +7,6 @@ Shapes: N = tokens of all rows, D = hidden size, V = vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import cast
 
 import torch
@@ -17,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.model.attention import PACKED_ATTENTION, PackedRows, row_kernel
+from cutlayer.model.cut import Cut, Part, Place
 from cutlayer.model.families import (
     Layout,
     enter_unchanged,
@@ -31,63 +30,9 @@ from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.row_prefix import PrefixSource, RowPrefix, ends_of, shifted_positions
 from cutlayer.model.rows import Rows
 from cutlayer.model.threads import FEW_TOKENS, with_threads
+from cutlayer.model.views import BaseViews
 
 __all__ = ["Cut", "Head", "Part", "PartModule", "Place", "Tail", "Trunk", "build_part"]
-
-
-class Part(StrEnum):
-    """One of the three pieces of a U-shaped split."""
-
-    HEAD = "head"
-    TRUNK = "trunk"
-    TAIL = "tail"
-
-
-class Place(StrEnum):
-    """Where a run of blocks executes."""
-
-    CLIENT = "client"
-    SERVER = "server"
-    ENCLAVE = "enclave"
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The two block indices where a model of n blocks is cut: 0 <= lower < upper <= n."""
-
-    lower: int
-    """First block of the trunk; 0 leaves the head with the embedding alone."""
-    upper: int
-    """First block of the tail; n leaves the tail with the norm and the LM head alone."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lower < self.upper:
-            raise ConfigError(
-                f"cut.lower={self.lower}, cut.upper={self.upper}: the trunk needs at least one "
-                "block; choose 0 <= lower < upper"
-            )
-
-    def check(self, num_blocks: int) -> None:
-        """Check the cut against a model.
-
-        Raises:
-            ConfigError: it exceeds the model's blocks.
-        """
-        if self.upper > num_blocks:
-            raise ConfigError(
-                f"cut.upper={self.upper} exceeds the model's {num_blocks} blocks; "
-                f"choose at most {num_blocks}"
-            )
-
-    def blocks(self, part: Part, num_blocks: int) -> range:
-        """Global indices of a part's blocks."""
-        self.check(num_blocks)
-        edges = {
-            Part.HEAD: range(self.lower),
-            Part.TRUNK: range(self.lower, self.upper),
-            Part.TAIL: range(self.upper, num_blocks),
-        }
-        return edges[part]
 
 
 class PartModule(nn.Module):
@@ -121,12 +66,17 @@ class PartModule(nn.Module):
         self._context = getattr(self.config, "max_position_embeddings", None)
         self._shared_rope_limit = rotates_by_batch(self.config)
         self._slice()
+        self._views = BaseViews(self.base, layout.blocks, blocks)
 
     def run_blocks(
-        self, h_ND: Tensor, rows: Rows, caches: Sequence[RowCache] | None = None
+        self,
+        h_ND: Tensor,
+        rows: Rows,
+        caches: Sequence[RowCache] | None = None,
+        blocks: range | None = None,
     ) -> Tensor:
-        """Hidden states through the part's base model; [N, D] in and out."""
-        return self._run(h_ND, rows, caches)
+        """Hidden states through the part's base model, or some of its blocks; [N, D] each way."""
+        return self._run(h_ND, rows, caches, blocks)
 
     def own_heads(self, states: Tensor, num_heads: int) -> Tensor:
         """What this process, which attends with `num_heads` key-value heads, has of [.., H, E]."""
@@ -150,18 +100,23 @@ class PartModule(nn.Module):
             return f"{self.layout.prefix}.{local_name.removeprefix('base.')}"
         return local_name
 
-    def _run(self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None) -> Tensor:
+    def _run(
+        self,
+        inputs: Tensor,
+        rows: Rows,
+        caches: Sequence[RowCache] | None,
+        blocks: range | None = None,
+    ) -> Tensor:
         self._check_rows(inputs, rows, caches)
+        blocks = self.block_range if blocks is None else blocks
         prefixes, limit = self._prefixes_of(rows), self._shared_rope_limit
         if limit is not None and rows.num_rows > 1 and max(ends_of(rows, prefixes)) > limit:
-            return self._run_one_by_one(inputs, rows, caches)
-        packed = PackedRows(
-            rows, self._kernel, len(self.block_range), self._windows, caches, prefixes
-        )
+            return self._run_one_by_one(inputs, rows, caches, blocks)
+        packed = PackedRows(rows, self._kernel, len(blocks), self._windows, caches, prefixes)
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         is_decode = caches is not None and rows.num_tokens <= FEW_TOKENS
         with with_threads(self.decode_threads if is_decode else None):
-            output = self.base(
+            output = self._views.of(blocks)(
                 **{name: inputs[None]},
                 position_ids=shifted_positions(rows, prefixes).to(inputs.device)[None],
                 use_cache=False,
@@ -177,14 +132,14 @@ class PartModule(nn.Module):
         return prefixes
 
     def _run_one_by_one(
-        self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None
+        self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None, blocks: range
     ) -> Tensor:
         outputs = []
         for row, (length, start) in enumerate(zip(rows.lengths, rows.starts, strict=True)):
             begin = rows.offsets[row]
             alone = Rows(lengths=(length,), starts=(start,))
             cache = None if caches is None else [caches[row]]
-            outputs.append(self._run(inputs[begin : begin + length], alone, cache))
+            outputs.append(self._run(inputs[begin : begin + length], alone, cache, blocks))
         return torch.cat(outputs)
 
     def _check_rows(self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None) -> None:
@@ -265,9 +220,25 @@ class Trunk(PartModule):
 
     part = Part.TRUNK
 
-    def forward(self, h_ND: Tensor, rows: Rows, caches: Sequence[RowCache] | None = None) -> Tensor:
-        """Hidden states [N, D] to hidden states [N, D]; arguments as in `Head.forward`."""
-        return self._run(h_ND, rows, caches)
+    def forward(
+        self,
+        h_ND: Tensor,
+        rows: Rows,
+        caches: Sequence[RowCache] | None = None,
+        blocks: range | None = None,
+    ) -> Tensor:
+        """Hidden states [N, D] to hidden states [N, D].
+
+        Args:
+            h_ND: what enters the first of the blocks.
+            rows: as in `Head.forward`.
+            caches: as in `Head.forward`.
+            blocks: global indices of the blocks to run, some of the trunk's; None is all.
+
+        Raises:
+            ConfigError: as `Head.forward`, or the trunk does not have these blocks.
+        """
+        return self._run(h_ND, rows, caches, blocks)
 
 
 class Tail(PartModule):

@@ -6,6 +6,7 @@ blocks; joined, those of all parts are PEFT's PREFIX_TUNING without a projection
 Shapes: P = vectors per block, H = key-value heads, E = width of a head.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -48,14 +49,15 @@ class Prefix:
         drawn = torch.randn(*shape, generator=generator_of(key, seed), dtype=torch.float32)
         return drawn * _INITIAL_STD
 
-    def layout(self, part: PartModule, settings: AdapterSettings) -> dict[str, list[int]]:
+    def layout(
+        self, part: PartModule, settings: AdapterSettings, blocks: range
+    ) -> dict[str, list[int]]:
         """Keys and values of every block."""
         _check_context(part, settings)
-        if part.part not in settings.parts or not part.block_range:
+        if part.part not in settings.parts or not blocks:
             return {}
         heads, num_vectors = _heads_of(part), settings.prefix.num_virtual_tokens
         shape = [num_vectors, heads.num_kv_heads * heads.width]
-        blocks = range(len(part.block_range))
         return {_key(part, b, what): shape for b in blocks for what in ("key", "value")}
 
     def on(self, part: PartModule, slots: Slots) -> "PrefixOnPart":
@@ -70,11 +72,13 @@ class PrefixOnPart:
         self._part = part
         self._slots = slots
         self._lengths: dict[str, int] = {}
-        self._vectors: dict[str, list[tuple[nn.Parameter, nn.Parameter]]] = {}
+        self._vectors: dict[str, dict[int, tuple[nn.Parameter, nn.Parameter]]] = {}
         self._width = 1
         part.prefixes = self
 
-    def add(self, settings: AdapterSettings, name: str) -> Mapping[str, nn.Parameter]:
+    def add(
+        self, settings: AdapterSettings, name: str, blocks: range
+    ) -> Mapping[str, nn.Parameter]:
         """Fresh vectors on the device of the part's weights.
 
         A part that does not train has none, but counts positions from the first vector too.
@@ -83,13 +87,14 @@ class PrefixOnPart:
         device = next(self._part.parameters()).device
         found = {
             key: nn.Parameter(kind.fresh(key, shape, settings.seed).to(device))
-            for key, shape in kind.layout(self._part, settings).items()
+            for key, shape in kind.layout(self._part, settings, blocks).items()
         }
         self._holder()[f"of_{name}"] = nn.ParameterList(found.values())
-        blocks = range(len(self._part.block_range) if found else 0)
-        self._vectors[name] = [
-            (found[_key(self._part, b, "key")], found[_key(self._part, b, "value")]) for b in blocks
-        ]
+        places = {index: place for place, index in enumerate(self._part.block_range)}
+        self._vectors[name] = {
+            places[b]: (found[_key(self._part, b, "key")], found[_key(self._part, b, "value")])
+            for b in (blocks if found else ())
+        }
         self._lengths[name] = settings.prefix.num_virtual_tokens
         self._width = _heads_of(self._part).width if found else self._width
         return found
@@ -117,14 +122,18 @@ class PrefixOnPart:
 
     def weights(self) -> Iterator[nn.Parameter]:
         """All vectors of all adapters."""
-        return (weight for blocks in self._vectors.values() for both in blocks for weight in both)
+        pairs = itertools.chain.from_iterable(v.values() for v in self._vectors.values())
+        return itertools.chain.from_iterable(pairs)
 
     def _prefix(self, name: str | None) -> RowPrefix | None:
         if name is None or name not in self._lengths:
             return None
         num_vectors = self._lengths[name]
         split = (num_vectors, -1, self._width)
-        states = [(keys.view(split), values.view(split)) for keys, values in self._vectors[name]]
+        vectors = self._vectors[name].items()
+        states = {
+            place: (keys.view(split), values.view(split)) for place, (keys, values) in vectors
+        }
         return RowPrefix(num_vectors, states, self._part.own_heads)
 
     def _holder(self) -> nn.ModuleDict:
@@ -136,8 +145,10 @@ class PrefixOnPart:
         return holder
 
 
-def _key(part: PartModule, index: int, what: str) -> str:
-    path = part.global_name(f"base.{part.layout.blocks}.{index}.prefix_{what}")
+def _key(part: PartModule, block: int, what: str) -> str:
+    """By the block's global index."""
+    place = part.block_range.index(block)
+    path = part.global_name(f"base.{part.layout.blocks}.{place}.prefix_{what}")
     return f"base_model.model.{path}"
 
 

@@ -7,7 +7,7 @@ too; the vectors themselves are not rotated. Caches hold the row's own tokens al
 Shapes: H = key-value heads, P = vectors, E = width of a head, n = a row's keys.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -25,12 +25,12 @@ class RowPrefix:
     def __init__(
         self,
         length: int,
-        blocks: Sequence[tuple[Tensor, Tensor]],
+        blocks: Mapping[int, tuple[Tensor, Tensor]],
         own_heads: Callable[[Tensor, int], Tensor],
     ) -> None:
         """Args:
         length: P.
-        blocks: keys and values [P, H, E] of each; none where the part has no share in it.
+        blocks: keys and values [P, H, E] by local index; none where the part has no share in it.
         own_heads: (states [P, H, E], heads of the model's keys here) -> this process's share.
         """
         self.length = length

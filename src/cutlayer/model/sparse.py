@@ -55,10 +55,13 @@ class Sparse:
         """Zero: the public weights are where learning starts."""
         return torch.zeros(*shape, dtype=torch.float32)
 
-    def layout(self, part: PartModule, settings: AdapterSettings) -> dict[str, list[int]]:
+    def layout(
+        self, part: PartModule, settings: AdapterSettings, blocks: range
+    ) -> dict[str, list[int]]:
         """The difference of every layer that has chosen rows."""
         return {
-            key: [len(chosen.rows_R), chosen.num_inputs] for key, chosen in _find(part, settings)
+            key: [len(chosen.rows_R), chosen.num_inputs]
+            for key, chosen in _find(part, settings, blocks)
         }
 
     def on(self, part: PartModule, slots: Slots) -> "SparseOnPart":
@@ -79,10 +82,12 @@ class SparseOnPart:
         self._slots = slots
         self._layers: dict[nn.Module, _Layer] = {}
 
-    def add(self, settings: AdapterSettings, name: str) -> Mapping[str, nn.Parameter]:
+    def add(
+        self, settings: AdapterSettings, name: str, blocks: range
+    ) -> Mapping[str, nn.Parameter]:
         """Differences of zero, on the device of the layers."""
         found = {}
-        for key, chosen in _find(self._part, settings):
+        for key, chosen in _find(self._part, settings, blocks):
             weight = chosen.layer.weight
             assert isinstance(weight, Tensor)
             shape = (len(chosen.rows_R), chosen.num_inputs)
@@ -166,13 +171,17 @@ class _Layer:
         return y
 
 
-def _find(part: PartModule, settings: AdapterSettings) -> Iterator[tuple[str, _Chosen]]:
-    """Key and rows of every layer of the part that learns."""
+def _find(
+    part: PartModule, settings: AdapterSettings, blocks: range
+) -> Iterator[tuple[str, _Chosen]]:
+    """Key and rows of every layer of these blocks that learns."""
     if part.part not in settings.parts:
         return
-    targets = find_targets(part, settings.targets)
-    blocks = part.base.get_submodule(part.layout.blocks)
-    for index, block in enumerate(blocks.children()):
+    targets = find_targets(part, settings.targets, blocks)
+    modules = part.base.get_submodule(part.layout.blocks)
+    for index, block in enumerate(modules.children()):
+        if part.block_range[index] not in blocks:
+            continue
         prefix = f"{part.layout.blocks}.{index}."
         paths = {n.removeprefix(prefix): p for p, n in targets.items() if n.startswith(prefix)}
         layers = {name: _plain(block.get_submodule(name), paths[name]) for name in paths}

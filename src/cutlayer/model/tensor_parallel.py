@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedModel
 
-from cutlayer.errors import ModelError
+from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model import checkpoint
 from cutlayer.model.attention import PackedRows
 from cutlayer.model.collectives import Ranks
@@ -105,7 +105,15 @@ class ParallelTrunk(Trunk):
             shards.append(shard)
         return shards
 
-    def _run(self, inputs: Tensor, rows: Rows, caches: Sequence[RowCache] | None) -> Tensor:
+    def _run(
+        self,
+        inputs: Tensor,
+        rows: Rows,
+        caches: Sequence[RowCache] | None,
+        blocks: range | None = None,
+    ) -> Tensor:
+        if blocks not in (None, self.block_range):
+            raise ConfigError("a trunk of several processes runs all its blocks, not some of them")
         if self._is_running:
             return super()._run(inputs, rows, caches)
         self._check_rows(inputs, rows, caches)

@@ -6,8 +6,8 @@ It does not aggregate (`federation`) nor load it on the trunk (`host` does, when
 from pathlib import Path
 
 from cutlayer.model.adapters import AdapterSettings, AdapterState
-from cutlayer.server.run_files import step_files
-from cutlayer.server.runs import run_folder
+from cutlayer.model.cut import Cut
+from cutlayer.server.run_files import run_folder, step_files
 from cutlayer.storage.steps import StepStore
 from cutlayer.storage.vault import Vault
 
@@ -22,8 +22,9 @@ def adopt(
     step: int,
     settings: AdapterSettings,
     state: AdapterState,
+    cut: Cut | None = None,
 ) -> None:
-    """Write the step; done again, it writes the same.
+    """Write the step, of the owner's cut; done again, it writes the same.
 
     Raises:
         ProtocolError: a run name that is not a plain file name.
@@ -31,4 +32,4 @@ def adopt(
     store = StepStore(run_folder(state_folder, owner, run_id), vault)
     if step not in store.steps():
         adapter = settings.model_dump(mode="json")
-        store.save(step, step_files(step, adapter, state, {}), is_pinned=False)
+        store.save(step, step_files(step, cut, adapter, state, {}), is_pinned=False)

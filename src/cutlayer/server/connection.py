@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cutlayer.errors import PermissionRefused, ProtocolError
 from cutlayer.metrics import ServerMetrics
+from cutlayer.model.cut import Cut
 from cutlayer.server.attestation import ServerAttestation, peer_attestation
 from cutlayer.server.audit import Audit
 from cutlayer.server.batches import JointWork, TrunkCall, TrunkResult, work_kind
@@ -103,6 +104,7 @@ class ClientConnection:
         self._metrics = desk.metrics
         self._exports = desk.exports
         self._root = ""
+        self._cut: Cut | None = None
         self._attestation = peer_attestation(desk.attestation, peer)
         self._futures: set[Future[Frame]] = set()
         self._spec: Spec | None = None
@@ -201,7 +203,7 @@ class ClientConnection:
             self._audit.record(AuditEvent.CONNECTED, self._peer, spec=agreement.root)
             if self._federation is not None:
                 self._federation.arrived(self._peer)
-        self._spec, self._root = agreement.theirs, agreement.root
+        self._spec, self._root, self._cut = agreement.theirs, agreement.root, agreement.cut
         return Frame(kind=Kind.WELCOME, header=welcome)
 
     def _checked_tokens(self, frame: Frame, name: str | None) -> int:
@@ -230,7 +232,8 @@ class ClientConnection:
 
     def _open_run(self, frame: Frame) -> Reply:
         call = _header(frame, OpenRun)
-        step = self._host.open_run(self._peer.name, call)
+        assert self._cut is not None
+        step = self._host.open_run(self._peer.name, call, self._cut)
         self._audit.record(AuditEvent.RUN_OPENED, self._peer, run=call.run_id, step=step)
         return Kind.RUN_OPENED, RunOpened(step=step), {}
 
@@ -250,7 +253,8 @@ class ClientConnection:
 
     def _open_session(self, frame: Frame) -> Reply:
         call = _header(frame, OpenSession)
-        session = self._host.open_session(self._peer.name, call)
+        assert self._cut is not None
+        session = self._host.open_session(self._peer.name, call, self._cut)
         self._audit.record(AuditEvent.SESSION_OPENED, self._peer, run=call.run_id, step=call.step)
         header = SessionOpened(session_id=session.session_id, ttl_s=self._host.session_ttl_s)
         return Kind.SESSION_OPENED, header, {}

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from cutlayer.errors import ProtocolError
 from cutlayer.model.adapter_slots import Segment
-from cutlayer.model.adapters import use_segments
 from cutlayer.model.grouped_lora import can_share_calls
 from cutlayer.model.kv_cache import RowCache
 from cutlayer.model.partition import Trunk
+from cutlayer.model.passage import Traveller, joined_rows, pass_through
 from cutlayer.model.rows import Rows
 from cutlayer.server.batches import FAILURES, Failure
 from cutlayer.server.graphs import Graph, GraphBudget, JointGraph
@@ -39,6 +39,8 @@ class Inference:
     """Name of the adapter; None is the base model."""
     h_ND: Tensor
     rows: Rows
+    blocks: range
+    """Global indices of the blocks that they take."""
     caches: Sequence[RowCache] | None = None
 
 
@@ -140,40 +142,53 @@ class TrunkEngine:
             return _differentiate(y_ND, grad_ND.to(y_ND), members, graphs)
 
     def _infer_together(self, calls: Sequence[Inference]) -> list[Tensor | Failure]:
-        rows = _joined([call.rows for call in calls])
-        caches = [cache for call in calls for cache in call.caches or ()]
-        for cache, start in zip(caches, rows.starts, strict=False):
-            cache.truncate(start)
-        segments = [Segment(adapter=c.adapter, num_tokens=c.rows.num_tokens) for c in calls]
-        with (
-            self._span("infer", [call.rows for call in calls]),
-            torch.inference_mode(),
-            use_segments(self._trunk, segments),
-        ):
-            h_ND = _cat([call.h_ND for call in calls]).to(self._like)
-            y_ND = _sent(self._trunk(h_ND, rows, caches or None))
+        with self._span("infer", [call.rows for call in calls]), torch.inference_mode():
+            travellers = [self._traveller_of(call) for call in calls]
+            y_ND = _sent(pass_through(self._trunk, travellers))
         return list(_split(y_ND, [call.rows for call in calls]))
 
     def _run(self, graphs: Sequence[Graph]) -> tuple[Tensor, int]:
         """The joint output [N, D] with its graph, and the bytes that the graph holds."""
         counter = _SavedBytes()
-        rows = _joined([graph.rows for graph in graphs])
-        with (
-            torch.autograd.graph.saved_tensors_hooks(counter.pack, _unpack),
-            self._shared_call(graphs) if self.can_share else self._own_call(graphs[0]),
-        ):
-            h_ND = _cat([graph.h_ND for graph in graphs]).to(self._like)
-            y_ND = self._trunk(h_ND, rows)
+        with torch.autograd.graph.saved_tensors_hooks(counter.pack, _unpack):
+            y_ND = self._run_shared(graphs) if self.can_share else self._run_alone(graphs[0])
         return y_ND, counter.num_bytes
 
+    def _run_shared(self, graphs: Sequence[Graph]) -> Tensor:
+        travellers = [
+            Traveller(
+                h_ND=graph.h_ND.to(self._like),
+                rows=graph.rows,
+                blocks=graph.blocks,
+                segment=_segment(graph),
+            )
+            for graph in graphs
+        ]
+        with self._base_in_training():
+            return pass_through(self._trunk, travellers)
+
+    def _run_alone(self, graph: Graph) -> Tensor:
+        with self._own_call(graph):
+            h_ND = graph.h_ND.to(self._like)
+            y_ND: Tensor = self._trunk(h_ND, joined_rows([graph.rows]), None, graph.blocks)
+        return y_ND
+
+    def _traveller_of(self, call: Inference) -> Traveller:
+        return Traveller(
+            h_ND=call.h_ND.to(self._like),
+            rows=call.rows,
+            blocks=call.blocks,
+            segment=Segment(adapter=call.adapter, num_tokens=call.rows.num_tokens),
+            caches=call.caches or (),
+        )
+
     @contextmanager
-    def _shared_call(self, graphs: Sequence[Graph]) -> Iterator[None]:
-        """Training mode without the adapters' modules, whose dropout is the segments' own here."""
+    def _base_in_training(self) -> Iterator[None]:
+        """Training mode without the adapters' modules, whose dropout is the segments' own."""
         for module in self._base_modules:
             module.training = True
         try:
-            with use_segments(self._trunk, [_segment(graph) for graph in graphs]):
-                yield
+            yield
         finally:
             for module in self._base_modules:
                 module.training = False
@@ -277,14 +292,3 @@ def _split(y_ND: Tensor, rows: Sequence[Rows]) -> Sequence[Tensor]:
 def _sent(y_ND: Tensor) -> Tensor:
     """As codecs want it."""
     return y_ND.to("cpu", torch.float32)
-
-
-def _cat(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
-
-
-def _joined(rows: Sequence[Rows]) -> Rows:
-    return Rows(
-        lengths=tuple(length for part in rows for length in part.lengths),
-        starts=tuple(start for part in rows for start in part.starts),
-    )

@@ -15,14 +15,15 @@ from torch import Tensor
 from cutlayer.errors import CacheFull, ProtocolError, StepExpired
 from cutlayer.model.adapter_slots import slots_of
 from cutlayer.model.adapters import Adapter, AdapterSettings, attach
+from cutlayer.model.cut import Cut
 from cutlayer.model.kv_cache import bytes_per_token
 from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.server.batches import FAILURES, Failure, TrunkCall, TrunkResult, together
 from cutlayer.server.engine import Inference, TrunkEngine
+from cutlayer.server.run_files import check_cut, load_adapter_state, saved_cut, saved_settings
 from cutlayer.server.run_table import RunTable
-from cutlayer.server.runs import load_adapter_state, saved_settings
-from cutlayer.server.sessions import RowCall, Session, SessionLimits, SessionTable
+from cutlayer.server.sessions import Passage, RowCall, Session, SessionLimits, SessionTable
 from cutlayer.settings import parse_settings
 from cutlayer.wire.messages import CloseSession, Decode, OpenSession
 
@@ -59,16 +60,17 @@ class Generation:
         self._max_adapters = limits.max_client_adapters
         self._observe = observe
         self._adapters: dict[str, Adapter] = {}
-        token_bytes = bytes_per_token(trunk, next(trunk.parameters()).dtype)
-        self.sessions = SessionTable(limits, token_bytes, len(trunk.block_range))
+        self._passages: dict[range, Passage] = {}
+        self.sessions = SessionTable(limits, len(trunk.block_range))
 
-    def open(self, owner: str, call: OpenSession) -> Session:
+    def open(self, owner: str, call: OpenSession, cut: Cut) -> Session:
         """A new session; loads the adapter that it wants."""
         self.sweep()
         name = None
         if call.run_id is not None:
-            name = self._adapter(owner, call.run_id, call.step)
-        return self.sessions.open(owner, call.max_lengths, name, self._clock())
+            name = self._adapter(owner, call.run_id, call.step, cut)
+        passage = self._passage(cut.trunk)
+        return self.sessions.open(owner, call.max_lengths, name, passage, self._clock())
 
     def close(self, owner: str, call: CloseSession) -> int:
         """Close rows or a session; how many bytes came back."""
@@ -106,6 +108,7 @@ class Generation:
             adapter=self._name(session),
             h_ND=call.tensor[call.piece.start : call.piece.stop],
             rows=rows,
+            blocks=session.passage.blocks,
             caches=session.caches([header.rows[index] for index in indices]),
         )
 
@@ -136,7 +139,14 @@ class Generation:
             raise found
         return TrunkResult(tensor=found)
 
-    def _adapter(self, owner: str, run_id: str, step: int | None) -> str:
+    def _passage(self, blocks: range) -> Passage:
+        if blocks not in self._passages:
+            dtype = next(self._trunk.parameters()).dtype
+            token_bytes = bytes_per_token(self._trunk, dtype, blocks)
+            self._passages[blocks] = Passage(blocks=blocks, bytes_per_token=token_bytes)
+        return self._passages[blocks]
+
+    def _adapter(self, owner: str, run_id: str, step: int | None, cut: Cut) -> str:
         store = self._table.store(owner, run_id)
         steps = store.steps()
         if step is None and steps:
@@ -144,11 +154,12 @@ class Generation:
         if step not in steps:
             raise StepExpired(f"run {run_id} has steps {steps} at the server, not {step}")
         key = f"{owner}/{run_id}@{step}"
+        check_cut(run_id, saved_cut(store, step), cut)
         if key not in self._adapters:
             self._require_room(owner)
             settings = parse_settings(AdapterSettings, saved_settings(store, step), key)
             state = load_adapter_state(store, step)
-            adapter = attach(self._trunk, settings, self._new_name())
+            adapter = attach(self._trunk, settings, self._new_name(), cut.trunk)
             try:
                 adapter.load(state)
             except BaseException:

@@ -47,13 +47,21 @@ class Graph:
     """
 
     def __init__(
-        self, owner: str, adapter: Adapter, h_ND: Tensor, rows: Rows, seed: int, wants_grad: bool
+        self,
+        owner: str,
+        adapter: Adapter,
+        h_ND: Tensor,
+        rows: Rows,
+        blocks: range,
+        seed: int,
+        wants_grad: bool,
     ) -> None:
         """Args:
         owner: the client's name.
         adapter: the weights that learn from it.
         h_ND: released hidden states [N, D].
         rows: their layout.
+        blocks: global indices of the blocks that they take.
         seed: of the dropout's places.
         wants_grad: whether the input's gradient will be asked for.
         """
@@ -63,6 +71,7 @@ class Graph:
         self.weights = adapter.parameters()
         self.h_ND = h_ND.detach().requires_grad_(wants_grad)
         self.rows = rows
+        self.blocks = blocks
         self.seed = seed
         self.joint: JointGraph | None = None
 

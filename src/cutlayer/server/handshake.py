@@ -6,6 +6,7 @@ It does not keep who was greeted nor audit it (`connection`, `front_connection`)
 from dataclasses import dataclass, replace
 
 from cutlayer.model.agreement import agree
+from cutlayer.model.cut import Cut
 from cutlayer.model.manifest import Manifest
 from cutlayer.wire.codec import get_codec
 from cutlayer.wire.messages import Hello, Welcome
@@ -25,6 +26,8 @@ class ServedModel:
     """Pinned model digest."""
     boot_id: str
     software: str
+    has_one_cut: bool = False
+    """Whether clients must cut just where the trunk begins and ends, not within it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class Agreement:
 
     theirs: Spec
     """As the client sent it."""
+    cut: Cut
+    """Where the client's rows enter and leave the trunk."""
     root: str
     """Digest over all leaves that both sides know together."""
     welcome: Welcome
@@ -54,6 +59,8 @@ def agree_on(model: ServedModel, hello: Hello) -> Agreement:
     for codec in (theirs.codec_up, theirs.codec_down):
         get_codec(codec)
     own = replace(model.spec, codec_up=theirs.codec_up, codec_down=theirs.codec_down)
+    if not model.has_one_cut and _is_served(own, theirs):
+        own = replace(own, lower=theirs.lower, upper=theirs.upper)
     compare(own, theirs)
     whole = agree(model.manifest, hello.leaves, model.digest)
     welcome = Welcome(
@@ -62,4 +69,10 @@ def agree_on(model: ServedModel, hello: Hello) -> Agreement:
         leaves=dict(model.manifest.leaves),
         software=model.software,
     )
-    return Agreement(theirs=theirs, root=whole.root(), welcome=welcome)
+    cut = Cut(own.lower, own.upper)
+    return Agreement(theirs=theirs, cut=cut, root=whole.root(), welcome=welcome)
+
+
+def _is_served(own: Spec, theirs: Spec) -> bool:
+    """Whether this trunk has all blocks between the client's two cuts."""
+    return own.lower <= theirs.lower < theirs.upper <= own.upper

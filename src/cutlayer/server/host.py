@@ -17,6 +17,7 @@ from torch import Tensor
 from cutlayer.errors import ProtocolError, StepExpired
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from cutlayer.model.adapters import AdapterSettings, AdapterState
+from cutlayer.model.cut import Cut
 from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.server.batches import (
@@ -31,8 +32,9 @@ from cutlayer.server.batches import (
 from cutlayer.server.engine import Gradients, Inference, TrunkEngine
 from cutlayer.server.generation import Generation, check_hidden
 from cutlayer.server.graphs import Graph, GraphBudget
+from cutlayer.server.run_files import load_adapter_state
 from cutlayer.server.run_table import RunTable
-from cutlayer.server.runs import TrainingRun, load_adapter_state
+from cutlayer.server.runs import TrainingRun
 from cutlayer.server.scheduler import WorkKind
 from cutlayer.server.sessions import Session, SessionTable
 from cutlayer.server.settings import LimitSettings
@@ -87,6 +89,7 @@ class TrunkHost:
         observe_decode: told tokens, seconds and the thread's processor seconds of joint decodes.
         """
         self._trunk = trunk
+        self._whole = Cut(trunk.block_range.start, trunk.block_range.stop)
         self._limits = limits
         self._clock = clock
         self._graphs = GraphBudget(limits.max_graph_bytes)
@@ -133,10 +136,16 @@ class TrunkHost:
         """Activations that wait for their BACKWARD."""
         return self._graphs.used_bytes
 
-    def open_run(self, owner: str, opened: OpenRun) -> int:
-        """Load or create a run at the newest step that both sides have; returns that step."""
+    def open_run(self, owner: str, opened: OpenRun, cut: Cut | None = None) -> int:
+        """Load or create a run at the newest step that both sides have; returns that step.
+
+        Args:
+            owner: the client's name.
+            opened: what it said.
+            cut: where its rows enter and leave the trunk; None is at the trunk's own ends.
+        """
         self._generation.sweep()
-        return self._table.open(owner, opened).step
+        return self._table.open(owner, opened, cut or self._whole).step
 
     def run_together(self, calls: Sequence[TrunkCall]) -> list[TrunkResult | Failure]:
         """Calls of one kind of different clients, in one call of the trunk; each its own result.
@@ -216,9 +225,9 @@ class TrunkHost:
         """The trunk adapter of a saved step of the owner's own run."""
         return load_adapter_state(self._table.store(owner, run_id), step)
 
-    def open_session(self, owner: str, call: OpenSession) -> Session:
-        """A session of generation under the adapter that it wants."""
-        return self._generation.open(owner, call)
+    def open_session(self, owner: str, call: OpenSession, cut: Cut | None = None) -> Session:
+        """A session of generation under the adapter that it wants; its cut as in `open_run`."""
+        return self._generation.open(owner, call, cut or self._whole)
 
     def decode(self, owner: str, call: Decode, h_ND: Tensor) -> Tensor:
         """One client's DECODE alone; see `run_together`."""
@@ -276,7 +285,8 @@ class TrunkHost:
         assert isinstance(header, Forward)
         if header.step != run.step:
             raise StepExpired(f"evaluation at step {header.step}, the server is at {run.step}")
-        return Inference(adapter=run.adapter_name, h_ND=call.tensor, rows=rows)
+        blocks = run.cut.trunk
+        return Inference(adapter=run.adapter_name, h_ND=call.tensor, rows=rows, blocks=blocks)
 
     def _begin_backward(self, call: TrunkCall) -> _Begun:
         header = call.header

@@ -32,6 +32,7 @@ class PooledRow:
 
     Attributes:
         owner: the client's name.
+        bytes_per_token: of one token over the blocks that the row takes.
         max_length: tokens that it may ever hold.
         cache: its keys and values; another object after an eviction.
         num_bytes: what it counts as: its allocated bytes, or while it is busy those to come.
@@ -39,8 +40,11 @@ class PooledRow:
         is_busy: a call with it is under way.
     """
 
-    def __init__(self, owner: str, num_layers: int, max_length: int, now_s: float) -> None:
+    def __init__(
+        self, owner: str, num_layers: int, bytes_per_token: int, max_length: int, now_s: float
+    ) -> None:
         self.owner = owner
+        self.bytes_per_token = bytes_per_token
         self.max_length = max_length
         self.cache = RowCache(num_layers, max_length)
         self.num_bytes = 0
@@ -51,14 +55,10 @@ class PooledRow:
 class KvPool:
     """A budget of bytes, and the rows that hold some."""
 
-    def __init__(self, limits: PoolLimits, bytes_per_token: int) -> None:
-        """Args:
-        limits: the budget.
-        bytes_per_token: of one token over all blocks of the trunk.
-        """
+    def __init__(self, limits: PoolLimits) -> None:
+        """No row holds anything yet."""
         self.num_evictions = 0
         self._limits = limits
-        self._bytes_per_token = bytes_per_token
         self._rows: set[PooledRow] = set()
         self._client_bytes: Counter[str] = Counter()
 
@@ -116,7 +116,7 @@ class KvPool:
 
     def _bytes_of(self, row: PooledRow, length: int) -> int:
         capacity = capacity_for(length, row.max_length)
-        return max(row.num_bytes, capacity * self._bytes_per_token)
+        return max(row.num_bytes, capacity * row.bytes_per_token)
 
     def _count(self, row: PooledRow, num_bytes: int) -> None:
         self._client_bytes[row.owner] += num_bytes - row.num_bytes

@@ -11,7 +11,7 @@ from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState, atta
 from cutlayer.model.partition import Trunk
 from cutlayer.wire.messages import OpenRun
 
-__all__ = ["RoundTable"]
+__all__ = ["RoundTable", "TrainedBlocks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +20,21 @@ class _Round:
     states: dict[str, AdapterState]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedBlocks:
+    """What a member trains of the trunk."""
+
+    settings: AdapterSettings
+    blocks: range
+    """Global indices: those of the member's cut."""
+
+
 @dataclass(kw_only=True)
 class _Slot:
     """One member's adapter on the trunk; putting one on is slow, so it serves many rounds."""
 
     adapter: Adapter
-    settings: AdapterSettings
+    trained: TrainedBlocks
     run_id: str
     used_s: float
 
@@ -48,13 +57,16 @@ class RoundTable:
     ) -> None:
         """Keep the weights that members' runs start from; called again, it adds members.
 
+        A member's weights are those of the blocks that its cut leaves to the trunk.
+
         Raises:
             ConfigError: the round is known with other adapter settings.
             ProtocolError: a state does not fit the trunk.
         """
         shapes = layout_of(self._trunk, settings)
+        known_shapes = {(key, tuple(shape)) for key, shape in shapes.items()}
         for member, state in states.items():
-            if shapes != {key: list(value.shape) for key, value in state.items()}:
+            if not {(k, tuple(v.shape)) for k, v in state.items()} <= known_shapes:
                 raise ProtocolError(
                     f"round {run_id}: the start state of {member} does not fit this trunk's "
                     "blocks and adapter settings"
@@ -69,14 +81,14 @@ class RoundTable:
         self._rounds.pop(run_id, None)
 
     def adapter_for(
-        self, owner: str, opened: OpenRun, settings: AdapterSettings, now_s: float
+        self, owner: str, opened: OpenRun, trained: TrainedBlocks, now_s: float
     ) -> tuple[Adapter, str | None]:
         """The member's adapter at the round's start, and which run of the member lost it.
 
         Raises:
             StepExpired: the round has not begun, is over, or is not this member's.
             ConfigError: the round has other adapter settings.
-            ProtocolError: the round is another federation's.
+            ProtocolError: the round is another federation's, or was begun for another cut.
         """
         # Or a member could have an adapter made for every name that it thinks up.
         if opened.run_id.rpartition(".r")[0] != opened.federation:
@@ -86,13 +98,19 @@ class RoundTable:
             raise StepExpired(
                 f"round {opened.run_id} is not open for {owner}; enter the federation's next round"
             )
+        settings, start = trained.settings, known.states[owner]
         if settings != known.settings:
             raise ConfigError(
                 f"round {opened.run_id} trains {known.settings.model_dump(mode='json')}, this "
                 f"client {settings.model_dump(mode='json')}; take the federation's settings"
             )
-        slot, before = self._slot(owner, opened, settings, now_s)
-        slot.adapter.load(known.states[owner])
+        if layout_of(self._trunk, settings, trained.blocks).keys() != start.keys():
+            raise ProtocolError(
+                f"round {opened.run_id} was begun for {owner} with other blocks than "
+                f"{trained.blocks.start}:{trained.blocks.stop}; join again with the new cut"
+            )
+        slot, before = self._slot(owner, opened, trained, now_s)
+        slot.adapter.load(start)
         for parameter in slot.adapter.parameters():
             parameter.grad = None
         return slot.adapter, before
@@ -105,18 +123,18 @@ class RoundTable:
                 self._slots.pop(key).adapter.remove()
 
     def _slot(
-        self, owner: str, opened: OpenRun, settings: AdapterSettings, now_s: float
+        self, owner: str, opened: OpenRun, trained: TrainedBlocks, now_s: float
     ) -> tuple[_Slot, str | None]:
         assert opened.federation is not None
         key = (owner, opened.federation)
         slot = self._slots.get(key)
         before = None if slot is None else slot.run_id
-        if slot is not None and slot.settings != settings:
+        if slot is not None and slot.trained != trained:
             self._slots.pop(key).adapter.remove()
             slot = None
         if slot is None:
-            adapter = attach(self._trunk, settings, self._new_name())
-            slot = _Slot(adapter=adapter, settings=settings, run_id=opened.run_id, used_s=now_s)
+            adapter = attach(self._trunk, trained.settings, self._new_name(), trained.blocks)
+            slot = _Slot(adapter=adapter, trained=trained, run_id=opened.run_id, used_s=now_s)
             self._slots[key] = slot
         slot.run_id, slot.used_s = opened.run_id, now_s
         return slot, before if before != opened.run_id else None

@@ -1,16 +1,35 @@
-"""The files of a saved step of a run at the server. It does not decide when to save."""
+"""A run's folder at the server and the files of a saved step. It does not decide when to save."""
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["step_files"]
+from cutlayer.errors import ProtocolError, StorageError
+from cutlayer.model.adapters import AdapterState
+from cutlayer.model.cut import Cut
+from cutlayer.model.tensor_file import read_tensors
+from cutlayer.storage.steps import StepStore
+
+__all__ = [
+    "check_cut",
+    "cut_of",
+    "load_adapter_state",
+    "run_folder",
+    "saved_cut",
+    "saved_settings",
+    "step_files",
+]
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 def step_files(
     step: int,
+    cut: Cut | None,
     adapter: Mapping[str, object],
     state: Mapping[str, Tensor],
     moments: Mapping[str, Tensor],
@@ -19,13 +38,66 @@ def step_files(
 
     Args:
         step: the finished step.
+        cut: whose trunk the adapter is of; None where it is that of the only cut there was.
         adapter: the run's adapter settings, as plain values.
         state: the trunk's adapter.
         moments: of its optimizer; empty where the next step starts it afresh.
     """
-    about = {"step": step, "adapter": dict(adapter)}
+    about: dict[str, object] = {"step": step, "adapter": dict(adapter)}
+    if cut is not None:
+        about["cut"] = [cut.lower, cut.upper]
     return {
         "state.json": json.dumps(about, sort_keys=True).encode(),
         "adapter.safetensors": save(dict(state)),
         "optimizer.safetensors": save(dict(moments)),
     }
+
+
+def load_adapter_state(store: StepStore, step: int) -> AdapterState:
+    """The trunk adapter that a saved step holds."""
+    return read_tensors(store.load(step), "adapter.safetensors")
+
+
+def saved_settings(store: StepStore, step: int) -> dict[str, object]:
+    """The adapter settings of a saved step, as plain values."""
+    settings = json.loads(store.load(step)["state.json"])["adapter"]
+    assert isinstance(settings, dict)
+    return settings
+
+
+def saved_cut(store: StepStore, step: int) -> Cut | None:
+    """The cut of a saved step; None where an older release saved it, for the only one it had."""
+    return cut_of(json.loads(store.load(step)["state.json"]))
+
+
+def cut_of(about: Mapping[str, object]) -> Cut | None:
+    """What `state.json` says of the cut; None as in `saved_cut`."""
+    found = about.get("cut")
+    return None if not isinstance(found, list) else Cut(*found)
+
+
+def check_cut(run_id: str, saved: Cut | None, cut: Cut) -> None:
+    """Refuse a saved run at another cut than its own.
+
+    Raises:
+        StorageError: says both cuts.
+    """
+    if saved is not None and saved != cut:
+        raise StorageError(
+            f"run {run_id} was cut at {saved.lower}:{saved.upper} here and is opened at "
+            f"{cut.lower}:{cut.upper}; put the old cut back, or move it with `cutlayer recut`"
+        )
+
+
+def run_folder(state_folder: Path, owner: str, run_id: str) -> Path:
+    """Where the server keeps a run: one folder per owner, so that names cannot meet.
+
+    Raises:
+        ProtocolError: a name that is not a plain file name.
+    """
+    for name in (owner, run_id):
+        if not _PLAIN_NAME.fullmatch(name):
+            raise ProtocolError(
+                f"{name!r} is no name for a run or an owner: letters, digits, - _ ."
+            )
+    return state_folder / "runs" / owner / run_id

@@ -10,11 +10,13 @@ from pathlib import Path
 from cutlayer.errors import PermissionRefused, StepExpired
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
 from cutlayer.model.adapters import AdapterSettings, AdapterState, attach, layout_of
+from cutlayer.model.cut import Cut
 from cutlayer.model.partition import Trunk
 from cutlayer.server.adapter_limits import check_adapter
 from cutlayer.server.owner_vaults import vault_of
-from cutlayer.server.rounds import RoundTable
-from cutlayer.server.runs import TrainingRun, run_folder
+from cutlayer.server.rounds import RoundTable, TrainedBlocks
+from cutlayer.server.run_files import run_folder
+from cutlayer.server.runs import TrainingRun
 from cutlayer.server.settings import LimitSettings
 from cutlayer.settings import parse_settings
 from cutlayer.storage.steps import StepStore
@@ -61,8 +63,13 @@ class RunTable:
         self._clock = clock
         self._rounds = RoundTable(trunk, new_name)
 
-    def open(self, owner: str, opened: OpenRun) -> TrainingRun:
+    def open(self, owner: str, opened: OpenRun, cut: Cut) -> TrainingRun:
         """Load or create a run; an open one of this name begins anew.
+
+        Args:
+            owner: the client's name.
+            opened: what it said.
+            cut: where its rows enter and leave the trunk.
 
         Raises:
             StepExpired: no step in common, or no such round.
@@ -75,7 +82,7 @@ class RunTable:
         check_adapter(settings, self._limits)
         is_in_round = opened.federation is not None
         opening = self._open_in_round if is_in_round else self._open_own
-        self.runs[key] = opening(owner, opened, settings)
+        self.runs[key] = opening(owner, opened, settings, cut)
         self._last_used_s[key] = self._clock()
         return self.runs[key]
 
@@ -130,20 +137,25 @@ class RunTable:
         for key in [k for k, run in self.runs.items() if k[1] == run_id and run.is_in_round]:
             self._close(key)
 
-    def _open_own(self, owner: str, opened: OpenRun, settings: AdapterSettings) -> TrainingRun:
-        adapter = attach(self._trunk, settings, self._new_name())
+    def _open_own(
+        self, owner: str, opened: OpenRun, settings: AdapterSettings, cut: Cut
+    ) -> TrainingRun:
+        adapter = attach(self._trunk, settings, self._new_name(), cut.trunk)
         try:
             store = self._new_store(owner, opened.run_id)
-            return TrainingRun(owner, adapter, opened, store, self._limits)
+            return TrainingRun(owner, adapter, opened, store, self._limits, cut)
         except BaseException:
             adapter.remove()
             raise
 
-    def _open_in_round(self, owner: str, opened: OpenRun, settings: AdapterSettings) -> TrainingRun:
-        adapter, earlier = self._rounds.adapter_for(owner, opened, settings, self._clock())
+    def _open_in_round(
+        self, owner: str, opened: OpenRun, settings: AdapterSettings, cut: Cut
+    ) -> TrainingRun:
+        trained = TrainedBlocks(settings=settings, blocks=cut.trunk)
+        adapter, earlier = self._rounds.adapter_for(owner, opened, trained, self._clock())
         if earlier is not None:
             self._close((owner, earlier))
-        return TrainingRun(owner, adapter, opened, None, self._limits)
+        return TrainingRun(owner, adapter, opened, None, self._limits, cut)
 
     def _new_store(self, owner: str, run_id: str) -> StepStore:
         folder = run_folder(self._folder, owner, run_id)

@@ -8,30 +8,26 @@ Shapes: N = tokens of all rows of a micro-batch, D = hidden size.
 
 import json
 import math
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from cutlayer.errors import ProtocolError, StepExpired, StorageError
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
-from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState
+from cutlayer.model.adapters import Adapter, AdapterSettings
+from cutlayer.model.cut import Cut
 from cutlayer.model.optimizer import AdamWSettings, PartOptimizer, gradient_scale
 from cutlayer.model.rows import Rows
 from cutlayer.model.tensor_file import read_tensors
 from cutlayer.server.engine import Gradients
 from cutlayer.server.graphs import Graph
-from cutlayer.server.run_files import step_files
+from cutlayer.server.run_files import check_cut, cut_of, step_files
 from cutlayer.server.settings import LimitSettings
 from cutlayer.settings import parse_settings
 from cutlayer.storage.steps import StepStore
 from cutlayer.wire.messages import OpenRun, Step
 
-__all__ = ["TrainingRun", "load_adapter_state", "run_folder", "saved_settings"]
-
-
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+__all__ = ["TrainingRun"]
 
 
 @dataclass
@@ -48,6 +44,7 @@ class TrainingRun:
 
     Attributes:
         step: the last finished step.
+        cut: where the run's rows enter and leave the trunk.
     """
 
     def __init__(
@@ -57,15 +54,18 @@ class TrainingRun:
         opened: OpenRun,
         store: StepStore | None,
         limits: LimitSettings,
+        cut: Cut,
     ) -> None:
         """Args:
         owner: the client's name.
-        adapter: the owner's.
+        adapter: the owner's, on the blocks of its cut.
         opened: what the owner said.
         store: where steps are saved; None for a run of a round, which lives in memory.
         limits: what one step may hold.
+        cut: the owner's.
         """
         self.step = 0
+        self.cut = cut
         self.opened = opened
         self._owner = owner
         self._num_scored = 0
@@ -102,7 +102,8 @@ class TrainingRun:
         self._require_room(step, micro, h_ND)
         seed = _dropout_seed(self.opened.seed, step, micro)
         wants_grad = self.opened.wants_input_grad
-        return Graph(self._owner, self._adapter, h_ND, rows, seed, wants_grad)
+        blocks = self.cut.trunk
+        return Graph(self._owner, self._adapter, h_ND, rows, blocks, seed, wants_grad)
 
     def keep(self, micro: int, graph: Graph) -> None:
         """Take the graph of a forward that went well, in place of an earlier one."""
@@ -227,9 +228,8 @@ class TrainingRun:
         """Make the last finished step durable; in a round the round is, so that nothing is done."""
         if self._store is None:
             return
-        files = step_files(
-            self.step, self.opened.adapter, self._adapter.state(), self._optimizer.state()
-        )
+        states = self._adapter.state(), self._optimizer.state()
+        files = step_files(self.step, self.cut, self.opened.adapter, *states)
         self._store.save(self.step, files, is_pinned)
 
     def close(self) -> None:
@@ -253,8 +253,10 @@ class TrainingRun:
 
     def _restore(self, store: StepStore, step: int) -> None:
         files = store.load(step)
+        about = json.loads(files["state.json"])
+        check_cut(self.opened.run_id, cut_of(about), self.cut)
         # Parsed, so that a setting which an older release did not write has its default.
-        saved = parse_settings(AdapterSettings, json.loads(files["state.json"])["adapter"], "saved")
+        saved = parse_settings(AdapterSettings, about["adapter"], "saved")
         if saved != parse_settings(AdapterSettings, self.opened.adapter, "opened"):
             raise StorageError(
                 f"run {self.opened.run_id} was started with other adapter settings; "
@@ -297,11 +299,6 @@ class TrainingRun:
             )
 
 
-def load_adapter_state(store: StepStore, step: int) -> AdapterState:
-    """The trunk adapter that a saved step holds."""
-    return read_tensors(store.load(step), "adapter.safetensors")
-
-
 def _check_scalars(finished: Step) -> None:
     for name in ("client_sq_norm", "lr"):
         value = getattr(finished, name)
@@ -309,27 +306,6 @@ def _check_scalars(finished: Step) -> None:
             raise ProtocolError(f"COMMIT with {name}={value}; a finite number from 0 is needed")
     if finished.num_tokens < 0:
         raise ProtocolError(f"COMMIT with num_tokens={finished.num_tokens}")
-
-
-def saved_settings(store: StepStore, step: int) -> dict[str, object]:
-    """The adapter settings of a saved step, as plain values."""
-    settings = json.loads(store.load(step)["state.json"])["adapter"]
-    assert isinstance(settings, dict)
-    return settings
-
-
-def run_folder(state_folder: Path, owner: str, run_id: str) -> Path:
-    """Where the server keeps a run: one folder per owner, so that names cannot meet.
-
-    Raises:
-        ProtocolError: a name that is not a plain file name.
-    """
-    for name in (owner, run_id):
-        if not _PLAIN_NAME.fullmatch(name):
-            raise ProtocolError(
-                f"{name!r} is no name for a run or an owner: letters, digits, - _ ."
-            )
-    return state_folder / "runs" / owner / run_id
 
 
 def _dropout_seed(seed: int, step: int, micro: int) -> int:

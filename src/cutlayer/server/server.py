@@ -28,7 +28,7 @@ from cutlayer.server.replica_admin import AdminService
 from cutlayer.server.runner import Runner
 from cutlayer.server.scheduler import BatchScheduler
 from cutlayer.server.settings import ServerSettings
-from cutlayer.server.tensor_parallel import parallel_trunk, stop_followers, when_lost
+from cutlayer.server.tensor_parallel import is_parallel, parallel_trunk, stop_followers, when_lost
 from cutlayer.storage.audit_log import AuditEvent, AuditLog
 from cutlayer.storage.files import private_folder
 from cutlayer.storage.vault import Vault, open_vault
@@ -238,4 +238,5 @@ def _load(settings: ServerSettings) -> tuple[Trunk, ServedModel]:
         digest=model.digest,
         boot_id=secrets.token_hex(16),
         software=f"cutlayer {version('cutlayer')}",
+        has_one_cut=is_parallel(),
     )

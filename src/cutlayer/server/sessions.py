@@ -12,7 +12,7 @@ from cutlayer.errors import CacheFull, ProtocolError, SessionLost
 from cutlayer.model.kv_cache import RowCache
 from cutlayer.server.kv_pool import KvPool, PooledRow, PoolLimits
 
-__all__ = ["RowCall", "Session", "SessionLimits", "SessionTable"]
+__all__ = ["Passage", "RowCall", "Session", "SessionLimits", "SessionTable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,16 @@ class RowCall:
             raise ProtocolError("every row needs a token and a position from 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """Where a session's rows pass through the trunk."""
+
+    blocks: range
+    """Global indices."""
+    bytes_per_token: int
+    """Of their cache."""
+
+
 @dataclass
 class Session:
     """Rows of one client under one adapter; each is a stream of its own."""
@@ -80,6 +90,7 @@ class Session:
     owner: str
     adapter_name: str | None
     """Name of the trunk adapter in the runner's table; None is the base model."""
+    passage: "Passage"
     last_used_s: float
     rows: dict[int, PooledRow] = field(default_factory=dict)
 
@@ -91,14 +102,20 @@ class Session:
 class SessionTable:
     """Sessions by their names; rows come and go with calls, sessions when told or when idle."""
 
-    def __init__(self, limits: SessionLimits, bytes_per_token: int, num_layers: int) -> None:
+    def __init__(self, limits: SessionLimits, num_layers: int) -> None:
+        """No session is open yet; `num_layers` are all blocks of the trunk."""
         self._limits = limits
         self._num_layers = num_layers
-        self._pool = KvPool(limits.pool_limits(), bytes_per_token)
+        self._pool = KvPool(limits.pool_limits())
         self._sessions: dict[str, Session] = {}
 
     def open(
-        self, owner: str, max_lengths: Sequence[int], adapter_name: str | None, now_s: float
+        self,
+        owner: str,
+        max_lengths: Sequence[int],
+        adapter_name: str | None,
+        passage: Passage,
+        now_s: float,
     ) -> Session:
         """A session with rows 0, 1, ... of at most `max_lengths` tokens, or without rows.
 
@@ -117,10 +134,11 @@ class SessionTable:
             session_id=secrets.token_hex(16),
             owner=owner,
             adapter_name=adapter_name,
+            passage=passage,
             last_used_s=now_s,
         )
         for row, max_length in enumerate(max_lengths):
-            session.rows[row] = self._new_row(owner, max_length, now_s)
+            session.rows[row] = self._new_row(session, max_length, now_s)
         self._sessions[session.session_id] = session
         return session
 
@@ -228,7 +246,7 @@ class SessionTable:
         for number, position, limit in zip(call.rows, call.positions, limits, strict=True):
             row = session.rows.get(number)
             if row is None and limit:
-                row = self._new_row(session.owner, limit, now_s)
+                row = self._new_row(session, limit, now_s)
             if row is None or position > row.cache.length:
                 lost.append(number)
             else:
@@ -243,8 +261,9 @@ class SessionTable:
                 self._pool.empty(row, limit)
         return found
 
-    def _new_row(self, owner: str, max_length: int, now_s: float) -> PooledRow:
-        return PooledRow(owner, self._num_layers, max_length, now_s)
+    def _new_row(self, session: Session, max_length: int, now_s: float) -> PooledRow:
+        token_bytes = session.passage.bytes_per_token
+        return PooledRow(session.owner, self._num_layers, token_bytes, max_length, now_s)
 
     def _forget(self, session: Session) -> int:
         del self._sessions[session.session_id]

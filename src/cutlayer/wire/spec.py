@@ -62,7 +62,7 @@ class Spec:
         return cls(**values)  # type: ignore[arg-type]  # types were compared above
 
 
-_CUT = "set the same [cut] on both sides"
+_CUT = "choose a cut within the blocks that the server holds"
 _MODEL = "load the same model on both sides"
 _HINTS = {
     "protocol": f"this side speaks {OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}; "

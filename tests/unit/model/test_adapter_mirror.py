@@ -29,7 +29,7 @@ def _change(trunk: Trunk, added: str, loaded: str) -> AdapterChange:
 
 
 def _linears(trunk: Trunk) -> list[torch.nn.Linear]:
-    names = find_targets(trunk, AdapterSettings().targets).values()
+    names = find_targets(trunk, AdapterSettings().targets, trunk.block_range).values()
     layers = [trunk.base.get_submodule(name) for name in names]
     return [getattr(layer, "base_layer", layer) for layer in layers]
 

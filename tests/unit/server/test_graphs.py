@@ -12,6 +12,8 @@ from cutlayer.server.engine import Gradients, TrunkEngine
 from cutlayer.server.graphs import Graph, GraphBudget
 from tests.unit.server.trunk_world import random_ND, tiny_trunk
 
+BLOCKS = range(1, 3)
+
 
 def _engine(trunk: Trunk, max_bytes: int = 1 << 30) -> tuple[TrunkEngine, GraphBudget]:
     budget = GraphBudget(max_bytes)
@@ -27,7 +29,7 @@ def test_recomputed_graph_gives_the_same_bits_as_a_kept_one(tmp_path: Path, fami
     rows, h_ND, grad_ND = Rows(lengths=(5, 3)), random_ND(8, 0), random_ND(8, 1)
     results = []
     for engine, budget in (kept, dropped):
-        graph = Graph("a", adapter, h_ND, rows, 11, wants_grad=True)
+        graph = Graph("a", adapter, h_ND, rows, BLOCKS, 11, wants_grad=True)
         (y_ND,) = engine.forward([graph])
         assert (budget.used_bytes > 0) == (budget.max_bytes > 0)
         (found,) = engine.backward([(graph, grad_ND)])
@@ -43,7 +45,8 @@ def test_activations_are_freed_after_the_last_member_is_gone(tmp_path: Path) -> 
     engine, budget = _engine(trunk)
     adapters = [attach(trunk, AdapterSettings(), name) for name in ("one", "two")]
     graphs = [
-        Graph(a.name, a, random_ND(3, 0), Rows(lengths=(3,)), 0, wants_grad=False) for a in adapters
+        Graph(a.name, a, random_ND(3, 0), Rows(lengths=(3,)), BLOCKS, 0, wants_grad=False)
+        for a in adapters
     ]
     engine.forward(graphs)
     assert graphs[0].joint is graphs[1].joint is not None
@@ -59,7 +62,9 @@ def test_repeated_forwards_leave_no_bytes_behind(tmp_path: Path) -> None:
     engine, budget = _engine(trunk)
     adapter = attach(trunk, AdapterSettings())
     for _ in range(3):
-        graph = Graph("a", adapter, random_ND(3, 0), Rows(lengths=(3,)), 0, wants_grad=False)
+        graph = Graph(
+            "a", adapter, random_ND(3, 0), Rows(lengths=(3,)), BLOCKS, 0, wants_grad=False
+        )
         engine.forward([graph])
         graph.drop()
     assert budget.used_bytes == 0
@@ -69,7 +74,7 @@ def test_two_byte_trunk_takes_and_gives_float32(tmp_path: Path) -> None:
     trunk = tiny_trunk(tmp_path).to(torch.bfloat16)
     engine, _ = _engine(trunk)
     adapter = attach(trunk, AdapterSettings())
-    graph = Graph("a", adapter, random_ND(3, 0), Rows(lengths=(3,)), 0, wants_grad=True)
+    graph = Graph("a", adapter, random_ND(3, 0), Rows(lengths=(3,)), BLOCKS, 0, wants_grad=True)
     (y_ND,) = engine.forward([graph])
     (found,) = engine.backward([(graph, random_ND(3, 1))])
     assert isinstance(y_ND, torch.Tensor)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cutlayer.errors import ConfigError, SpecMismatch
+from cutlayer.model.cut import Cut
 from cutlayer.model.manifest import Manifest
 from cutlayer.server.handshake import ServedModel, agree_on
 from cutlayer.wire.messages import Hello
@@ -58,3 +59,20 @@ def test_another_cut_another_block_and_an_unknown_codec_are_refused() -> None:
         agree_on(MODEL, _hello(changed={"block.0": "dd" * 32}))
     with pytest.raises(ConfigError, match="morse"):
         agree_on(MODEL, _hello(replace(SPEC, codec_up="morse")))
+
+
+def test_a_client_may_cut_anywhere_within_the_trunk() -> None:
+    wide = replace(MODEL, spec=replace(SPEC, n_block=6, lower=1, upper=5))
+    for lower, upper in ((1, 5), (2, 4), (1, 2), (4, 5)):
+        agreement = agree_on(wide, _hello(replace(wide.spec, lower=lower, upper=upper)))
+        assert agreement.cut == Cut(lower, upper)
+        assert agreement.welcome.spec["lower"] == lower
+    for lower, upper in ((0, 5), (1, 6), (3, 3), (4, 2), (-1, 2)):
+        with pytest.raises(SpecMismatch, match="blocks that the server holds"):
+            agree_on(wide, _hello(replace(wide.spec, lower=lower, upper=upper)))
+
+
+def test_a_trunk_of_several_processes_has_one_cut() -> None:
+    wide = replace(MODEL, spec=replace(SPEC, n_block=6, lower=1, upper=5), has_one_cut=True)
+    with pytest.raises(SpecMismatch, match="lower"):
+        agree_on(wide, _hello(replace(wide.spec, lower=2)))

@@ -10,10 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cutlayer.errors import CacheFull, ProtocolError, SessionLost
 from cutlayer.server.kv_pool import KvPool, PooledRow, PoolLimits
-from cutlayer.server.sessions import RowCall, Session, SessionLimits, SessionTable
+from cutlayer.server.sessions import Passage, RowCall, Session, SessionLimits, SessionTable
 
 LAYERS, TOKEN_BYTES = 2, 2 * 2 * 3 * 4
 BLOCK = 64 * TOKEN_BYTES
+WHOLE = Passage(blocks=range(LAYERS), bytes_per_token=TOKEN_BYTES)
 
 
 def _fill(row: PooledRow, length: int) -> None:
@@ -27,12 +28,12 @@ def _pool(max_blocks: int, max_client_blocks: int) -> KvPool:
     limits = PoolLimits(
         max_bytes=max_blocks * BLOCK, max_client_bytes=max_client_blocks * BLOCK, evict_after_s=1.0
     )
-    return KvPool(limits, TOKEN_BYTES)
+    return KvPool(limits)
 
 
 def _held(pool: KvPool, owner: str, length: int, now_s: float) -> PooledRow:
     """A row that was used once."""
-    row = PooledRow(owner, LAYERS, 10_000, now_s)
+    row = PooledRow(owner, LAYERS, TOKEN_BYTES, 10_000, now_s)
     pool.admit(owner, {row: length}, now_s)
     _fill(row, length)
     pool.settle([row], now_s)
@@ -49,7 +50,7 @@ def test_only_allocated_blocks_count() -> None:
 
 def test_bytes_of_a_call_that_failed_are_given_back() -> None:
     pool = _pool(10, 10)
-    row = PooledRow("a", LAYERS, 1000, 0.0)
+    row = PooledRow("a", LAYERS, TOKEN_BYTES, 1000, 0.0)
     pool.admit("a", {row: 300}, 0.0)
     assert pool.used_bytes == 5 * BLOCK
     pool.settle([row], 0.0)
@@ -59,13 +60,13 @@ def test_bytes_of_a_call_that_failed_are_given_back() -> None:
 def test_thousands_of_small_rows_make_room_at_once() -> None:
     num_rows = 20_000
     pool = _pool(num_rows, num_rows)
-    rows = {PooledRow(f"many{i % 2}", LAYERS, 64, 0.0): 1 for i in range(num_rows)}
+    rows = {PooledRow(f"many{i % 2}", LAYERS, TOKEN_BYTES, 64, 0.0): 1 for i in range(num_rows)}
     for owner in ("many0", "many1"):
         pool.admit(owner, {row: 1 for row in rows if row.owner == owner}, 0.0)
     for row in rows:
         row.is_busy = False
     began_s = time.process_time()
-    new = PooledRow("new", LAYERS, num_rows * 64, 2.0)
+    new = PooledRow("new", LAYERS, TOKEN_BYTES, num_rows * 64, 2.0)
     pool.admit("new", {new: num_rows // 2 * 64}, 2.0)
     # Every other client's next token waits for this.
     assert time.process_time() - began_s < 1
@@ -99,7 +100,7 @@ def test_client_at_its_own_limit_evicts_only_its_own() -> None:
 
 def test_rows_in_use_or_of_the_call_itself_never_give_way() -> None:
     pool = _pool(3, 3)
-    busy, own = PooledRow("b", LAYERS, 1000, 0.0), _held(pool, "a", 60, 0.0)
+    busy, own = PooledRow("b", LAYERS, TOKEN_BYTES, 1000, 0.0), _held(pool, "a", 60, 0.0)
     pool.admit("b", {busy: 100}, 0.0)
     with pytest.raises(CacheFull):
         pool.admit("a", {own: 100}, 50.0)
@@ -129,7 +130,7 @@ def test_clients_that_want_more_than_there_is_all_come_to_their_end(
     """Every client replays what it lost and asks again; a second passes now and then."""
     pool = _pool(3, 2)
     goals = {f"c{n}": data.draw(st.integers(1, 128)) for n in range(num_clients)}
-    rows = {name: PooledRow(name, LAYERS, 128, 0.0) for name in goals}
+    rows = {name: PooledRow(name, LAYERS, TOKEN_BYTES, 128, 0.0) for name in goals}
     now_s, rounds = 0.0, 0
     while rows:
         rounds += 1
@@ -162,7 +163,7 @@ class _Table(RuleBasedStateMachine):
             ttl_s=20.0,
             evict_after_s=1.0,
         )
-        self.table = SessionTable(limits, TOKEN_BYTES, LAYERS)
+        self.table = SessionTable(limits, LAYERS)
         self.now_s = 0.0
         self.sessions: list[Session] = []
         self.under_way: list[tuple[Session, RowCall]] = []
@@ -170,7 +171,7 @@ class _Table(RuleBasedStateMachine):
     @rule(owner=st.sampled_from("abc"), limits=st.lists(st.integers(1, 200), max_size=3))
     def open(self, owner: str, limits: list[int]) -> None:
         try:
-            self.sessions.append(self.table.open(owner, limits, None, self.now_s))
+            self.sessions.append(self.table.open(owner, limits, None, WHOLE, self.now_s))
         except CacheFull:
             assert sum(s.owner == owner for s in self.table._sessions.values()) == 3
 
