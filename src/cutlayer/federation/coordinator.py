@@ -11,6 +11,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from cutlayer.errors import ProtocolError
+from cutlayer.federation.cuts import Greeting
 from cutlayer.federation.cycle import Cycle
 from cutlayer.federation.exchange import Answer, Stage
 from cutlayer.federation.gathering import Gathering
@@ -20,9 +21,10 @@ from cutlayer.federation.secure.peers import Verifier
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.federation.status import Status
 from cutlayer.federation.store import FederationStore
-from cutlayer.federation.store_rows import MemberRow, Pinned
+from cutlayer.federation.store_rows import MemberRow
 from cutlayer.federation.trunk_pool import TrunkPool
 from cutlayer.model.adapters import AdapterState
+from cutlayer.model.cut import Cut
 from cutlayer.wire.federation_messages import EnterRound, Join, Joined, Publish
 from cutlayer.wire.header import Header
 
@@ -60,6 +62,7 @@ class Coordinator:
         self._cycle = Cycle(settings, store, trunk, verifier)
         self._gathering = Gathering(settings)
         self._members = {row.name for row in store.members() if row.left_at is None}
+        self._cuts = store.cuts()
         self._lost: dict[str, float] = {}
         self._is_told_of_returns = False
         self._heard: set[str] = set()
@@ -74,26 +77,29 @@ class Coordinator:
         """All rounds are done."""
         return self._cycle.is_finished
 
-    def join(self, member: str, call: Join, now_s: float) -> Joined:
-        """Become a member, or be one still.
+    def join(
+        self, member: str, call: Join, now_s: float, greeting: Greeting | None = None
+    ) -> Joined:
+        """Become a member, or be one still; perhaps with another cut, where cuts are mixed.
 
         Raises:
             CutlayerError: see `membership.check_join`.
         """
-        pinned = self._store.pinned()
-        check_join(member, call, self._settings, pinned, self._cycle.trunk_layout)
+        pinned, trunk = self._store.pinned(), self._cycle.trunk_layout
+        admitted = check_join(member, call, self._settings, pinned, trunk, greeting)
         if pinned is None:
-            layout = {key: list(shape) for key, shape in sorted(call.layout.items())}
             # In memory first: what fails here must not be found on disk at every start.
-            self._cycle.history.pin(layout)
-            self._store.pin(Pinned(fingerprint=call.fingerprint, layout=layout, member=member))
+            self._cycle.history.pin(admitted.pinned.layout)
+            self._store.pin(admitted.pinned)
+        if admitted.cut is not None:
+            self._keep_cut(member, admitted.cut, now_s)
         if member not in self._members:
             self._store.add_member(member)
             self._members.add(member)
         self._hear(member)
         self._settle(now_s)
         return Joined(
-            policy=self._settings.policy().model_dump_json(),
+            policy=self._settings.policy().told(),
             round=self._cycle.history.round,
             digest=self._cycle.history.digest,
             member=member,
@@ -161,7 +167,7 @@ class Coordinator:
             return None
         if attempt.has_begun(member):
             return None
-        return self._cycle.history.begun(call, attempt.number, attempt.cohort)
+        return self._cycle.history.begun(call, attempt.number, attempt.cohort, attempt.cuts)
 
     def seen(self, member: str) -> None:
         """A new connection of the member is there: call it when one has said HELLO."""
@@ -229,13 +235,18 @@ class Coordinator:
         )
 
     def trunk_state(self, member: str) -> AdapterState:
-        """The trunk's adapter that the member's next round starts from.
+        """The trunk's adapter that the member's next round starts from, as far as its cut goes.
 
         Raises:
             ProtocolError: not a member.
         """
         self._check_member(member, self._settings.name)
-        return self._cycle.history.rules.trunk_of(self._cycle.history.state, member)
+        history = self._cycle.history
+        return history.rules.trunk_of(history.state, member, self.cut_of(member))
+
+    def cut_of(self, member: str) -> Cut | None:
+        """A member's own cut; None where all have one."""
+        return self._cuts.get(member) if self._settings.mixed_cuts else None
 
     def _check_member(self, member: str, federation: str) -> None:
         if federation != self._settings.name or member not in self._members:
@@ -244,9 +255,20 @@ class Coordinator:
                 "JOIN comes first"
             )
 
+    def _keep_cut(self, member: str, cut: Cut, now_s: float) -> None:
+        if self._cuts.get(member) == cut:
+            return
+        self._store.keep_cut(member, cut)
+        self._cuts[member] = cut
+        if self._cycle.attempt is not None:
+            # Its trunk run and the others' vectors are laid out for the cut before.
+            self._cycle.attempt.put_out(member, "it came back with another cut", now_s)
+
     def _enter(self, member: str, call: EnterRound, now_s: float) -> None:
         history, attempt = self._cycle.history, self._cycle.attempt
         check_history(member, call, history.round, history.digest_at(call.round))
+        if self._settings.mixed_cuts and member not in self._cuts:
+            raise ProtocolError(f"the cut of {member} is not known yet; JOIN comes first")
         if attempt is not None and member in attempt.cohort:
             if not attempt.has_begun(member):
                 return  # ROUND of this attempt is the answer, again
@@ -275,7 +297,8 @@ class Coordinator:
     def _begin(self, now_s: float) -> None:
         number = self._cycle.next_number()
         cohort = self._gathering.choose(self._cycle.history.round + 1, number)
-        if self._cycle.begin(cohort, now_s):
+        cuts = {name: self._cuts[name] for name in cohort} if self._settings.mixed_cuts else {}
+        if self._cycle.begin(cohort, now_s, cuts):
             self._gathering.begin(cohort)
         else:
             self._not_before_s = now_s + _RETRY_S

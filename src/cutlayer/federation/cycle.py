@@ -14,6 +14,7 @@ from cutlayer.errors import (
     StorageError,
 )
 from cutlayer.federation.checkpoints import Checkpoint
+from cutlayer.federation.cuts import Cuts
 from cutlayer.federation.exchange import Exchange, PlainExchange, SecureExchange
 from cutlayer.federation.history import History
 from cutlayer.federation.membership import check_begun
@@ -108,8 +109,14 @@ class Cycle:
         """Of the attempt that would begin now."""
         return self._store.last_attempt(self.history.round + 1) + 1
 
-    def begin(self, cohort: Sequence[str], now_s: float) -> bool:
-        """Begin the next round, or begin it again; False if that was not possible."""
+    def begin(self, cohort: Sequence[str], now_s: float, cuts: Cuts) -> bool:
+        """Begin the next round, or begin it again; False if that was not possible.
+
+        Args:
+            cohort: who is asked.
+            now_s: the coordinator's clock.
+            cuts: of the cohort; empty unless they are mixed.
+        """
         round_number, number = self.history.round + 1, self.next_number()
         self._num_up = self._num_down = 0
         try:
@@ -119,9 +126,9 @@ class Cycle:
             self._trunk.begin_round(
                 self._run_id(number),
                 self._settings.round_adapter(),
-                {member: rules.trunk_of(state, member) for member in cohort},
+                {member: rules.trunk_of(state, member, cuts.get(member)) for member in cohort},
             )
-            self.attempt = self._running(round_number, number, tuple(cohort), now_s)
+            self.attempt = self._running(number, tuple(cohort), now_s, cuts)
         except CutlayerError as error:
             self._give_up(number, error)
             return False
@@ -141,17 +148,18 @@ class Cycle:
         self._succeeded, self._failure, self.num_failed = attempt, "", 0
 
     def _running(
-        self, round_number: int, number: int, cohort: tuple[str, ...], now_s: float
+        self, number: int, cohort: tuple[str, ...], now_s: float, cuts: Cuts
     ) -> RunningAttempt:
         settings, rules = self._settings, self.history.rules
-        exchange: Exchange = PlainExchange(rules)
+        exchange: Exchange = PlainExchange(rules, cuts)
         if settings.secure.enabled:
             terms = Attempt(
                 federation=settings.name,
-                round=round_number,
+                round=self.history.round + 1,
                 attempt=number,
                 cohort=cohort,
                 policy=settings.secure,
+                cuts=cuts,
             )
             exchange = SecureExchange(rules, terms, self._verifier)
         deadlines = Deadlines(
@@ -159,7 +167,7 @@ class Cycle:
             training_s=settings.round_deadline_s,
             quorum=settings.quorum,
         )
-        return RunningAttempt(number, cohort, exchange, deadlines, now_s)
+        return RunningAttempt(number, cohort, exchange, deadlines, now_s, cuts)
 
     def _commit(self, attempt: RunningAttempt, now_s: float) -> None:
         """Aggregate, and make it durable."""

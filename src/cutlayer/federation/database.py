@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cutlayer.errors import StorageError
-from cutlayer.federation.store_rows import SCHEMA
+from cutlayer.federation.store_rows import ADDED, SCHEMA
 from cutlayer.storage.files import explain_os_errors
 
 __all__ = ["Database", "Row", "Value", "WriterLock"]
@@ -115,6 +115,8 @@ class Database:
                 f"{self._path} has format {version}, this version of cutlayer reads {_VERSION}; "
                 "use the version that wrote it"
             )
+        if not is_reader:
+            connection.executescript(ADDED)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cutlayer.errors import ProtocolError
 from cutlayer.federation.aggregation import Update, check_state
+from cutlayer.federation.cuts import Cuts
 from cutlayer.federation.rounds import Collected
 from cutlayer.federation.rules import Rules
 from cutlayer.federation.secure.attempt import Attempt
@@ -96,14 +97,19 @@ class PlainExchange:
 
     first = Stage.UPDATES
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
+    def __init__(self, rules: Rules, cuts: Cuts | None = None) -> None:
+        """
+        Args:
+            rules: of the federation.
+            cuts: of the cohort, where they are mixed.
+        """
+        self._rules, self._cuts = rules, cuts or {}
         self._updates: dict[str, Update] = {}
 
     def add(self, member: str, call: Header, tensors: Mapping[str, Tensor]) -> None:
         """Check it against the layout and keep it."""
         assert isinstance(call, SendUpdate)
-        check_state(member, tensors, self._rules.update)
+        check_state(member, tensors, self._rules.update(self._cuts.get(member)))
         if call.weight < 0:
             raise ProtocolError(f"update of member {member} has weight {call.weight}, below 0")
         weight = min(call.weight, self._rules.settings.secure.max_weight)
@@ -143,7 +149,8 @@ class SecureExchange:
             CutlayerError: as `SecureRound`.
         """
         self._rules = rules
-        self._secure = SecureRound(attempt, num_values(rules.update), verifier)
+        self._layout = rules.vector(attempt.cuts)
+        self._secure = SecureRound(attempt, num_values(self._layout), verifier)
         self._has_liar = False
         self._sealed: dict[str, bytes] = {}
 
@@ -199,7 +206,7 @@ class SecureExchange:
             return Collected(survivors=survivors, hidden_sum=sum_M, sealed=sealed)
         policy = self._rules.settings.secure
         mean_N, total_weight = dequantise(sum_M, policy, len(survivors))
-        mean = unflatten(mean_N, self._rules.update)
+        mean = unflatten(mean_N, self._layout)
         return Collected(survivors=survivors, mean=mean, total_weight=total_weight)
 
     def _add_masked(self, member: str, tensors: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from cutlayer.errors import StorageError
 from cutlayer.federation.chain import first_digest, next_digest, payload_digest
 from cutlayer.federation.checkpoints import Checkpoint
+from cutlayer.federation.cuts import Cuts, write_cuts
 from cutlayer.federation.exchange import Answer
 from cutlayer.federation.rules import Rules
 from cutlayer.federation.settings import FederationSettings
@@ -93,15 +94,15 @@ class History:
         self._row, self._checkpoint = row, checkpoint
         self.digest, self._payload = digest, payload
 
-    def begun(self, call: EnterRound, attempt: int, cohort: Sequence[str]) -> Answer:
+    def begun(self, call: EnterRound, attempt: int, cohort: Sequence[str], cuts: Cuts) -> Answer:
         """ROUND for a member of the cohort."""
-        return self._answer(call, attempt, cohort)
+        return self._answer(call, attempt, cohort, cuts)
 
     def final(self, call: EnterRound) -> Answer:
         """ROUND after the last one."""
-        return self._answer(call, 0, ())
+        return self._answer(call, 0, (), {})
 
-    def _answer(self, call: EnterRound, attempt: int, cohort: Sequence[str]) -> Answer:
+    def _answer(self, call: EnterRound, attempt: int, cohort: Sequence[str], cuts: Cuts) -> Answer:
         has_state = not call.needs_state and call.round >= self.round - 1
         header = Round(
             round=self.round + 1,
@@ -115,6 +116,7 @@ class History:
             survivors=self._row.survivors if self._row and self.rules.is_hidden else [],
             total_weight=0 if self._row is None else self._row.total_weight,
             sum_attempt=0 if self._row is None else self._row.attempts,
+            cuts=write_cuts(cuts),
         )
         tensors = _payload(self.rules, self._checkpoint)
         if self._checkpoint.sealed and not has_state:
@@ -139,13 +141,15 @@ class History:
 def _payload(rules: Rules, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The tensors of ROUND."""
     if not rules.is_hidden:
-        return rules.ends_of(checkpoint.state)
+        return rules.told_of(checkpoint.state)
     return {} if checkpoint.hidden_sum is None else {"sum": checkpoint.hidden_sum}
 
 
 def _fixed(settings: FederationSettings) -> dict[str, object]:
     """Settings that give the stored states their meaning."""
-    return {
+    # Absent where it is false: as stores of the first release have it.
+    mixed: dict[str, object] = {"mixed_cuts": True} if settings.mixed_cuts else {}
+    return mixed | {
         "adapter": settings.adapter.model_dump(mode="json"),
         "trunk": settings.trunk.value,
         "strategy.kind": settings.strategy.kind,

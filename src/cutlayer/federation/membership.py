@@ -6,6 +6,7 @@ Every refusal goes to the member that caused it; nobody else notices.
 import math
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from cutlayer.errors import (
     ConfigError,
@@ -14,12 +15,14 @@ from cutlayer.errors import (
     SpecMismatch,
     StorageError,
 )
+from cutlayer.federation.cuts import Greeting, client_part, cut_text, is_share, read_cut
 from cutlayer.federation.settings import FederationSettings, TrunkSharing
 from cutlayer.federation.state import Layout, check_layout
 from cutlayer.federation.store_rows import Pinned
+from cutlayer.model.cut import Cut
 from cutlayer.wire.federation_messages import EnterRound, Join, Publish
 
-__all__ = ["check_begun", "check_history", "check_join", "check_metrics"]
+__all__ = ["Admitted", "check_begun", "check_history", "check_join", "check_metrics"]
 
 _MAX_FIELDS = 64
 _MAX_TEXT = 1000
@@ -27,9 +30,24 @@ _METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,39}")
 _MAX_METRICS = 32
 
 
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """Who may join."""
+
+    pinned: Pinned
+    """What all others must bring too, if this is the first member."""
+    cut: Cut | None
+    """The member's own, where cuts are mixed."""
+
+
 def check_join(
-    member: str, call: Join, settings: FederationSettings, pinned: Pinned | None, trunk: Layout
-) -> None:
+    member: str,
+    call: Join,
+    settings: FederationSettings,
+    pinned: Pinned | None,
+    trunk: Layout,
+    greeting: Greeting | None = None,
+) -> Admitted:
     """Refuse who does not belong here.
 
     Args:
@@ -38,6 +56,7 @@ def check_join(
         settings: of the federation.
         pinned: what the first member brought; None if this one is the first.
         trunk: layout of the trunk's adapter.
+        greeting: what the member's connection agreed on; needed where cuts are mixed.
 
     Raises:
         ConfigError: another federation's member.
@@ -64,11 +83,18 @@ def check_join(
     if len(call.fingerprint) > _MAX_FIELDS or any(len(text) > _MAX_TEXT for text in texts):
         raise ProtocolError(f"fingerprint of {member} is larger than any member's can be")
     _check_adapter(member, call.fingerprint, settings)
+    layout = {key: list(shape) for key, shape in sorted(call.layout.items())}
+    brought, cut = Pinned(fingerprint=call.fingerprint, layout=layout, member=member), None
+    if settings.mixed_cuts:
+        assert greeting is not None
+        cut = _own_cut(member, call, greeting)
+        brought = _without_cut(brought, cut, greeting, trunk)
     if pinned is None:
-        check_layout(call.layout, trunk)
-        return
-    _compare(member, call.fingerprint, pinned)
-    _compare_layouts(member, call.layout, pinned)
+        check_layout(brought.layout, trunk)
+        return Admitted(pinned=brought, cut=cut)
+    _compare(member, brought.fingerprint, pinned)
+    _compare_layouts(member, brought.layout, pinned)
+    return Admitted(pinned=brought, cut=cut)
 
 
 def check_history(member: str, call: EnterRound, last_round: int, digest: str | None) -> None:
@@ -142,6 +168,41 @@ def check_metrics(member: str, call: Publish, last_round: int, known: Collection
         raise ProtocolError(f"{member} published a metric that is NaN or infinite")
 
 
+def _own_cut(member: str, call: Join, greeting: Greeting) -> Cut:
+    """The member's cut, which is its connection's and within the server's blocks."""
+    cut, served = read_cut(member, call.fingerprint.get("cut", "")), greeting.served
+    if cut != greeting.cut:
+        raise ProtocolError(
+            f"{member} joins with the cut {cut_text(cut)}, its connection was greeted with "
+            f"{cut_text(greeting.cut)}; use one cut for both"
+        )
+    if not cut.is_within(served):
+        raise SpecMismatch(
+            f"the cut {cut_text(cut)} of {member} reaches beyond the blocks {cut_text(served)} "
+            f"that this server holds; choose {served.lower} <= lower < upper <= {served.upper}"
+        )
+    return cut
+
+
+def _without_cut(brought: Pinned, cut: Cut, greeting: Greeting, trunk: Layout) -> Pinned:
+    """What members of all cuts have in common: adapters outside the server's blocks, the model."""
+    member, wanted = brought.member, client_part(trunk, cut)
+    if any(is_share(key) for key in brought.layout):
+        raise ProtocolError(f"{member} brings tensors of reserved names")
+    found = {key: shape for key, shape in brought.layout.items() if key in trunk}
+    wrong = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+    if wrong:
+        raise SpecMismatch(
+            f"the adapter of {member} differs in {len(wrong)} tensors of the server's blocks, such "
+            f"as {wrong[0]}: {found.get(wrong[0], 'absent')}, by its cut {cut_text(cut)} it is "
+            f"{wanted.get(wrong[0], 'at the server')}; use the federation's adapter settings"
+        )
+    # The digest of a client's own parts depends on its cut, that of the whole model does not.
+    told = {name: text for name, text in brought.fingerprint.items() if name != "cut"}
+    ends = {key: shape for key, shape in brought.layout.items() if key not in trunk}
+    return replace(brought, fingerprint=told | {"weights": greeting.root}, layout=ends)
+
+
 def _check_adapter(member: str, told: Mapping[str, str], settings: FederationSettings) -> None:
     """What is trained is the federation's to say, not the first member's."""
     wanted = settings.round_adapter().model_dump(mode="json")
@@ -173,9 +234,10 @@ def _compare(member: str, found: Mapping[str, str], pinned: Pinned) -> None:
             f"{pinned.fingerprint.get(name, 'none')}"
             for name in wrong
         )
+        hint = ", or federation.mixed_cuts=true at the server" if "cut" in wrong else ""
         raise SpecMismatch(
             f"{member} differs from the federation (as {pinned.member} began it): "
-            f"{'; '.join(lines)}; use the same model, cut, tokenizer and adapter"
+            f"{'; '.join(lines)}; use the same model, cut, tokenizer and adapter{hint}"
         )
 
 

@@ -5,12 +5,13 @@ It does not know phases or deadlines (`running`), nor where states are kept (`st
 Shapes: N = values of an update of head and tail, M = N + 1 with the weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from cutlayer.federation.aggregation import Update, is_finite, mean_gradient, weighted_mean
+from cutlayer.federation.aggregation import Update, is_finite, weighted_mean
+from cutlayer.federation.pooling import mean_of_all, pooled_change, pooled_gradient
 from cutlayer.federation.rules import Rules
 from cutlayer.federation.state import owned_state
 from cutlayer.federation.strategy import Strategy
@@ -85,7 +86,8 @@ def next_state(
 ) -> AdapterState:
     """Head, tail and trunk after the round.
 
-    Deltas of the trunk are averaged by the scored tokens that reached it. Gradients are summed and
+    A key is averaged over all who trained it, at their clients or at the server. Deltas of the
+    trunk are averaged by the scored tokens that reached it. Gradients are summed and
     divided by the whole round's tokens, as those of head and tail are: so all parts take the step
     of one model on the mean loss over the union of the rows.
 
@@ -98,10 +100,22 @@ def next_state(
     if strategy.needs_single_updates:
         assert ends.updates is not None
         return strategy.aggregate(state, [*ends.updates, *trunk.updates])
-    mean = weighted_mean(ends.updates) if ends.updates is not None else ends.mean or {}
-    if strategy.sends is UpdateKind.DELTA:
-        return strategy.apply(state, {**mean, **weighted_mean(trunk.updates)})
-    return strategy.apply(state, {**mean, **mean_gradient(trunk.updates, ends.total_weight)})
+    takes_changes = strategy.sends is UpdateKind.DELTA
+    pool = _mean_change if takes_changes else _mean_gradient
+    return strategy.apply(state, pool(ends, trunk.updates))
+
+
+def _mean_change(ends: Collected, trunk: Sequence[Update]) -> AdapterState:
+    if ends.updates is not None:
+        return weighted_mean([*ends.updates, *trunk])
+    return pooled_change(ends.mean or {}, ends.total_weight, trunk)
+
+
+def _mean_gradient(ends: Collected, trunk: Sequence[Update]) -> AdapterState:
+    mean = ends.mean or {}
+    if ends.updates is not None:
+        mean = mean_of_all(ends.updates, ends.total_weight)
+    return pooled_gradient(mean, ends.total_weight, trunk)
 
 
 def _changed(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cutlayer.errors import PermissionRefused, ProtocolError, QuorumNotMet, StepExpired
 from cutlayer.federation.chain import payload_digest
+from cutlayer.federation.cuts import Cuts
 from cutlayer.federation.exchange import STAGE_OF, Answer, Exchange, Stage
 from cutlayer.wire.federation_messages import Unmask, Unmasked
 from cutlayer.wire.header import Header
@@ -41,6 +42,7 @@ class RunningAttempt:
         exchange: Exchange,
         deadlines: Deadlines,
         now_s: float,
+        cuts: Cuts | None = None,
     ) -> None:
         """Begin.
 
@@ -50,8 +52,10 @@ class RunningAttempt:
             exchange: what is exchanged.
             deadlines: how long.
             now_s: the coordinator's clock.
+            cuts: of the cohort, where they are mixed.
         """
         self.number, self.cohort, self.exchange = number, cohort, exchange
+        self.cuts: Cuts = cuts or {}
         self.began_s = now_s
         self.stage = exchange.first
         self.out: dict[str, str] = {}

@@ -12,6 +12,7 @@ from cutlayer.federation.strategy import STRATEGIES
 from cutlayer.federation.strategy_settings import StrategySettings
 from cutlayer.federation.trunk_pool import UpdateKind
 from cutlayer.model.adapters import AdapterSettings
+from cutlayer.model.cut import Part
 from cutlayer.settings import Settings
 
 __all__ = [
@@ -73,6 +74,8 @@ class FederationPolicy(Settings):
     """How updates are kept secret."""
     trunk: TrunkSharing = TrunkSharing.SHARED
     """Whose trunk adapters become one."""
+    mixed_cuts: bool = False
+    """Members choose their own cuts within the server's blocks; false demands one cut of all."""
 
     @model_validator(mode="after")
     def _strategy_sees_enough(self) -> Self:
@@ -101,6 +104,39 @@ class FederationPolicy(Settings):
                 "aggregate; set secure.hides_aggregate=false or choose another strategy"
             )
         return self
+
+    @model_validator(mode="after")
+    def _can_mix_cuts(self) -> Self:
+        if not self.mixed_cuts:
+            return self
+        missing = sorted(set(Part) - set(self.adapter.parts))
+        if missing:
+            raise ValueError(
+                f"mixed_cuts needs adapter.parts with all of head, trunk and tail ({missing} "
+                "missing): a block that one member has in its head is in another's trunk, so a "
+                "part that stays frozen would be trained all the same"
+            )
+        if self.trunk is not TrunkSharing.SHARED:
+            raise ValueError(
+                f"mixed_cuts needs trunk = 'shared', not {self.trunk.value!r}: a block that a "
+                "member trains at its client belongs to everybody, and so it must at the server"
+            )
+        if self.secure.hides_aggregate:
+            raise ValueError(
+                "mixed_cuts cannot hide the aggregate: the server trains for some members the "
+                "very blocks that others train at their clients, so it has to see their mean; set "
+                "secure.hides_aggregate=false, or one cut for all"
+            )
+        if self.secure.enabled and self.secure.value_range < 1:
+            raise ValueError(
+                f"mixed_cuts needs secure.value_range of at least 1, not "
+                f"{self.secure.value_range:g}: who holds a block is added up as ones"
+            )
+        return self
+
+    def told(self) -> str:
+        """The JSON that JOINED carries; without what members of the first release do not know."""
+        return self.model_dump_json(exclude=None if self.mixed_cuts else {"mixed_cuts"})
 
     def round_adapter(self) -> AdapterSettings:
         """What members and the trunk train: `adapter`, without A where the strategy freezes it."""

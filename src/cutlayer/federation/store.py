@@ -16,9 +16,10 @@ from types import TracebackType
 from cutlayer.canonical import canonical_json
 from cutlayer.errors import StorageError
 from cutlayer.federation.checkpoints import Checkpoint
-from cutlayer.federation.database import Database, WriterLock
+from cutlayer.federation.database import Database, Value, WriterLock
 from cutlayer.federation.store_reader import StoreReader
 from cutlayer.federation.store_rows import Pinned, RoundRow
+from cutlayer.model.cut import Cut
 from cutlayer.storage.files import private_folder
 from cutlayer.storage.steps import StepStore
 from cutlayer.storage.vault import Vault
@@ -110,7 +111,8 @@ class FederationStore(StoreReader):
         ((before,),) = self._database.rows("SELECT policy FROM federation")
         if self.round and before is not None and before != text:
             old = json.loads(str(before))
-            changed = sorted(key for key in fixed if fixed[key] != old.get(key))
+            known = fixed.keys() | old.keys()
+            changed = sorted(key for key in known if fixed.get(key) != old.get(key))
             raise StorageError(
                 f"{self.folder} holds {self.round} rounds made with other settings: "
                 f"{', '.join(f'federation.{key}' for key in changed)}; set them back, or begin a "
@@ -118,6 +120,9 @@ class FederationStore(StoreReader):
             )
         with self._database.transaction() as cursor:
             cursor.execute("UPDATE federation SET policy = ?", (text,))
+            if before is not None and _is_mixed(before) != fixed.get("mixed_cuts"):
+                # Nobody has trained yet, and what the first member brought says its cut, or not.
+                cursor.execute("UPDATE federation SET fingerprint = NULL, layout = NULL")
 
     def add_member(self, name: str) -> None:
         """A member joins, for the first time or again."""
@@ -126,6 +131,13 @@ class FederationStore(StoreReader):
                 "INSERT INTO members (name, joined_at, last_seen) VALUES (?, ?, ?) "
                 "ON CONFLICT (name) DO UPDATE SET left_at = NULL, last_seen = excluded.last_seen",
                 (name, self.time(), self.time()),
+            )
+
+    def keep_cut(self, member: str, cut: Cut) -> None:
+        """A member's cut, instead of the one before."""
+        with self._database.transaction() as cursor:
+            cursor.execute(
+                "INSERT OR REPLACE INTO cuts VALUES (?, ?, ?)", (member, cut.lower, cut.upper)
             )
 
     def remove_member(self, name: str) -> None:
@@ -230,6 +242,10 @@ class FederationStore(StoreReader):
                 f"{self.folder} has no files of round {self.round}, its last one; restore the "
                 "whole folder from a copy"
             )
+
+
+def _is_mixed(policy: Value) -> object:
+    return json.loads(str(policy)).get("mixed_cuts")
 
 
 def _json(value: object) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cutlayer.federation.database import Database, Row, Value
 from cutlayer.federation.store_rows import AttemptRow, MemberRow, MetricRow, Pinned, RoundRow
+from cutlayer.model.cut import Cut
 
 __all__ = ["StoreReader"]
 
@@ -54,6 +55,14 @@ class StoreReader:
             "FROM members ORDER BY name"
         )
         return [_member(row) for row in self._database.rows(query)]
+
+    def cuts(self) -> dict[str, Cut]:
+        """Cuts of everybody who ever joined with one of its own, by name, sorted."""
+        tables = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'cuts'"
+        if not self._database.rows(tables)[0][0]:
+            return {}
+        rows = self._database.rows("SELECT member, lower, upper FROM cuts ORDER BY member")
+        return {str(member): Cut(_int(lower), _int(upper)) for member, lower, upper in rows}
 
     def rounds(self, last: int | None = None) -> list[RoundRow]:
         """Finished rounds, oldest first.

@@ -5,7 +5,7 @@ Times are ISO texts in UTC; `seconds` are of the coordinator's clock.
 
 from dataclasses import dataclass
 
-__all__ = ["SCHEMA", "AttemptRow", "MemberRow", "MetricRow", "Pinned", "RoundRow"]
+__all__ = ["ADDED", "SCHEMA", "AttemptRow", "MemberRow", "MetricRow", "Pinned", "RoundRow"]
 
 SCHEMA = """
 CREATE TABLE federation (
@@ -31,6 +31,13 @@ CREATE TABLE metrics (
     published_at TEXT NOT NULL, PRIMARY KEY (round, member, name)
 );
 """
+
+ADDED = """
+CREATE TABLE IF NOT EXISTS cuts (
+    member TEXT PRIMARY KEY, lower INTEGER NOT NULL, upper INTEGER NOT NULL
+);
+"""
+"""Tables that stores of the first release lack, and whose readers do not miss them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ a token, a label or a text; a loss travels only in PUBLISH, which an owner has t
 Every call names its round and attempt. It may be repeated: the answer is then the same.
 """
 
+from typing import ClassVar
+
 import msgspec
 
 from cutlayer.wire.header import Header
@@ -73,10 +75,12 @@ class EnterRound(Header, frozen=True, kw_only=True):
 class Round(Header, frozen=True, kw_only=True):
     """A round begins, or the federation has ended.
 
-    Tensors: the head's and tail's global adapters, unless the aggregate is hidden from the server;
-    then `sum`, the padded sum of the round before, and for whoever lacks the state before it
-    `sealed`, that state encrypted under the group's key; both in ring64.
+    Tensors: the head's and tail's global adapters, with mixed cuts the trunk's too. If the
+    aggregate is hidden from the server: `sum`, the padded sum of the round before, and for whoever
+    lacks the state before it `sealed`, that state encrypted under the group's key; both in ring64.
     """
+
+    num_late: ClassVar[int] = 1
 
     round: int
     """The round to train; after the end, the last finished one plus one."""
@@ -96,6 +100,8 @@ class Round(Header, frozen=True, kw_only=True):
     """Sum of their weights; 0 where the server does not know it."""
     sum_attempt: int = 0
     """Hidden aggregate: the attempt of the round before that made `sum`; pads are bound to it."""
+    cuts: dict[str, list[int]] = msgspec.field(default_factory=dict)
+    """Mixed cuts: lower and upper of everybody in the cohort, by name; else absent on the wire."""
 
 
 class ShareKeys(Header, frozen=True, kw_only=True):

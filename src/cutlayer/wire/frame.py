@@ -209,10 +209,11 @@ def decode(data: Buffer, limits: FrameLimits | None = None, call: Frame | None =
 
 def _written_header(frame: Frame) -> bytes:
     if not frame.is_like_call:
-        return _ENCODER.encode((frame.header, [_entry(*item) for item in frame.tensors.items()]))
+        header = frame.header.written()
+        return _ENCODER.encode((header, [_entry(*item) for item in frame.tensors.items()]))
     assert frame.kind in _LIKE_NAMES
-    header = _ENCODER.encode(frame.header)
-    return b"" if header == _NO_FIELDS else header
+    like = _ENCODER.encode(frame.header)
+    return b"" if like == _NO_FIELDS else like
 
 
 def _read_like(

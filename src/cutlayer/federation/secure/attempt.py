@@ -6,11 +6,12 @@ so nothing of one attempt, cohort or policy is accepted in another.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import msgspec
 
+from cutlayer.federation.cuts import Cuts, write_cuts
 from cutlayer.federation.secure.graph import Graph, degree_for, threshold_for
 from cutlayer.federation.settings import SecureSettings
 
@@ -27,6 +28,8 @@ class Attempt:
     cohort: Sequence[str]
     """Who was asked, those included who never answered."""
     policy: SecureSettings
+    cuts: Cuts = field(default_factory=dict)
+    """Where each of the cohort is cut; empty where all have one cut."""
 
     def binding(self, purpose: str, *parts: str | bytes) -> bytes:
         """Unambiguous bytes of a purpose in this attempt.
@@ -57,5 +60,8 @@ class Attempt:
 
     @cached_property
     def _agreed(self) -> tuple[str, int, int, bytes]:
-        told = msgspec.json.encode([sorted(self.cohort), self.policy.model_dump(mode="json")])
+        terms: list[object] = [sorted(self.cohort), self.policy.model_dump(mode="json")]
+        if self.cuts:
+            terms.append(write_cuts(self.cuts))
+        told = msgspec.json.encode(terms)
         return self.federation, self.round, self.attempt, hashlib.sha256(told).digest()
