@@ -9,12 +9,13 @@ from pathlib import Path
 
 from cutlayer.client.accounts import report_of_run
 from cutlayer.client.attested import attestation_of, note_in
+from cutlayer.client.chain_setup import trunk_of
 from cutlayer.client.chat import Chat
-from cutlayer.client.checked_trunk import checked_trunk
 from cutlayer.client.engine import Engine
 from cutlayer.client.federated import leave, open_calls
 from cutlayer.client.gates import generation_gate, training_gates
 from cutlayer.client.generate import Generator
+from cutlayer.client.hops import chain_identity, hop_views
 from cutlayer.client.link import Link
 from cutlayer.client.own_model import opener, own_model
 from cutlayer.client.owner import DataOwner
@@ -50,6 +51,7 @@ class Client(DataOwner):
         settings: ClientSettings,
         connect: Callable[[], Channel] | None = None,
         tracer: Tracer | None = None,
+        connect_hops: Sequence[Callable[[], Channel]] | None = None,
     ) -> None:
         """Load head, tail and tokenizer, open the run folder; the network is not touched yet.
 
@@ -57,6 +59,7 @@ class Client(DataOwner):
             settings: everything about this owner.
             connect: opens a channel; None connects by gRPC as `settings.connection` says.
             tracer: where the timeline of training goes.
+            connect_hops: open channels to the later hops of a chain, as `connect` to the first.
 
         Raises:
             ConfigError: wrong settings or model.
@@ -79,11 +82,11 @@ class Client(DataOwner):
         self._parts = TrainedParts(
             self.head, self.tail, settings.adapter, train.optimizer, train.seed, denoises
         )
-        self._own = own_model(settings, self._folder, self._leaves)
+        self._own = own_model(hop_views(settings)[0], self._folder, self._leaves)
         self._witness = witness_of(settings, self._own, self._leaves)
         self._connect = self._witness.connect(direct)
         link = Link(self._connect, self._own)
-        self.trunk = checked_trunk(link, settings, self._folder, self._state)
+        self.trunk = trunk_of(link, settings, self._folder, self._state, self._leaves, connect_hops)
 
     @classmethod
     def from_file(cls, path: Path, overrides: Iterable[str] = ()) -> "Client":
@@ -198,6 +201,7 @@ class Client(DataOwner):
         )
 
     def _split_step(self, settings: TrainSettings) -> SplitStep:
+        self._state.claim(chain_identity(self.settings))
         self._parts.use_adapters(True)
         gates = self._witness.gates(training_gates(self.settings, self._state.privacy))
         observe = self._drafting.observe

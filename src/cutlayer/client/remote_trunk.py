@@ -8,6 +8,7 @@ Shapes: N = tokens of all rows of a call, D = hidden size.
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -39,9 +40,19 @@ from cutlayer.wire.messages import (
     Welcome,
 )
 
-__all__ = ["RemoteTrunk", "required_sq_norm", "trunk_sq_norm"]
+__all__ = ["CallNames", "RemoteTrunk", "required_sq_norm", "trunk_sq_norm"]
 
 _CLOSE_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallNames:
+    """How gates name what is in a call of training."""
+
+    rows: Sequence[str]
+    """One identifier per row."""
+    weights: str
+    """Identifier of the weights, unique in the owner's run."""
 
 
 class RemoteTrunk:
@@ -82,12 +93,22 @@ class RemoteTrunk:
         self._link.forget_calls()
         return header_of(self._link.send(Kind.OPEN_RUN, call).result(), RunOpened).step
 
-    def forward(self, released: Released, call: Forward) -> PendingCall:
-        """Send a micro-batch up; the reply's tensor `y` is [N, D]."""
+    def forward(
+        self, released: Released, call: Forward, names: CallNames | None = None
+    ) -> PendingCall:
+        """Send a micro-batch up; the reply's tensor `y` is [N, D].
+
+        Args:
+            released: what the trunk is given.
+            call: what it is told.
+            names: for gates further on, where the trunk is a chain; they do not leave.
+        """
         self.checks.require_trust()
         return self._link.send(Kind.FORWARD, call, {"h": released.packed})
 
-    def backward(self, released: Released, call: Backward) -> PendingCall:
+    def backward(
+        self, released: Released, call: Backward, names: CallNames | None = None
+    ) -> PendingCall:
         """Send a gradient up; the reply's tensor `grad` is [N, D] where the head trains."""
         self.checks.require_trust()
         return self._link.send(Kind.BACKWARD, call, {"grad": released.packed})

@@ -18,7 +18,7 @@ from torch import Tensor
 from cutlayer.client.kept import Kept, kept
 from cutlayer.client.link import PendingCall
 from cutlayer.client.parts import TrainedParts
-from cutlayer.client.remote_trunk import RemoteTrunk, trunk_sq_norm
+from cutlayer.client.remote_trunk import CallNames, RemoteTrunk, trunk_sq_norm
 from cutlayer.client.returned import TrainingCall
 from cutlayer.client.run_state import StepRecord
 from cutlayer.data.batches import Batch
@@ -230,7 +230,7 @@ class SplitStep:
             commit=self.pending_commit,
             is_evaluation=is_evaluation,
         )
-        pending = self._trunk.forward(released, call)
+        pending = self._trunk.forward(released, call, _names(name, chosen))
         # With one call only: that call is repeated until it is answered.
         self.pending_commit = None
         return Passed(h_ND=rows.of(h_ND.detach()), sent_ND=noised_MD), pending
@@ -260,7 +260,7 @@ class SplitStep:
             run_id=name.run_id, step=name.step, micro=micro.number, is_last=micro.is_last
         )
         micro.sent_s = time.time()
-        return self._trunk.backward(released, call)
+        return self._trunk.backward(released, call, _names(name, micro.batch))
 
     def _head_backward(self, name: StepName, micro: _Micro) -> float:
         """Gradient down, head's backward; the trunk's squared norm after the last micro-batch."""
@@ -340,6 +340,10 @@ def _sent(call: PendingCall) -> Packed:
 
 def _loss_sum(tail: Tail, y_MD: Tensor, rows: Kept) -> Tensor:
     return loss_sum_at(tail, y_MD, rows.rows, rows.places_S, rows.targets_S)
+
+
+def _names(name: StepName, chosen: Batch) -> CallNames:
+    return CallNames(rows=_row_names(chosen), weights=name.weights)
 
 
 def _row_names(chosen: Batch) -> list[str]:
