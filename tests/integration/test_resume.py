@@ -125,7 +125,7 @@ def test_another_cut_or_model_is_refused_with_what_differs(tmp_path: Path) -> No
     (tmp_path / "other").mkdir()
     other = tiny_llama_folder(tmp_path / "other", seed=1)
     with running_server(server_settings(model, tmp_path)) as server:
-        cut = client_settings(model, tmp_path, model__lower=2)
+        cut = client_settings(model, tmp_path, model__lower=0)
         with client_of(server, cut) as client, pytest.raises(SpecMismatch, match="lower"):
             client.train()
         weights = client_settings(other, tmp_path, run__folder=str(tmp_path / "run2"))

@@ -9,6 +9,7 @@ Shapes: N = tokens of all rows of a call, D = hidden size.
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -28,6 +29,14 @@ from cutlayer.settings import parse_settings
 from cutlayer.wire.messages import CloseSession, Decode, OpenSession
 
 __all__ = ["Generation", "check_hidden"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """The adapter of a saved step, on the trunk."""
+
+    adapter: Adapter
+    cut: Cut
 
 
 class Generation:
@@ -59,7 +68,7 @@ class Generation:
         self._clock = clock
         self._max_adapters = limits.max_client_adapters
         self._observe = observe
-        self._adapters: dict[str, Adapter] = {}
+        self._adapters: dict[str, _Loaded] = {}
         self._passages: dict[range, Passage] = {}
         self.sessions = SessionTable(limits, len(trunk.block_range))
 
@@ -94,7 +103,7 @@ class Generation:
         """Forget what idled too long, and adapters that nobody uses."""
         self.sessions.expire(self._clock())
         for key in set(self._adapters) - self.sessions.adapters_in_use():
-            self._adapters.pop(key).remove()
+            self._adapters.pop(key).adapter.remove()
 
     def _begin(self, call: TrunkCall) -> Inference:
         header = call.header
@@ -115,7 +124,7 @@ class Generation:
     def _name(self, session: Session) -> str | None:
         """The trunk's name of the session's adapter."""
         key = session.adapter_name
-        return None if key is None else self._adapters[key].name
+        return None if key is None else self._adapters[key].adapter.name
 
     def _admit(self, call: TrunkCall, header: Decode) -> Session:
         row_call = RowCall(
@@ -154,18 +163,20 @@ class Generation:
         if step not in steps:
             raise StepExpired(f"run {run_id} has steps {steps} at the server, not {step}")
         key = f"{owner}/{run_id}@{step}"
+        if key in self._adapters:
+            check_cut(run_id, self._adapters[key].cut, cut)
+            return key
+        self._require_room(owner)
         check_cut(run_id, saved_cut(store, step), cut)
-        if key not in self._adapters:
-            self._require_room(owner)
-            settings = parse_settings(AdapterSettings, saved_settings(store, step), key)
-            state = load_adapter_state(store, step)
-            adapter = attach(self._trunk, settings, self._new_name(), cut.trunk)
-            try:
-                adapter.load(state)
-            except BaseException:
-                adapter.remove()
-                raise
-            self._adapters[key] = adapter
+        settings = parse_settings(AdapterSettings, saved_settings(store, step), key)
+        state = load_adapter_state(store, step)
+        adapter = attach(self._trunk, settings, self._new_name(), cut.trunk)
+        try:
+            adapter.load(state)
+        except BaseException:
+            adapter.remove()
+            raise
+        self._adapters[key] = _Loaded(adapter=adapter, cut=cut)
         return key
 
     def _require_room(self, owner: str) -> None:

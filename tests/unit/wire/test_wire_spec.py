@@ -28,7 +28,9 @@ def test_every_differing_field_is_named_with_both_values_and_a_hint() -> None:
     with pytest.raises(SpecMismatch) as caught:
         compare(MINE, theirs)
     text = str(caught.value)
-    assert "lower: ours 2, the peer's 1 (set the same [cut] on both sides)" in text
+    assert (
+        "lower: ours 2, the peer's 1 (choose a cut within the blocks that the server holds)" in text
+    )
     assert "upper: ours 28, the peer's 20" in text
     assert "codec_up: ours 'bf16', the peer's 'fp8'" in text
     assert "codec_down" not in text
