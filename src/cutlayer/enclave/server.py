@@ -81,6 +81,7 @@ class EnclaveServer(TrunkServer):
             digest=model.digest,
             boot_id=secrets.token_hex(16),
             software=f"cutlayer {version('cutlayer')} enclave",
+            has_one_cut=True,
         )
         return part, served
 
