@@ -32,6 +32,7 @@ from cutlayer.server.batches import (
 from cutlayer.server.engine import Gradients, Inference, TrunkEngine
 from cutlayer.server.generation import Generation, check_hidden
 from cutlayer.server.graphs import Graph, GraphBudget
+from cutlayer.server.recut import Moved
 from cutlayer.server.run_files import load_adapter_state
 from cutlayer.server.run_table import RunTable
 from cutlayer.server.runs import TrainingRun
@@ -50,6 +51,7 @@ from cutlayer.wire.messages import (
     OpenRun,
     OpenSession,
 )
+from cutlayer.wire.recut_messages import Recut
 
 __all__ = ["TrunkHost"]
 
@@ -224,6 +226,10 @@ class TrunkHost:
     def pull_adapter(self, owner: str, run_id: str, step: int) -> AdapterState:
         """The trunk adapter of a saved step of the owner's own run."""
         return load_adapter_state(self._table.store(owner, run_id), step)
+
+    def recut(self, owner: str, call: Recut, came: Moved, may_leave: Callable[[], None]) -> Moved:
+        """Fork a saved run at another cut; see `recut.Forks.fork`."""
+        return self._table.forks.fork(owner, call, came, may_leave)
 
     def open_session(self, owner: str, call: OpenSession, cut: Cut | None = None) -> Session:
         """A session of generation under the adapter that it wants; its cut as in `open_run`."""

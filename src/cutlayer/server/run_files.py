@@ -33,6 +33,7 @@ def step_files(
     adapter: Mapping[str, object],
     state: Mapping[str, Tensor],
     moments: Mapping[str, Tensor],
+    forked_from: str | None = None,
 ) -> dict[str, bytes]:
     """Contents by file name.
 
@@ -42,10 +43,13 @@ def step_files(
         adapter: the run's adapter settings, as plain values.
         state: the trunk's adapter.
         moments: of its optimizer; empty where the next step starts it afresh.
+        forked_from: the run whose re-cut made this one, if that was the last thing that happened.
     """
     about: dict[str, object] = {"step": step, "adapter": dict(adapter)}
     if cut is not None:
         about["cut"] = [cut.lower, cut.upper]
+    if forked_from is not None:
+        about["forked_from"] = forked_from
     return {
         "state.json": json.dumps(about, sort_keys=True).encode(),
         "adapter.safetensors": save(dict(state)),

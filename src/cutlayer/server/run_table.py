@@ -14,6 +14,7 @@ from cutlayer.model.cut import Cut
 from cutlayer.model.partition import Trunk
 from cutlayer.server.adapter_limits import check_adapter
 from cutlayer.server.owner_vaults import vault_of
+from cutlayer.server.recut import Forks
 from cutlayer.server.rounds import RoundTable, TrainedBlocks
 from cutlayer.server.run_files import run_folder
 from cutlayer.server.runs import TrainingRun
@@ -62,6 +63,8 @@ class RunTable:
         self._new_name = new_name
         self._clock = clock
         self._rounds = RoundTable(trunk, new_name)
+        self.forks = Forks(trunk, state_folder, vault, limits.max_client_stored_runs)
+        """Saved runs with another cut; opening a run settles which of two is left."""
 
     def open(self, owner: str, opened: OpenRun, cut: Cut) -> TrainingRun:
         """Load or create a run; an open one of this name begins anew.
@@ -143,7 +146,9 @@ class RunTable:
         adapter = attach(self._trunk, settings, self._new_name(), cut.trunk)
         try:
             store = self._new_store(owner, opened.run_id)
-            return TrainingRun(owner, adapter, opened, store, self._limits, cut)
+            run = TrainingRun(owner, adapter, opened, store, self._limits, cut)
+            self._close((owner, self.forks.settle(owner, opened.run_id) or ""))
+            return run
         except BaseException:
             adapter.remove()
             raise

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from cutlayer.wire.header import Header
 
-__all__ = ["Recut", "RecutDone", "fork_id", "named_tensors", "split_tensors"]
+__all__ = ["Recut", "RecutDone", "fork_id", "named_tensors", "parent_id", "split_tensors"]
 
 T = TypeVar("T")
 _ADAPTER, _MOMENT = "adapter/", "moment/"
@@ -51,6 +51,15 @@ def fork_id(run_id: str) -> str:
     if match is None:
         return f"{run_id}.c1"
     return f"{match['root']}.c{int(match['number']) + 1}"
+
+
+def parent_id(run_id: str) -> str | None:
+    """What a run was called before its last re-cut; None where its name tells of none."""
+    match = _FORK.fullmatch(run_id)
+    if match is None:
+        return None
+    before = int(match["number"]) - 1
+    return f"{match['root']}.c{before}" if before else match["root"]
 
 
 def named_tensors(weights: Mapping[str, T], moments: Mapping[str, T]) -> dict[str, T]:

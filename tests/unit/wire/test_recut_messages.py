@@ -2,7 +2,7 @@
 
 import pytest
 
-from cutlayer.wire.recut_messages import fork_id, named_tensors, split_tensors
+from cutlayer.wire.recut_messages import fork_id, named_tensors, parent_id, split_tensors
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,11 @@ from cutlayer.wire.recut_messages import fork_id, named_tensors, split_tensors
 )
 def test_every_recut_has_the_next_name(name: str, next_name: str) -> None:
     assert fork_id(name) == next_name
+    assert parent_id(next_name) == name
+
+
+def test_a_run_that_was_never_recut_has_no_parent() -> None:
+    assert parent_id("ab12") is None
 
 
 def test_weights_and_moments_travel_in_one_list() -> None:
