@@ -22,6 +22,7 @@ from cutlayer.server.federation_calls import FEDERATION_KINDS, FederationCalls, 
 from cutlayer.server.handshake import ServedModel, agree_on
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.quota import DailyQuota
+from cutlayer.server.recut import Moved
 from cutlayer.server.runner import Runner
 from cutlayer.storage.audit_log import AuditEvent
 from cutlayer.tee.private_model.label import What
@@ -50,11 +51,13 @@ from cutlayer.wire.messages import (
     SessionOpened,
     TrunkAdapter,
 )
+from cutlayer.wire.recut_messages import Recut, RecutDone, named_tensors, split_tensors
 from cutlayer.wire.spec import Spec
 
 __all__ = ["ClientConnection", "ServerDesk"]
 
 H = TypeVar("H", bound=Header)
+_ADAPTERS = (Kind.TRUNK_ADAPTER, Kind.RECUT_DONE)
 Reply = tuple[Kind, Header, Mapping[str, Tensor]]
 
 
@@ -133,7 +136,8 @@ class ClientConnection:
         if rule is None:
             raise ProtocolError(f"{frame.kind.name} is not for a server")
         self._require(rule.role)
-        num_tokens = self._checked_tokens(frame, rule.tensor)
+        brings_adapter = frame.kind is Kind.RECUT
+        num_tokens = 0 if brings_adapter else self._checked_tokens(frame, rule.tensor)
         self._quota.charge(self._peer.name, _num_bytes(frame), num_tokens)
         self._metrics.tokens.labels(frame.kind.name).inc(num_tokens)
         future = self._runner.submit(self._peer.name, num_tokens, self._work(rule, frame))
@@ -192,7 +196,7 @@ class ClientConnection:
     def _packed(self, kind: Kind, header: Header, tensors: Mapping[str, Tensor]) -> Frame:
         assert self._spec is not None
         # An adapter is no activation: it travels as it is.
-        codec = get_codec("raw" if kind is Kind.TRUNK_ADAPTER else self._spec.codec_down)
+        codec = get_codec("raw" if kind in _ADAPTERS else self._spec.codec_down)
         packed = {name: codec.encode(x) for name, x in tensors.items()}
         return Frame(kind=kind, header=header, tensors=packed)
 
@@ -251,6 +255,24 @@ class ClientConnection:
         self._audit.record(AuditEvent.ADAPTER_PULLED, self._peer, run=call.run_id, step=call.step)
         return Kind.TRUNK_ADAPTER, TrunkAdapter(step=call.step), state
 
+    def _recut(self, frame: Frame) -> Reply:
+        call, who = _header(frame, Recut), self._peer.name
+        came = split_tensors({name: decode(packed) for name, packed in frame.tensors.items()})
+        if came is None:
+            raise ProtocolError(f"RECUT carries tensors {sorted(frame.tensors)[:3]}")
+        went = self._host.recut(
+            who,
+            call,
+            Moved(weights=came[0], moments=came[1]),
+            lambda: self._exports.require(self._root, What.ADAPTER, who),
+        )
+        run = call.new_run_id
+        self._audit.record(AuditEvent.RUN_SAVED, self._peer, run=run, step=call.step)
+        if went.weights:
+            self._audit.record(AuditEvent.ADAPTER_PULLED, self._peer, run=run, step=call.step)
+        tensors = named_tensors(went.weights, went.moments)
+        return Kind.RECUT_DONE, RecutDone(step=call.step), tensors
+
     def _open_session(self, frame: Frame) -> Reply:
         call = _header(frame, OpenSession)
         assert self._cut is not None
@@ -292,6 +314,7 @@ _RULES: Mapping[Kind, _Rule] = {
     Kind.BACKWARD: _Rule("train", "grad", None, _went_back),
     Kind.COMMIT: _Rule("train", None, ClientConnection._commit),
     Kind.PULL_ADAPTER: _Rule("train", None, ClientConnection._pull_adapter),
+    Kind.RECUT: _Rule("train", None, ClientConnection._recut),
     Kind.OPEN_SESSION: _Rule("generate", None, ClientConnection._open_session),
     Kind.DECODE: _Rule("generate", "h", None, _decoded),
     Kind.CLOSE_SESSION: _Rule("generate", None, ClientConnection._close_session),
