@@ -12,13 +12,15 @@ from cutlayer.client.federation_link import FederationLink
 from cutlayer.client.handing_in import Credentials
 from cutlayer.client.link import Connect, Link, OwnModel
 from cutlayer.client.member import Learner, Member, steps_per_round
-from cutlayer.client.membership import Adapters, Membership, join, joined_states
+from cutlayer.client.membership import Membership, join, joined_states
+from cutlayer.client.round_share import Adapters
 from cutlayer.client.run_state import RunState
 from cutlayer.client.schedule import batch_plan
 from cutlayer.client.settings import ClientSettings
 from cutlayer.client.train import TrainingData
 from cutlayer.data.load import Dataset
 from cutlayer.errors import ConfigError, SpecMismatch
+from cutlayer.federation.cuts import read_cut
 from cutlayer.federation.secure.hidden import GroupKey
 from cutlayer.identity.signing import CertificateVerifier, KitSigner
 from cutlayer.model.adapters import AdapterSettings
@@ -42,7 +44,7 @@ def fingerprint(
     return {
         "model": f"{spec.model_type}, {spec.n_block} blocks, hidden size {spec.hidden_size}",
         "weights": hash_leaves(own.manifest.leaves),
-        "cut": f"{model.lower}:{model.upper}",
+        "cut": f"{spec.lower}:{spec.upper}",
         "dtype": model.dtype,
         "tokenizer": vocabulary_digest(tokenizer),
         **{f"adapter.{key}": value for key, value in _adapter_entries(settings.adapter).items()},
@@ -83,7 +85,7 @@ def make_member(
     states = joined_states(learner.parts.adapter_states())
     adapters = Adapters(
         layout={key: list(x.shape) for key, x in sorted(states.items())},
-        update_keys=tuple(learner.parts.update_keys()),
+        cut=read_cut("this owner", about["cut"]),
     )
     joined = join(calls, mine.name, about, adapters)
     key = None if mine.group_key_file is None else GroupKey.read(mine.group_key_file)

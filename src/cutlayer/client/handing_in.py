@@ -6,20 +6,23 @@ attempt of a round.
 Shapes: N = values of an update, M = N + 1 = values and weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from cutlayer.client.federation_link import FederationLink
+from cutlayer.client.round_share import RoundShare
+from cutlayer.errors import ConfigError, QuorumNotMet
+from cutlayer.federation.cuts import block_of, fill, num_holders
 from cutlayer.federation.secure.attempt import Attempt
 from cutlayer.federation.secure.hidden import GroupKey, pad, seal_state
 from cutlayer.federation.secure.member import SecureMember
 from cutlayer.federation.secure.peers import Signer, Verifier
 from cutlayer.federation.settings import FederationPolicy
-from cutlayer.federation.state import flatten
+from cutlayer.federation.state import flatten, num_values
 from cutlayer.privacy.update_gate import UpdateGate
-from cutlayer.wire.federation_messages import Round, SendUpdate, round_run_id
+from cutlayer.wire.federation_messages import Round, SendUpdate, UpdateTaken, round_run_id
 
 __all__ = ["Credentials", "Handover", "Learnt"]
 
@@ -56,11 +59,24 @@ class Handover:
         policy: FederationPolicy,
         begun: Round,
         credentials: Credentials,
-        num_values: int,
+        share: RoundShare,
+        min_holders: int,
     ) -> None:
-        """Make fresh secrets for the attempt, where aggregation is secure."""
+        """Make fresh secrets for the attempt, where aggregation is secure.
+
+        Args:
+            calls: to the coordinator.
+            policy: of the federation.
+            begun: the attempt.
+            credentials: who this is.
+            share: what this member hands in.
+            min_holders: a block that fewer members train at their clients is not handed in.
+
+        Raises:
+            ConfigError: a block of this member is held by fewer.
+        """
         self._calls, self._policy, self._begun = calls, policy, begun
-        self._credentials = credentials
+        self._credentials, self._share, self._min_holders = credentials, share, min_holders
         self._member: SecureMember | None = None
         self._sealed: bytes | None = None
         if policy.secure.enabled:
@@ -70,9 +86,15 @@ class Handover:
                 attempt=begun.attempt,
                 cohort=tuple(begun.cohort),
                 policy=policy.secure,
+                cuts=share.cuts,
             )
+            self._check_holders(attempt)
             self._member = SecureMember(
-                credentials.name, attempt, num_values, credentials.signer, credentials.verifier
+                credentials.name,
+                attempt,
+                num_values(share.vector),
+                credentials.signer,
+                credentials.verifier,
             )
 
     @property
@@ -105,9 +127,12 @@ class Handover:
         if self._member is None:
             self._calls.send_update(self._header(weight), gate.plain(update, self.name))
             return
-        masked_M = self._member.mask(flatten(update, _layout(update)), weight, self._pad(update))
+        layout = self._share.vector
+        values_N = flatten(fill(update, layout, self._share.cut), layout)
+        masked_M = self._member.mask(values_N, weight, self._pad())
         released = gate.masked(masked_M, self.name, self._seal(start))
         taken = self._calls.send_update(self._header(0), released)
+        self._check_survivors(taken)
         self._calls.unmask(self._member.unmask(taken))
 
     def _header(self, weight: int) -> SendUpdate:
@@ -124,11 +149,11 @@ class Handover:
             self._sealed = seal_state(key, self._policy.name, begun.round, begun.digest, start)
         return self._sealed
 
-    def _pad(self, update: Mapping[str, Tensor]) -> Tensor | None:
+    def _pad(self) -> Tensor | None:
         key = self._group_key()
         if key is None:
             return None
-        count = sum(x.numel() for x in update.values()) + 1
+        count = num_values(self._share.vector) + 1
         begun = self._begun
         return pad(
             key, self._policy.name, begun.round, begun.attempt, self._credentials.name, count
@@ -137,6 +162,34 @@ class Handover:
     def _group_key(self) -> GroupKey | None:
         return self._credentials.group_key if self._policy.secure.hides_aggregate else None
 
+    def _check_holders(self, attempt: Attempt) -> None:
+        """Before anything is trained: a sum over few tells much of each."""
+        rarest = self._rarest(attempt.graph.neighbours(self._credentials.name))
+        if rarest is None or rarest[1] >= self._min_holders:
+            return
+        block, count = rarest
+        raise ConfigError(
+            f"block {block} is trained at {count} clients that this owner can see, this one "
+            f"included, and it demands federation.min_cohort={self._min_holders}: the sum would "
+            "tell too much of each. Re-cut so that the server has the block, or wait until others "
+            "choose such a cut, or lower federation.min_cohort"
+        )
 
-def _layout(update: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {key: list(x.shape) for key, x in update.items()}
+    def _check_survivors(self, taken: UpdateTaken) -> None:
+        """The same of those whose updates came, before any of them can be opened."""
+        rarest = self._rarest(taken.survivors)
+        if rarest is None or rarest[1] >= self._min_holders:
+            return
+        raise QuorumNotMet(
+            f"block {rarest[0]} is in {rarest[1]} of the updates that came, this owner demands "
+            f"federation.min_cohort={self._min_holders}; it reveals nothing"
+        )
+
+    def _rarest(self, others: Iterable[str]) -> tuple[int, int] | None:
+        """The own block that the fewest hold of these and this member, and how many do."""
+        share, among = self._share, {*others, self._credentials.name}
+        if not share.cuts:
+            return None
+        cuts = {name: cut for name, cut in share.cuts.items() if name in among}
+        blocks = {block for key in share.update if (block := block_of(key)) is not None}
+        return num_holders(share.cut, blocks, cuts)

@@ -76,6 +76,7 @@ class Member:
         self._policy = membership.policy
         self._strategy = get_strategy(self._policy.strategy)
         self._steps_per_round = steps_per_round(self._policy)
+        self._update_keys = membership.update_keys
         self._handover: Handover | None = None
         self.progress = Progress()
 
@@ -96,7 +97,7 @@ class Member:
             if standing.begun.is_finished:
                 return self._finish()
             try:
-                self._take_part(standing.begun, standing.adapters, on_step)
+                self._take_part(standing, on_step)
             except (StepExpired, QuorumNotMet):
                 # The attempt is void, or the trunk lost this member's run: enter again. How many
                 # attempts are too many is the coordinator's to say; the same one has to get on.
@@ -121,11 +122,10 @@ class Member:
             self._state.save(self.progress, parts.state(), is_pinned=False)
         self._membership.keep(standing.begun)
 
-    def _take_part(
-        self, begun: Round, start: Mapping[str, Tensor], on_step: Callable[[Report], None]
-    ) -> None:
+    def _take_part(self, standing: Standing, on_step: Callable[[Report], None]) -> None:
         """One attempt of a round: agree on masks, train, hand in."""
-        handover = self._handover_of(begun, start)
+        begun, start = standing.begun, standing.adapters
+        handover = self._handover_of(standing)
         handover.agree()
         update, records = self._learn(begun, handover.name, start, on_step)
         weight = sum(record.num_scored for record in records)
@@ -158,12 +158,12 @@ class Member:
                 continue
         raise StepExpired(f"the trunk lost run {run_id} {_MAX_LOST_IN_A_ROW} times")
 
-    def _handover_of(self, begun: Round, start: Mapping[str, Tensor]) -> Handover:
+    def _handover_of(self, standing: Standing) -> Handover:
         """The same one for the same attempt: its secrets are shared already."""
-        known = self._handover
+        known, begun = self._handover, standing.begun
         if known is None or not known.is_of(begun):
-            num_values = sum(start[key].numel() for key in self._learner.parts.update_keys())
-            known = Handover(self._calls, self._policy, begun, self._credentials, num_values)
+            share, least = self._membership.share_of(standing), self._membership.min_cohort
+            known = Handover(self._calls, self._policy, begun, self._credentials, share, least)
             self._handover = known
         return known
 
@@ -186,7 +186,7 @@ class Member:
         learner.trunk.finish(run_id, self._policy.local_steps, learner.step.pending_commit)
         learner.step.pending_commit = None
         trained = joined_states(learner.parts.adapter_states())
-        return {key: trained[key] - start[key] for key in learner.parts.update_keys()}, records
+        return {key: trained[key] - start[key] for key in self._update_keys}, records
 
     def _mean_gradient(
         self, begun: Round, run_id: str, on_step: Callable[[Report], None]
@@ -204,7 +204,7 @@ class Member:
             grad_norm=0.0,
             lr=self._policy.strategy.lr,
         )
-        mean = {key: x / max(1, sums.num_scored) for key, x in gradient.items()}
+        mean = {key: gradient[key] / max(1, sums.num_scored) for key in self._update_keys}
         return mean, [self._reported(begun, 1, record, on_step)]
 
     def _step_name(self, begun: Round, run_id: str, number: int) -> StepName:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cutlayer.client.federation_link import FederationLink
+from cutlayer.client.round_share import Adapters, RoundShare, check_mixed, round_share
 from cutlayer.client.run_state import RunState
 from cutlayer.client.settings import MembershipSettings
 from cutlayer.errors import ConfigError, ProtocolError, StorageError
@@ -19,13 +20,21 @@ from cutlayer.federation.chain import first_digest, next_digest, payload_digest
 from cutlayer.federation.secure.hidden import GroupKey, open_state, pad
 from cutlayer.federation.secure.ring import dequantise
 from cutlayer.federation.settings import FederationPolicy
-from cutlayer.federation.state import unflatten
+from cutlayer.federation.state import unflatten, update_layout
 from cutlayer.federation.strategy import get_strategy
 from cutlayer.model.adapters import AdapterState, initial_state
 from cutlayer.wire.federation_messages import EnterRound, Join, Joined, Round
 from cutlayer.wire.ring import bytes_of_words
 
-__all__ = ["Adapters", "Membership", "Standing", "join", "joined_states"]
+__all__ = [
+    "Adapters",
+    "Membership",
+    "RoundShare",
+    "Standing",
+    "check_mixed",
+    "join",
+    "joined_states",
+]
 
 _NOTE = "federation.json"
 
@@ -36,16 +45,6 @@ class Standing:
 
     begun: Round
     adapters: AdapterState
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapters:
-    """What the adapters of head and tail consist of."""
-
-    layout: dict[str, list[int]]
-    """Key and shape of every tensor."""
-    update_keys: tuple[str, ...]
-    """Those that train: an update has these."""
 
 
 class Membership:
@@ -75,7 +74,8 @@ class Membership:
         self.name = joined.member
         self.policy = _policy(joined, settings.name)
         self._settings, self._state, self._group_key = settings, state, group_key
-        self._update_keys = adapters.update_keys
+        self.adapters = adapters
+        self._freezes_a = get_strategy(self.policy.strategy).freezes_a
         self._first = initial_state(adapters.layout, self.policy.adapter.seed)
         _check_policy(self.policy, settings)
         if group_key is not None and not self.policy.secure.hides_aggregate:
@@ -121,12 +121,29 @@ class Membership:
                 f"round {begun.round} asks {len(begun.cohort)} members, this owner demands "
                 f"federation.min_cohort={self._settings.min_cohort}"
             )
+        if self.policy.mixed_cuts:
+            check_mixed(self.name, self.adapters, begun, tensors)
         if not self.policy.secure.hides_aggregate:
             return Standing(begun=begun, adapters=tensors)
         if begun.round == 1:
             return Standing(begun=begun, adapters=self._first)
         _check_sum(begun, tensors)
         return Standing(begun=begun, adapters=self._unsealed(begun, tensors))
+
+    @property
+    def min_cohort(self) -> int:
+        """Fewer members than this hide nobody enough for this owner."""
+        return self._settings.min_cohort
+
+    @property
+    def update_keys(self) -> list[str]:
+        """Keys that train at this client, sorted: its update has these."""
+        return list(update_layout(self.adapters.layout, self._freezes_a))
+
+    def share_of(self, standing: Standing) -> RoundShare:
+        """What this member trains and hands in, in a round that begins."""
+        start = standing.adapters if self.policy.mixed_cuts else {}
+        return round_share(self.adapters, standing.begun, start, self._freezes_a)
 
     def keep(self, begun: Round) -> None:
         """Note that the last round's result is saved."""
@@ -173,7 +190,7 @@ class Membership:
                 "names; nothing was trained on them, ask its operator"
             )
         if done == 0:
-            self._check_first(begun)
+            self._check_first(begun, tensors)
         if not self._digest:
             return
         expected = None
@@ -190,9 +207,12 @@ class Membership:
                 "federation.accept_rollback=true only if they can explain it"
             )
 
-    def _check_first(self, begun: Round) -> None:
+    def _check_first(self, begun: Round, tensors: Mapping[str, Tensor]) -> None:
         """Everybody can compute what the first round starts from."""
         first = {} if self.policy.secure.hides_aggregate else self._first
+        if self.policy.mixed_cuts:
+            shapes = {key: list(x.shape) for key, x in tensors.items()}
+            first = initial_state(shapes, self.policy.adapter.seed)
         payload = payload_digest(first)
         if (payload, first_digest(self.policy.name, payload)) != (
             begun.payload_digest,
@@ -234,7 +254,8 @@ class Membership:
                 self._group_key, policy.name, done, begun.sum_attempt, member, sum_M.numel()
             )
         mean_N, _ = dequantise(sum_M, policy.secure, len(begun.survivors))
-        mean = unflatten(mean_N.to(torch.float32), {k: before[k].shape for k in self._update_keys})
+        update = update_layout(self.adapters.layout, self._freezes_a)
+        mean = unflatten(mean_N.to(torch.float32), update)
         return get_strategy(policy.strategy).apply(before, mean)
 
     def _state_before(self, tensors: Mapping[str, Tensor], done: int) -> AdapterState:

@@ -121,10 +121,6 @@ class TrainedParts:
         """Copies of both adapters' weights, by part; the denoiser is no part of them."""
         return {name: dict(adapter.state()) for name, adapter in self._adapters.items()}
 
-    def update_keys(self) -> list[str]:
-        """Keys of all weights that train, sorted; an update consists of these."""
-        return sorted(key for a in self._adapters.values() for key in a.trainable())
-
     def clear_gradients(self) -> None:
         """Forget accumulated gradients."""
         for optimizer in self._optimizers.values():

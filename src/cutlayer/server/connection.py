@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import PermissionRefused, ProtocolError
+from cutlayer.federation.cuts import Greeting
 from cutlayer.metrics import ServerMetrics
 from cutlayer.model.cut import Cut
 from cutlayer.server.attestation import ServerAttestation, peer_attestation
@@ -108,6 +109,7 @@ class ClientConnection:
         self._exports = desk.exports
         self._root = ""
         self._cut: Cut | None = None
+        self._greeting: Greeting | None = None
         self._attestation = peer_attestation(desk.attestation, peer)
         self._futures: set[Future[Frame]] = set()
         self._spec: Spec | None = None
@@ -130,7 +132,9 @@ class ClientConnection:
             return _done(shown)
         self._metrics.bytes.labels("up").inc(_num_bytes(frame))
         if frame.kind in FEDERATION_KINDS:
-            call = start_call(self._federation, self._peer, frame, self._quota, self._audit)
+            call = start_call(
+                self._federation, self._peer, frame, self._quota, self._audit, self._greeting
+            )
             return self._kept(frame.kind, call)
         rule = _RULES.get(frame.kind)
         if rule is None:
@@ -208,6 +212,7 @@ class ClientConnection:
             if self._federation is not None:
                 self._federation.arrived(self._peer)
         self._spec, self._root, self._cut = agreement.theirs, agreement.root, agreement.cut
+        self._greeting = agreement.greeting(self._model)
         return Frame(kind=Kind.WELCOME, header=welcome)
 
     def _checked_tokens(self, frame: Frame, name: str | None) -> int:

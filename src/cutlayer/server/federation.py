@@ -26,6 +26,7 @@ from cutlayer.errors import (
     TransportError,
 )
 from cutlayer.federation.coordinator import Coordinator
+from cutlayer.federation.cuts import Greeting
 from cutlayer.federation.secure.peers import Verifier
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.federation.status import Status
@@ -69,6 +70,7 @@ class _Call:
     frame: Frame
     future: "Future[Frame]"
     since_s: float
+    greeting: Greeting | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +127,8 @@ class FederationService:
         self._thread = threading.Thread(target=self._loop, name="federation", daemon=True)
         self._thread.start()
 
-    def submit(self, peer: Peer, frame: Frame) -> "Future[Frame]":
-        """Start a call; its future gives the answer, or WAIT.
+    def submit(self, peer: Peer, frame: Frame, greeting: Greeting | None = None) -> "Future[Frame]":
+        """Start a call; its future gives the answer, or WAIT. Mixed cuts need the `greeting`.
 
         Raises:
             ConfigError: it is for another federation.
@@ -139,7 +141,9 @@ class FederationService:
                 f"this server coordinates federation {self.settings.name}, not {name!r:.60}"
             )
         future: Future[Frame] = Future()
-        call = _Call(member=peer.name, frame=frame, future=future, since_s=self._clock())
+        call = _Call(
+            member=peer.name, frame=frame, future=future, since_s=self._clock(), greeting=greeting
+        )
         with self._closing:
             if self._is_closed:
                 raise _again(self._reason)
@@ -232,7 +236,7 @@ class FederationService:
         """The answer where it is immediate; else the coordinator has been told."""
         coordinator, now_s, header = self._coordinator, self._clock(), call.frame.header
         if isinstance(header, Join):
-            return coordinator.join(call.member, header, now_s)
+            return coordinator.join(call.member, header, now_s, call.greeting)
         if isinstance(header, Leave):
             coordinator.leave(call.member, now_s)
             return Left()
@@ -240,12 +244,12 @@ class FederationService:
             coordinator.publish(call.member, header, now_s)
             return Published()
         if isinstance(header, Adopt):
-            return self._adopt(call.member, header)
+            return self._adopt(call.member, header, call.greeting)
         tensors = {name: decode_any(packed) for name, packed in call.frame.tensors.items()}
         coordinator.submit(call.member, header, tensors, now_s)
         return None
 
-    def _adopt(self, member: str, header: Adopt) -> Adopted:
+    def _adopt(self, member: str, header: Adopt, greeting: Greeting | None) -> Adopted:
         state, done = self._coordinator.trunk_state(member), self._coordinator.status().round
         if header.round != done:
             raise ProtocolError(
@@ -254,7 +258,7 @@ class FederationService:
             )
         adopt(
             self._folder, self._vault, member, header.run_id, header.round,
-            self.settings.adapter, state,
+            self.settings.adapter, state, None if greeting is None else greeting.cut,
         )  # fmt: skip
         return Adopted(step=header.round)
 

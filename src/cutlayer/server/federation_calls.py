@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from cutlayer.errors import PermissionRefused, ProtocolError
+from cutlayer.federation.cuts import Greeting
 from cutlayer.federation.secure.peers import Verifier
 from cutlayer.identity.certificates import Role
 from cutlayer.identity.signing import CertificateVerifier
@@ -39,8 +40,8 @@ FEDERATION_KINDS = frozenset(
 class FederationCalls(Protocol):
     """A coordinator's service, as connections use it."""
 
-    def submit(self, peer: Peer, frame: Frame) -> "Future[Frame]":
-        """Start a member's call."""
+    def submit(self, peer: Peer, frame: Frame, greeting: Greeting | None = None) -> "Future[Frame]":
+        """Start a member's call; `greeting` is what its connection agreed on."""
 
     def arrived(self, peer: Peer) -> None:
         """A connection of this peer was greeted; `lost` follows when it ends."""
@@ -50,9 +51,22 @@ class FederationCalls(Protocol):
 
 
 def start_call(
-    federation: FederationCalls | None, peer: Peer, frame: Frame, quota: DailyQuota, audit: Audit
+    federation: FederationCalls | None,
+    peer: Peer,
+    frame: Frame,
+    quota: DailyQuota,
+    audit: Audit,
+    greeting: Greeting | None = None,
 ) -> "Future[Frame]":
     """Check what the peer may do, and start its call.
+
+    Args:
+        federation: what this server coordinates.
+        peer: who calls.
+        frame: the call.
+        quota: of a day.
+        audit: notes who is refused.
+        greeting: what the peer's connection agreed on.
 
     Raises:
         ProtocolError: this server coordinates no federation, or the call has tensors too many.
@@ -72,7 +86,7 @@ def start_call(
     if frame.tensors and frame.kind is not Kind.SEND_UPDATE:
         raise ProtocolError(f"{frame.kind.name} carries tensors; only SEND_UPDATE has any")
     quota.charge(peer.name, sum(packed.num_bytes for packed in frame.tensors.values()))
-    return federation.submit(peer, frame)
+    return federation.submit(peer, frame, greeting)
 
 
 def verifier_of(settings: ServerSettings) -> Verifier | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from cutlayer.errors import ProtocolError
+from cutlayer.federation.cuts import Greeting
 from cutlayer.server.attestation import ServerAttestation, peer_attestation
 from cutlayer.server.audit import Audit
 from cutlayer.server.federation_calls import FEDERATION_KINDS, FederationCalls, start_call
@@ -43,7 +44,7 @@ class FrontConnection:
         self._peer = peer
         self._desk = desk
         self._attestation = peer_attestation(desk.attestation, peer)
-        self._is_greeted = False
+        self._greeting: Greeting | None = None
         self._calls: set[Future[Frame]] = set()
 
     def submit(self, frame: Frame) -> "Future[Frame]":
@@ -57,7 +58,7 @@ class FrontConnection:
         """
         if isinstance(frame.header, Hello):
             return self._welcome(frame.header)
-        if not self._is_greeted:
+        if self._greeting is None:
             raise ProtocolError(f"{frame.kind.name} before HELLO; the handshake comes first")
         shown = self._attestation.answer(frame)
         if shown is not None:
@@ -68,7 +69,9 @@ class FrontConnection:
                 "connect to the place that WELCOME names"
             )
         desk = self._desk
-        call = start_call(desk.federation, self._peer, frame, desk.quota, desk.audit)
+        call = start_call(
+            desk.federation, self._peer, frame, desk.quota, desk.audit, self._greeting
+        )
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         return call
@@ -77,7 +80,7 @@ class FrontConnection:
         """The stream ended. The client's place stays: it may come back."""
         for call in list(self._calls):
             call.cancel()
-        if self._desk.federation is not None and self._is_greeted:
+        if self._desk.federation is not None and self._greeting is not None:
             self._desk.federation.lost(self._peer)
         self._desk.audit.record(AuditEvent.DISCONNECTED, self._peer)
 
@@ -86,11 +89,11 @@ class FrontConnection:
         welcome = self._attestation.welcome(hello, agreement.welcome)
         # A client of another model is placed nowhere.
         place = self._desk.place(self._peer.name)
-        if not self._is_greeted:
+        if self._greeting is None:
             self._desk.audit.record(AuditEvent.CONNECTED, self._peer, spec=agreement.root)
             if self._desk.federation is not None:
                 self._desk.federation.arrived(self._peer)
-        self._is_greeted = True
+        self._greeting = agreement.greeting(self._desk.model)
         return _done(Frame(Kind.WELCOME, msgspec.structs.replace(welcome, place=place)))
 
 

@@ -5,6 +5,7 @@ It does not keep who was greeted nor audit it (`connection`, `front_connection`)
 
 from dataclasses import dataclass, replace
 
+from cutlayer.federation.cuts import Greeting
 from cutlayer.model.agreement import agree
 from cutlayer.model.cut import Cut
 from cutlayer.model.manifest import Manifest
@@ -42,6 +43,11 @@ class Agreement:
     """Digest over all leaves that both sides know together."""
     welcome: Welcome
     """The answer; the client's runs are to be here."""
+
+    def greeting(self, model: ServedModel) -> Greeting:
+        """What a federation's coordinator has to know of it."""
+        served = Cut(model.spec.lower, model.spec.upper)
+        return Greeting(cut=self.cut, served=served, root=self.root)
 
 
 def agree_on(model: ServedModel, hello: Hello) -> Agreement:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cutlayer.client.federation_link import FederationLink
-from cutlayer.client.membership import Adapters, Membership
+from cutlayer.client.membership import Membership
+from cutlayer.client.round_share import Adapters
 from cutlayer.client.run_state import RunState
 from cutlayer.client.settings import MembershipSettings, RunSettings
 from cutlayer.errors import ConfigError, ProtocolError, StorageError
@@ -17,10 +18,11 @@ from cutlayer.federation.chain import next_digest, payload_digest
 from cutlayer.federation.secure.hidden import GroupKey, seal_state
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.model.adapters import initial_state
+from cutlayer.model.cut import Cut
 from cutlayer.wire.federation_messages import EnterRound, Joined, Round
 from cutlayer.wire.ring import words_of
 
-ADAPTERS = Adapters(layout={"layers.0.lora_A": [2, 4]}, update_keys=("layers.0.lora_A",))
+ADAPTERS = Adapters(layout={"layers.0.lora_A": [2, 4]}, cut=Cut(1, 3))
 
 
 def _joined(round_number: int = 0, **rules: object) -> Joined:
