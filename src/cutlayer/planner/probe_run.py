@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cutlayer.client.client import Client
+from cutlayer.client.recut_settings import RecutSettings
 from cutlayer.client.schedule import batch_plan
 from cutlayer.client.settings import (
     CheckSettings,
@@ -148,7 +149,8 @@ def make_bench(client: ClientSettings, data: Path, cuts: Sequence[Cut]) -> Bench
     """Read the rows once, and refuse what cannot be probed before any work.
 
     Raises:
-        ConfigError: the settings have no [data], or a cut exceeds the model's blocks.
+        ConfigError: the settings have no [data], a hop adds noise of its own, or a cut exceeds the
+            model's blocks.
         DataError: the rows cannot be read, or leave none to score.
     """
     if client.data is None:
@@ -156,11 +158,17 @@ def make_bench(client: ClientSettings, data: Path, cuts: Sequence[Cut]) -> Bench
             "the client's settings have no [data] section, which says how a row becomes prompt and "
             "completion; a probe needs it"
         )
+    if any(hop.privacy is not None and hop.privacy.mechanism != "none" for hop in client.hops):
+        raise ConfigError(
+            "a probe has one trunk, and these [[hops]] add noise of their own between two; remove "
+            "[[hops]] for the probe, and take its losses as too low"
+        )
     model = resolve_model(client.model.path, client.model.revision)
     for cut in cuts:
         cut.check(int(model.config.num_hidden_layers))
     settings = _probed_data(client.data, data)
-    rows = load_dataset(settings, model.tokenizer(), _limits(client, model), _keep_share(client))
+    keep_share = client.privacy.keep_share
+    rows = load_dataset(settings, model.tokenizer(), _limits(client, model), keep_share)
     if not rows.train or not rows.validation:
         raise DataError(f"{data} leaves no row to train on, or none to score; give it more rows")
     kept = Dataset(
@@ -183,10 +191,6 @@ def _limits(client: ClientSettings, model: ModelFolder) -> RowLimits:
     return RowLimits(context_length=length, vocab_size=model.config.vocab_size)
 
 
-def _keep_share(client: ClientSettings) -> float:
-    return client.privacy.keep_share
-
-
 def _on_this_machine(client: ClientSettings, model: ModelFolder) -> ClientSettings:
     """The owner's settings for runs that leave nothing: no address, no keys, no budgets."""
     connection = ConnectionSettings(
@@ -200,6 +204,9 @@ def _on_this_machine(client: ClientSettings, model: ModelFolder) -> ClientSettin
             "privacy": type(client.privacy).model_validate(noise),
             "run": RunSettings(key_file=client.run.key_file),
             "checks": CheckSettings(),
+            # One trunk, and nobody who moves it on the way.
+            "hops": (),
+            "recut": RecutSettings(),
             "federation": None,
             "tee": None,
             "masked": None,

@@ -117,6 +117,27 @@ def test_a_probe_leaves_nothing_and_spends_no_budget(
     assert not account.exists()
 
 
+def _hops(mechanism: str) -> list[dict[str, object]]:
+    privacy = {"mechanism": mechanism, "scale": None if mechanism == "none" else 0.1}
+    later = {"connection": {"address": "127.0.0.1:2"}, "privacy": privacy}
+    return [{"lower": 1, "upper": 2}, {"lower": 2, "upper": 3, **later}]
+
+
+def test_a_quiet_chain_is_probed_as_one_trunk_and_a_noisy_one_refused(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    table = _settings(model, tmp_path).model_dump(mode="json", exclude_none=True)
+    policy = {"memory": {"below_gb": 1e6, "cut": [2, 3]}, "look_every_s": 0.001}
+    quiet = ClientSettings.model_validate({**table, "hops": _hops("none"), "recut": policy})
+    (one,) = probe(quiet, rows, [Cut(1, 3)], ProbeBudget(steps=1))
+    plain = ClientSettings.model_validate(table)
+    (other,) = probe(plain, rows, [Cut(1, 3)], ProbeBudget(steps=1))
+    assert one.losses == pytest.approx(other.losses, rel=1e-6)
+    noisy = ClientSettings.model_validate({**table, "hops": _hops("gaussian")})
+    with pytest.raises(ConfigError, match="noise of their own"):
+        probe(noisy, rows, [Cut(1, 3)], ProbeBudget(steps=1))
+
+
 class _Clocked:
     """A bench whose runs take a known time."""
 
