@@ -1,5 +1,6 @@
 """Chains of places over a tiny model of six blocks: trunk hosts in a row, all over loopback."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -43,16 +44,14 @@ def chain_settings(
 ) -> ClientSettings:
     """An owner whose trunk has hops with these edges; `privacy` is that of the later ones."""
     hops = []
-    for number, (lower, upper) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (lower, upper) in enumerate(itertools.pairwise(edges)):
         hop: Table = {"place": places[number], "lower": lower, "upper": upper}
         if number:
             address = f"127.0.0.1:{number + 1}"
             hop["connection"] = {"address": address, "codec": "raw"}
             hop["privacy"] = privacy or {"mechanism": "none"}
         hops.append(hop)
-    plain = client_settings(
-        model, folder, model__lower=edges[0], model__upper=edges[-1], **changes
-    )
+    plain = client_settings(model, folder, model__lower=edges[0], model__upper=edges[-1], **changes)
     table = {**plain.model_dump(mode="json", exclude_none=True), "hops": hops}
     return parse_settings(ClientSettings, table, "test client")
 
@@ -65,7 +64,7 @@ def running_hops(
     with ExitStack() as stack:
         yield [
             stack.enter_context(running_server(hop_server(model, folder, *cut, **limits)))
-            for cut in zip(edges, edges[1:], strict=False)
+            for cut in itertools.pairwise(edges)
         ]
 
 

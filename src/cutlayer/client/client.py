@@ -201,9 +201,9 @@ class Client(DataOwner):
         )
 
     def _split_step(self, settings: TrainSettings) -> SplitStep:
-        self._state.claim(chain_identity(self.settings))
         self._parts.use_adapters(True)
         gates = self._witness.gates(training_gates(self.settings, self._state.privacy))
+        self._state.claim(chain_identity(self.settings))
         observe = self._drafting.observe
         return SplitStep(self._parts, self.trunk, gates, settings.in_flight, self._tracer, observe)
 
