@@ -23,5 +23,13 @@ def _lines(table: Mapping[str, object], path: tuple[str, ...]) -> Iterator[tuple
         if isinstance(value, Mapping):
             yield from _lines(value, place)
         else:
-            # JSON's strings, numbers, truth values and lists of them are TOML too.
-            yield ".".join(place), json.dumps(value, ensure_ascii=False)
+            yield ".".join(place), _value(value)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    # JSON's strings, numbers and truth values are TOML too.
+    return json.dumps(value, ensure_ascii=False)
