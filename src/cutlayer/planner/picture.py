@@ -26,6 +26,8 @@ __all__ = ["Point", "require_matplotlib", "write_picture"]
 
 _GB = 1e9
 _INK, _GREY, _LINE = "#1d2127", "#8b929b", "#2f7ed8"
+_NEAR = 1.2
+"""A limit is drawn up to so many times the greatest memory."""
 _LEAK_COLOURS = "plasma_r"
 _PLACES = tuple(
     (side * width, rise)
@@ -85,7 +87,7 @@ def write_picture(
         points: at least one.
         path: the file; its suffix is .png or .svg, its folder exists.
         title: model and workload in few words; nothing private.
-        memory_limit_bytes: what the client has, drawn as a border; None draws none.
+        memory_limit_bytes: what the client has, as a border or, far off, in words; None is unknown.
         what: whose seconds they are.
 
     Raises:
@@ -142,8 +144,7 @@ def _figure(
     axes.set_ylabel(f"seconds per 1,000 tokens, {what}")
     _draw_marks(figure, axes, points)
     if memory_limit_bytes is not None:
-        axes.axvline(memory_limit_bytes / _GB, color=_INK, linestyle=":", linewidth=1.2)
-        axes.plot([], [], ":", color=_INK, linewidth=1.2, label="client's memory")
+        _draw_limit(axes, points, memory_limit_bytes)
     _draw_legend(figure, axes, points)
     _draw_labels(figure, axes, points)
     return figure
@@ -164,6 +165,15 @@ def _draw_marks(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> None
             zorder=3 if point.is_front else 2,
         )
     _draw_leaks(figure, axes, [point for point in points if point.is_feasible])
+
+
+def _draw_limit(axes: "Axes", points: Sequence[Point], limit_bytes: float) -> None:
+    """A border, where it is not so far away that the marks would shrink to a line."""
+    if limit_bytes > _NEAR * max(point.memory_bytes for point in points):
+        axes.set_xlabel(f"client memory, GB; the client has {limit_bytes / _GB:.1f}")
+        return
+    axes.axvline(limit_bytes / _GB, color=_INK, linestyle=":", linewidth=1.2)
+    axes.plot([], [], ":", color=_INK, linewidth=1.2, label="client's memory")
 
 
 def _draw_leaks(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> None:

@@ -58,6 +58,12 @@ def test_the_legend_names_only_what_is_there(tmp_path: Path) -> None:
     assert "leak not measured" in without
 
 
+def test_a_limit_far_off_is_said_and_does_not_squeeze_the_marks(tmp_path: Path) -> None:
+    text = _drawn(POINTS, tmp_path, 19e9)
+    assert "the client has 19.0" in text
+    assert "client's memory" not in text
+
+
 @pytest.mark.parametrize("num", [1, 5])
 def test_cuts_that_cost_the_same_can_be_drawn(tmp_path: Path, num: int) -> None:
     text = _drawn([POINTS[3]] * num, tmp_path)
