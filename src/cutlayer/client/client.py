@@ -17,9 +17,14 @@ from cutlayer.client.gates import generation_gate, training_gates
 from cutlayer.client.generate import Generator
 from cutlayer.client.hops import chain_identity, hop_views
 from cutlayer.client.link import Link
-from cutlayer.client.own_model import opener, own_model
+from cutlayer.client.own_model import at_cut, at_run_s_cut, opener, own_model
 from cutlayer.client.owner import DataOwner
 from cutlayer.client.parts import TrainedParts
+from cutlayer.client.recut import RecutReport, Recutter
+from cutlayer.client.recut_desk import Desk
+from cutlayer.client.recut_policy import RecutPolicy
+from cutlayer.client.recut_sensors import LinkMeter, Machine, metered
+from cutlayer.client.recut_watch import RecutWatch, RecutWish
 from cutlayer.client.run_state import Progress, RunState
 from cutlayer.client.session import GenerationSession, SplitModel
 from cutlayer.client.settings import ClientSettings, TrainSettings
@@ -65,27 +70,22 @@ class Client(DataOwner):
             ConfigError: wrong settings or model.
             StorageError: the run folder is in use, open to others or damaged.
         """
-        self.settings = settings
+        settings = self.settings = at_run_s_cut(settings)
         self._tracer = tracer or NoTrace()
         self.attestation = attestation_of(settings)
         direct = opener(settings, self.attestation, connect)
-        model = settings.model
-        set_threads(model.threads)
-        cut = Cut(model.lower, model.upper)
-        self._folder = resolve_model(model.path, model.revision)
-        self.head, self.tail = load_client_parts(self._folder, cut, model.dtype, model.device)
-        mask_parts(settings.masked, self.head, self.tail)
-        self.head.decode_threads = self.tail.decode_threads = model.decode_threads
+        set_threads(settings.model.threads)
+        self._folder = resolve_model(settings.model.path, settings.model.revision)
+        self._load_parts()
         self._state = RunState(settings.run)
         note_in(self._state, self.attestation)
-        train, denoises = settings.train or TrainSettings(steps=1), settings.privacy.denoiser
-        self._parts = TrainedParts(
-            self.head, self.tail, settings.adapter, train.optimizer, train.seed, denoises
-        )
         self._own = own_model(hop_views(settings)[0], self._folder, self._leaves)
         self._witness = witness_of(settings, self._own, self._leaves)
-        self._connect = self._witness.connect(direct)
-        link = Link(self._connect, self._own)
+        self._meter = LinkMeter()
+        witnessed = self._witness.connect(direct)
+        has_policy = settings.recut.has_policy
+        self._connect = metered(witnessed, self._meter) if has_policy else witnessed
+        self._link = link = Link(self._connect, self._own)
         self.trunk = trunk_of(link, settings, self._folder, self._state, self._leaves, connect_hops)
 
     @classmethod
@@ -177,9 +177,85 @@ class Client(DataOwner):
         self._write_adapter([state for state in states if state], step, folder, merged)
         return step
 
+    def recut(
+        self, lower: int | None = None, upper: int | None = None, share_adapter: bool = False
+    ) -> RecutReport:
+        """Move the cut of this run, which goes on from its newest saved step.
+
+        Args:
+            lower: first block of the trunk; None leaves it where it is.
+            upper: first block of the tail; None leaves it where it is.
+            share_adapter: accept that the server sees the adapters of blocks that move to it, as
+                `recut.share_adapter` does.
+
+        Raises:
+            ConfigError: it cannot be, and why; the run is what it was.
+            SpecMismatch: the server does not hold these blocks.
+        """
+        report = self._move_cut(RecutWish(lower=lower, upper=upper, shares=share_adapter))
+        self._arrive(report)
+        return report
+
     def leave(self) -> None:
         """Leave the federation of the settings; its rounds go on, and one may join again."""
         leave(self.settings, open_calls(self._connect, self._own))
+
+    def _run(
+        self, data: TrainingData, settings: TrainSettings, on_step: Callable[[Report], None]
+    ) -> Progress:
+        """Train to the end; where somebody wants it, the cut moves between two steps."""
+        recut, model = self.settings.recut, self.settings.model
+        policy = RecutPolicy(recut, Cut(model.lower, model.upper), Machine(self._meter))
+        with RecutWatch(Desk(self._state.folder), policy) as watch:
+            while True:
+                progress = self.trainer(data, settings).run(on_step, watch.is_wanted)
+                if not watch.has_wish:
+                    return progress
+                report = watch.serve(self._move_cut)
+                if report is not None:
+                    self._arrive(report)
+
+    def _move_cut(self, wish: RecutWish) -> RecutReport:
+        """Make the run another cut's; the parts here are still those of the old one."""
+        model, recut = self.settings.model, self.settings.recut
+        recutter = Recutter(
+            settings=self.settings,
+            folder=self._folder,
+            state=self._state,
+            link=self._link,
+            connect=self._connect,
+            own=self._own,
+            leaves=self._leaves,
+        )
+        lower = model.lower if wish.lower is None else wish.lower
+        upper = model.upper if wish.upper is None else wish.upper
+        return recutter.move(Cut(lower, upper), wish.shares or recut.share_adapter)
+
+    def _arrive(self, report: RecutReport) -> None:
+        """Load the parts that a re-cut left here, and speak of its cut to the server."""
+        if not report.is_moved:
+            return
+        self.settings = at_cut(self.settings, Cut(*report.new))
+        release_parts(self.head, self.tail)
+        # Gone before the new ones come: both together may not fit into memory.
+        del self.head, self.tail, self._parts
+        self._load_parts()
+        self._own = own_model(self.settings, self._folder, self._leaves)
+        self._link.claim(self._own)
+        trunk = trunk_of(self._link, self.settings, self._folder, self._state, self._leaves)
+        # What is usual at one cut says nothing of another.
+        self.trunk.checks = trunk.checks
+
+    def _load_parts(self) -> None:
+        settings, model = self.settings, self.settings.model
+        cut = Cut(model.lower, model.upper)
+        self.head, self.tail = load_client_parts(self._folder, cut, model.dtype, model.device)
+        mask_parts(settings.masked, self.head, self.tail)
+        self.head.decode_threads = self.tail.decode_threads = model.decode_threads
+        train, denoises = settings.train or TrainSettings(steps=1), settings.privacy.denoiser
+        self._parts = TrainedParts(
+            self.head, self.tail, settings.adapter, train.optimizer, train.seed, denoises
+        )
 
     def _split_model(self) -> SplitModel:
         """Parts at the run's best step; the base model where nothing was trained yet."""

@@ -1,14 +1,17 @@
 """What a client believes of the model, and how it reaches its server. It does not connect."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 from cutlayer.client.attested import Attestation, attestation_of
 from cutlayer.client.link import Connect, OwnModel
+from cutlayer.client.run_state import saved_cut
 from cutlayer.client.settings import ClientSettings, TrainSettings
 from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.agreement import hash_leaves, known_manifest
 from cutlayer.model.folder import ModelFolder
+from cutlayer.model.partition import Cut
 from cutlayer.settings import parse_settings, settings_digest
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.endpoints import ConnectionSettings
@@ -16,7 +19,36 @@ from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.messages import OpenRun
 from cutlayer.wire.spec import Spec
 
-__all__ = ["opener", "own_model", "placed", "run_call", "run_identity"]
+__all__ = ["at_cut", "at_run_s_cut", "opener", "own_model", "placed", "run_call", "run_identity"]
+
+_log = logging.getLogger(__name__)
+
+
+def at_cut(settings: ClientSettings, cut: Cut) -> ClientSettings:
+    """The same settings with another cut."""
+    model = settings.model.model_copy(update={"lower": cut.lower, "upper": cut.upper})
+    return settings.model_copy(update={"model": model})
+
+
+def at_run_s_cut(settings: ClientSettings) -> ClientSettings:
+    """The settings with the cut where the run's last re-cut left it; theirs may be older.
+
+    Raises:
+        StorageError: the run's file cannot be read.
+    """
+    model, cut = settings.model, saved_cut(settings.run)
+    if cut is None or cut == Cut(model.lower, model.upper):
+        return settings
+    _log.warning(
+        "the run in %s was re-cut to lower=%d, upper=%d, which it keeps; the settings still say "
+        "%d and %d",
+        settings.run.folder,
+        cut.lower,
+        cut.upper,
+        model.lower,
+        model.upper,
+    )
+    return at_cut(settings, cut)
 
 
 def own_model(settings: ClientSettings, folder: ModelFolder, loaded: Mapping[str, str]) -> OwnModel:

@@ -178,6 +178,11 @@ class DataOwner(ABC):
     ) -> Progress:
         plan = batch_plan(rows, settings)
         data = TrainingData(train=rows.train, validation=rows.validation, plan=plan)
+        return self._run(data, settings, on_step)
+
+    def _run(
+        self, data: TrainingData, settings: TrainSettings, on_step: Callable[[Report], None]
+    ) -> Progress:
         return self.trainer(data, settings).run(on_step)
 
     def _train_together(
