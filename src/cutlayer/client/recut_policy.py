@@ -108,6 +108,8 @@ class RecutPolicy:
 
     def moved(self, cut: Cut, now_s: float) -> None:
         """The run has been cut elsewhere, as was wanted here or by somebody's command."""
+        if cut == self._cut:
+            return
         was_asked, is_home = cut == self._asked, cut == self._home
         if was_asked and is_home:
             self._returned_s = now_s

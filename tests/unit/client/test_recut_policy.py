@@ -198,6 +198,16 @@ def test_a_cut_that_somebody_commanded_is_not_undone() -> None:
     assert policy.wanted(1010.0) == SMALL
 
 
+def test_a_command_for_the_cut_that_is_there_changes_nothing() -> None:
+    sensors = _Made(_memory(1.0))
+    policy = _policy(sensors, memory=MEMORY)
+    assert policy.wanted(0.0) == SMALL
+    policy.moved(SMALL, 0.0)
+    policy.moved(SMALL, 199.0)
+    sensors.readings = _memory(9.0)
+    assert policy.wanted(200.0) == HOME
+
+
 def test_a_process_that_starts_where_a_policy_had_sent_it_returns() -> None:
     policy = _policy(_Made(_memory(9.0)), cut=SMALL, memory=MEMORY)
     assert policy.wanted(0.0) == HOME
