@@ -1,0 +1,117 @@
+"""What a member with a cut of its own refuses of a round, and what it hands in where it may."""
+
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+import torch
+
+from cutlayer.client.federation_link import FederationLink
+from cutlayer.client.handing_in import Credentials, Handover
+from cutlayer.client.round_share import Adapters, check_mixed, round_share
+from cutlayer.errors import ConfigError, ProtocolError, QuorumNotMet
+from cutlayer.federation.cuts import client_part, vector_layout, write_cuts
+from cutlayer.federation.settings import FederationSettings
+from cutlayer.model.adapters import initial_state
+from cutlayer.model.cut import Cut
+from cutlayer.wire.federation_messages import Round, UpdateTaken
+from tests.unit.federation.cuts_world import CUTS, WHOLE
+
+STATE = initial_state(WHOLE, 0)
+
+
+def _begun(cuts: Mapping[str, Cut] = CUTS) -> Round:
+    return Round(
+        round=1,
+        attempt=1,
+        is_finished=False,
+        cohort=sorted(cuts),
+        digest="00",
+        payload_digest="",
+        survivors=[],
+        total_weight=0,
+        cuts=write_cuts(cuts),
+    )
+
+
+def _adapters(cut: Cut) -> Adapters:
+    return Adapters(layout=client_part(WHOLE, cut), cut=cut)
+
+
+def _handover(name: str, min_holders: int, cuts: Mapping[str, Cut] = CUTS) -> Handover:
+    table = {"name": "trial", "rounds": 1, "mixed_cuts": True}
+    policy = FederationSettings.model_validate(table).policy()
+    who = Credentials(name=name, signer=None, verifier=None, group_key=None)
+    share = round_share(_adapters(cuts[name]), _begun(cuts), STATE, freezes_a=False)
+    return Handover(
+        FederationLink.__new__(FederationLink), policy, _begun(cuts), who, share, min_holders
+    )
+
+
+def test_all_members_lay_their_vectors_out_alike() -> None:
+    shares = [
+        round_share(_adapters(cut), _begun(), STATE, freezes_a=False) for cut in CUTS.values()
+    ]
+    for share in shares:
+        assert share.vector == vector_layout(WHOLE, CUTS)
+        assert share.update == client_part(WHOLE, share.cut)
+    frozen = round_share(_adapters(CUTS["d"]), _begun(), STATE, freezes_a=True)
+    assert not any(".lora_A." in key for key in (*frozen.update, *frozen.vector))
+
+
+def test_a_block_that_too_few_hold_is_not_handed_in() -> None:
+    """Of these four, `d` alone has block 2 at its client: the sum of block 2 is its update."""
+    for name, least in (("a", 3), ("b", 3), ("c", 2), ("d", 1)):
+        _handover(name, least)
+    with pytest.raises(ConfigError, match=r"block 2 is trained at 1 clients.*min_cohort=2.*Re-cut"):
+        _handover("d", 2)
+    with pytest.raises(ConfigError, match=r"block 4 is trained at 2 clients.*min_cohort=3"):
+        _handover("c", 3)
+
+
+def test_only_members_whose_survival_shows_count_for_a_block() -> None:
+    """In a large cohort a member hears of its neighbours alone."""
+    cuts = {f"m{number:03}": Cut(1, 5) for number in range(200)}
+    cuts |= {f"m{number:03}": Cut(2, 5) for number in range(0, 200, 40)}
+    own = next(iter(cuts))
+    with pytest.raises(ConfigError, match="that this owner can see"):
+        _handover(own, 5, cuts)
+    _handover(own, 1, cuts)
+
+
+def test_nothing_is_revealed_where_too_few_of_a_block_s_updates_came() -> None:
+    cuts = {"a": Cut(1, 5), "b": Cut(1, 5), "c": Cut(2, 5), "d": Cut(2, 5), "e": Cut(2, 5)}
+    handover = _handover("c", 3, cuts)
+    came = UpdateTaken(survivors=["a", "b", "d", "e"], dropped=[], is_secure=True)
+    handover._check_survivors(came)
+    fewer = UpdateTaken(survivors=["a", "b", "d"], dropped=["e"], is_secure=True)
+    with pytest.raises(QuorumNotMet, match=r"block 1 is in 2 of the updates.*reveals nothing"):
+        handover._check_survivors(fewer)
+    _handover("a", 3, cuts)._check_survivors(fewer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"cuts": write_cuts({**CUTS, "d": Cut(2, 4)})}, "another cut than 3:4"),
+        ({"cuts": {}}, "does not say one cut for each"),
+        ({"cuts": {**write_cuts(CUTS), "eve": [1, 2]}}, "does not say one cut for each"),
+        ({"cuts": {**write_cuts(CUTS), "a": [5, 1]}}, "cut of a"),
+    ],
+)
+def test_a_round_that_says_other_cuts_is_refused(changes: dict[str, object], why: str) -> None:
+    begun = msgspec.structs.replace(_begun(), **changes)
+    with pytest.raises(ProtocolError, match=why):
+        check_mixed("d", _adapters(CUTS["d"]), begun, STATE)
+
+
+def test_a_round_without_the_member_s_own_adapters_is_refused() -> None:
+    own = _adapters(CUTS["d"])
+    check_mixed("d", own, _begun(), STATE)
+    for key in own.layout:
+        lacking = {name: x for name, x in STATE.items() if name != key}
+        for told in (lacking, {**lacking, key: torch.zeros(7)}):
+            with pytest.raises(ProtocolError, match="came without this member's adapters"):
+                check_mixed("d", own, _begun(), told)
+    with pytest.raises(ProtocolError, match="of other names"):
+        check_mixed("d", own, _begun(), {**STATE, "share.block.2": torch.ones(1)})
