@@ -1,10 +1,8 @@
 """Blocks at work, timed on this machine with made-up weights. It does not serve or predict."""
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from transformers import PreTrainedConfig
@@ -16,6 +14,7 @@ from cutlayer.model.optimizer import AdamWSettings, PartOptimizer
 from cutlayer.model.partition import Part, PartModule
 from cutlayer.model.rows import Rows
 from cutlayer.planner.blank_part import blank_part
+from cutlayer.planner.clock import Laps
 from cutlayer.planner.rehearsal import measured_lengths, measured_prompt
 from cutlayer.planner.workload import Workload
 from cutlayer.wire.codec import decode, encode
@@ -28,7 +27,7 @@ _DECODE_STEPS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSeconds:
-    """Medians for one block, and for what a trunk does around its blocks."""
+    """Seconds of one block, and for what a trunk does around its blocks."""
 
     forward_s: float
     """Of one micro-batch."""
@@ -71,63 +70,54 @@ def _time_training(
     """Forward, backward and codec, for all blocks together."""
     rows = Rows(lengths=measured_lengths(workload.usual_lengths))
     sent = encode(trunk.zeros_ND(rows.num_tokens).float().uniform_(-1, 1), workload.codec)
-    times: list[tuple[float, float, float]] = []
-    like = trunk.zeros_ND(1).dtype
+    watch, like = Laps(), trunk.zeros_ND(1).dtype
     trunk.train()
 
     def once() -> None:
-        marks = [time.perf_counter()]
-        h_ND = decode(sent).to(like).requires_grad_()
-        marks.append(time.perf_counter())
-        y_ND = trunk.run_blocks(h_ND, rows)
-        marks.append(time.perf_counter())
-        encode(y_ND.detach().float(), workload.codec)
-        marks.append(time.perf_counter())
-        gradients = torch.autograd.grad(y_ND, [*adapter.parameters(), h_ND], torch.ones_like(y_ND))
-        marks.append(time.perf_counter())
-        del gradients
-        first, second, third, fourth = (b - a for a, b in pairwise(marks))
-        times.append((second, fourth, first + third))
+        with watch.span("block", "decode"):
+            h_ND = decode(sent).to(like).requires_grad_()
+        with watch.span("block", "forward"):
+            y_ND = trunk.run_blocks(h_ND, rows)
+        with watch.span("block", "encode"):
+            encode(y_ND.detach().float(), workload.codec)
+        with watch.span("block", "backward"):
+            torch.autograd.grad(y_ND, [*adapter.parameters(), h_ND], torch.ones_like(y_ND))
 
     _repeat(once, budget_s)
-    return tuple(statistics.median(column) for column in zip(*times[1:], strict=True))
+    codec_s = watch.seconds("decode") + watch.seconds("encode")
+    return watch.seconds("forward"), watch.seconds("backward"), codec_s
 
 
 def _time_optimizer(adapter: Adapter) -> float:
-    optimizer, times = PartOptimizer(adapter, AdamWSettings()), []
+    optimizer, watch = PartOptimizer(adapter, AdamWSettings()), Laps()
     for _ in range(1 + _LEAST_REPEATS):
         for parameter in adapter.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        began_s = time.perf_counter()
-        optimizer.sq_norm()
-        optimizer.step(1.0, 1e-4)
-        times.append(time.perf_counter() - began_s)
-    return statistics.median(times[1:])
+        with watch.span("block", "step"):
+            optimizer.sq_norm()
+            optimizer.step(1.0, 1e-4)
+    return watch.seconds("step")
 
 
 @torch.inference_mode()
 def _time_generation(trunk: PartModule, workload: Workload, budget_s: float) -> tuple[float, float]:
-    prompt = measured_prompt(workload)
-    prefill: list[float] = []
-    tokens: list[float] = []
+    prompt, watch = measured_prompt(workload), Laps()
     h_ND = trunk.zeros_ND(max(prompt, workload.streams)).uniform_(-1, 1)
-
-    def run(num_tokens: int, rows: Rows, caches: list[RowCache], times: list[float]) -> None:
-        began_s = time.perf_counter()
-        trunk.run_blocks(h_ND[:num_tokens], rows, caches)
-        times.append(time.perf_counter() - began_s)
 
     def once() -> None:
         limit = prompt + _DECODE_STEPS
         caches = [RowCache(len(trunk.block_range), limit) for _ in range(workload.streams)]
         for cache in caches:
-            run(prompt, Rows(lengths=(prompt,)), [cache], prefill)
+            with watch.span("block", "prompt"):
+                trunk.run_blocks(h_ND[:prompt], Rows(lengths=(prompt,)), [cache])
         for place in range(_DECODE_STEPS):
             starts = (prompt + place,) * len(caches)
-            run(len(caches), Rows(lengths=(1,) * len(caches), starts=starts), caches, tokens)
+            rows = Rows(lengths=(1,) * len(caches), starts=starts)
+            with watch.span("block", "token"):
+                trunk.run_blocks(h_ND[: len(caches)], rows, caches)
 
     _repeat(once, budget_s)
-    return statistics.median(prefill[1:]), statistics.median(tokens[_DECODE_STEPS:])
+    return watch.seconds("prompt"), watch.seconds("token", skip=_DECODE_STEPS)
 
 
 def _repeat(once: Callable[[], None], budget_s: float) -> None:

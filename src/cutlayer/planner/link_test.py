@@ -5,7 +5,7 @@ What is sent is random: no row, and nothing of a model.
 
 import statistics
 import time
-from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -47,7 +47,7 @@ def measure_link(settings: ClientSettings, folder: ModelFolder) -> LinkSpeed:
     link = Link(opener(patient, attestation_of(settings)), own, reconnect_s=0.0)
     try:
         link.hello()
-        rtt_s = statistics.median(_timed(lambda: _small(link)) for _ in range(_SMALL_CALLS))
+        rtt_s = statistics.median(_timed(link, _small()) for _ in range(_SMALL_CALLS))
         width = own.spec.hidden_size
         return LinkSpeed(rtt_s=rtt_s, mbit_per_s=_rate(link, width, rtt_s))
     except TransportError as error:
@@ -63,7 +63,7 @@ def _rate(link: Link, width: int, rtt_s: float) -> float | None:
     size = _FIRST_BYTES
     while True:
         frame = _large(size, width)
-        seconds = [_timed(lambda f=frame: _refused(link, f)) for _ in range(_LARGE_CALLS)]  # type: ignore[misc]
+        seconds = [_timed(link, frame) for _ in range(_LARGE_CALLS)]
         # The first fills buffers and, over a distance, opens the congestion window.
         extra_s = statistics.median(seconds[1:]) - rtt_s
         if extra_s > _LEAST_S or size >= _MOST_BYTES:
@@ -71,9 +71,8 @@ def _rate(link: Link, width: int, rtt_s: float) -> float | None:
         size *= 4
 
 
-def _small(link: Link) -> None:
-    header = CloseSession(session_id=_NOBODY)
-    link.call_once(Frame(kind=Kind.CLOSE_SESSION, header=header), _DEADLINE_S).result()
+def _small() -> Frame:
+    return Frame(kind=Kind.CLOSE_SESSION, header=CloseSession(session_id=_NOBODY))
 
 
 def _large(num_bytes: int, width: int) -> Frame:
@@ -83,14 +82,9 @@ def _large(num_bytes: int, width: int) -> Frame:
     return Frame(kind=Kind.DECODE, header=header, tensors={"h": encode(h_ND, "raw")})
 
 
-def _refused(link: Link, frame: Frame) -> None:
-    try:
-        link.call_once(frame, _DEADLINE_S).result()
-    except SessionLost:
-        return
-
-
-def _timed(action: Callable[[], None]) -> float:
+def _timed(link: Link, frame: Frame) -> float:
+    """Seconds until the server has said that it knows no such session."""
     began_s = time.perf_counter()
-    action()
+    with suppress(SessionLost):
+        link.call_once(frame, _DEADLINE_S).result()
     return time.perf_counter() - began_s

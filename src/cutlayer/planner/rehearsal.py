@@ -5,10 +5,8 @@ The trunk is an echo in this process, rows are random, and nothing leaves. It do
 Shapes: N = tokens of a micro-batch.
 """
 
-import statistics
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from cutlayer.model.manifest import Manifest
 from cutlayer.model.optimizer import AdamWSettings
 from cutlayer.model.partition import Head, Part, Tail
 from cutlayer.planner.blank_part import blank_part
+from cutlayer.planner.clock import Laps, undisturbed
 from cutlayer.planner.echo import EchoService
 from cutlayer.planner.workload import Workload
 from cutlayer.privacy.boundary import Boundary, BoundaryName
@@ -44,13 +43,14 @@ __all__ = ["Phases", "measured_lengths", "measured_prompt", "rehearse"]
 _MOST_TOKENS = 512
 """Of a rehearsed micro-batch or prompt: times per token do not change much beyond."""
 _LEAST_REPEATS, _MOST_REPEATS = 3, 12
+_TOKENS = 5
 _RUN = "rehearsal"
 _PEER = Peer(name="rehearsal", roles=frozenset(), serial=None, address="here")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phases:
-    """Seconds of one micro-batch, one step's end, one prompt and one token; medians."""
+    """Seconds of one micro-batch, one step's end, one prompt and one token."""
 
     head_forward_s: float
     """Head, gate and encoding."""
@@ -62,22 +62,6 @@ class Phases:
     """Gate of the gradient, frames, accounts."""
     prefill_s: float
     decode_s: float
-
-
-class _Stopwatch:
-    """A tracer that keeps durations."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, list[float]] = defaultdict(list)
-
-    @contextmanager
-    def span(self, lane: str, name: str, **values: int | str) -> Iterator[None]:
-        began_s = time.perf_counter()
-        yield
-        self.seconds[name].append(time.perf_counter() - began_s)
-
-    def add(self, lane: str, name: str, began_s: float, ended_s: float) -> None:
-        """Calls in flight: an echo is never waited for."""
 
 
 def measured_lengths(lengths: tuple[int, ...]) -> tuple[int, ...]:
@@ -138,7 +122,7 @@ class _Stage:
 
     def train(self) -> Mapping[str, float]:
         """Median seconds of the phases of a step."""
-        watch = _Stopwatch()
+        watch = Laps()
         gates = Boundaries(
             activations=self._gate(BoundaryName.ACTIVATIONS),
             gradients=self._gate(BoundaryName.GRADIENTS),
@@ -146,24 +130,25 @@ class _Stage:
         step = SplitStep(self._parts, self._trunk, gates, in_flight=1, tracer=watch)
         self._parts.set_training(True)
         rows = self._rows()
-        whole: list[float] = []
 
         def once(number: int) -> None:
-            began_s = time.perf_counter()
             name = StepName(run_id=_RUN, step=number, weights=f"step{number}")
-            step.finish(name, step.gradients(name, [rows]), 1e-4, 1.0)
-            whole.append(time.perf_counter() - began_s)
+            with watch.span("client", "step"):
+                step.finish(name, step.gradients(name, [rows]), 1e-4, 1.0)
 
         _repeat(once, self._budget_s)
-        found = {name: statistics.median(times[1:]) for name, times in watch.seconds.items()}
-        spans = [sum(times) for times in zip(*(t[1:] for t in watch.seconds.values()), strict=True)]
-        rests = [w - s for w, s in zip(whole[1:], spans, strict=True)]
+        phases = [name for name in watch.laps if name != "step"]
+        columns = zip(*(watch.laps[name] for name in phases), strict=True)
+        rests = [
+            (whole[0] - sum(lap[0] for lap in laps), whole[1] - sum(lap[1] for lap in laps))
+            for whole, laps in zip(watch.laps["step"], columns, strict=True)
+        ]
         return {
-            "head_forward_s": found["head forward"],
-            "tail_s": found["tail"],
-            "head_backward_s": found.get("head backward", 0.0),
-            "optimizer_s": found["optimizer"],
-            "rest_s": max(0.0, statistics.median(rests)),
+            "head_forward_s": watch.seconds("head forward"),
+            "tail_s": watch.seconds("tail"),
+            "head_backward_s": watch.seconds("head backward"),
+            "optimizer_s": watch.seconds("optimizer"),
+            "rest_s": max(0.0, undisturbed(rests[1:])),
         }
 
     def generate(self) -> Mapping[str, float]:
@@ -171,23 +156,24 @@ class _Stage:
         workload = self._workload
         self._parts.set_training(False)
         prompt = measured_prompt(workload)
-        prefill: list[float] = []
-        decode: list[float] = []
+        watch = Laps()
 
         def once(number: int) -> None:
             session = GenerationSession(self._split_model())
-            rows = [session.open_row(prompt + 8) for _ in range(workload.streams)]
-            prefill.append(_timed(lambda: session.step([Feed(row=rows[0], tokens=[1] * prompt)])))
-            for row in rows[1:]:
-                session.step([Feed(row=row, tokens=[1] * prompt)])
+            rows = [session.open_row(prompt + _TOKENS) for _ in range(workload.streams)]
+            for row in rows:
+                with watch.span("client", "prompt"):
+                    session.step([Feed(row=row, tokens=[1] * prompt)])
             feeds = [Feed(row=row, tokens=[number]) for row in rows]
-            decode.extend(_timed(lambda: session.step(feeds)) for _ in range(4))
+            for _ in range(_TOKENS):
+                with watch.span("client", "token"):
+                    session.step(feeds)
             session.close()
 
         _repeat(once, self._budget_s / 2)
         return {
-            "prefill_s": statistics.median(prefill[1:]),
-            "decode_s": statistics.median(decode[2:]),
+            "prefill_s": watch.seconds("prompt"),
+            "decode_s": watch.seconds("token", skip=2),
         }
 
     def _split_model(self) -> SplitModel:
@@ -247,9 +233,3 @@ def _repeat(once: Callable[[int], None], budget_s: float) -> None:
         if number > 1 + _LEAST_REPEATS and time.monotonic() > end_s:
             return
         once(number)
-
-
-def _timed(action: Callable[[], object]) -> float:
-    began_s = time.perf_counter()
-    action()
-    return time.perf_counter() - began_s
