@@ -43,11 +43,14 @@ class Setting:
     accuracy: float
     """On held-out rows."""
     num_rows: int
-    recovery: float
-    """Of the strongest attack on tokens."""
-    attack: str
+    recovery: float | None
+    """Of the strongest attack on tokens; None where none ran."""
+    attack: str | None
     """That attack."""
     by_attack: Mapping[str, float]
+    """Attacks on tokens that ran to a measurement."""
+    not_run: Mapping[str, str]
+    """The others, and why: a lack of time measures nothing."""
     prior: float | None
     control: float
     """Accuracy of the same head and tail without the trunk."""
@@ -73,19 +76,23 @@ def summary(settings: Sequence[Setting], reference: float) -> dict[str, Value]:
         reference: accuracy without noise and with nothing withheld.
     """
     counted = [one for one in settings if one.beats_control]
-    near = [one for one in counted if reference - one.accuracy <= _POINTS + 1e-9]
-    hidden = [one for one in counted if one.recovery <= _RECOVERY]
-    best_near = min(near, key=lambda one: one.recovery, default=None)
+    near = [
+        (one.recovery, one)
+        for one in counted
+        if one.recovery is not None and reference - one.accuracy <= _POINTS + 1e-9
+    ]
+    hidden = [one for one in counted if one.recovery is not None and one.recovery <= _RECOVERY]
+    recovery, best_near = min(near, key=lambda pair: pair[0], default=(None, None))
     best_hidden = max(hidden, key=lambda one: one.accuracy, default=None)
     return {
         "reference_accuracy": reference,
-        "recovery": None if best_near is None else round(best_near.recovery, 4),
+        "recovery": None if recovery is None else round(recovery, 4),
         "recovery_setting": None if best_near is None else best_near.label,
         "utility_loss": None
         if best_hidden is None
         else round(max(0.0, reference - best_hidden.accuracy), 4),
         "utility_loss_setting": None if best_hidden is None else best_hidden.label,
-        "is_reached": any(one.recovery <= _RECOVERY for one in near),
+        "is_reached": recovery is not None and recovery <= _RECOVERY,
         "num_settings": len(settings),
         "num_beating_control": len(counted),
     }
@@ -122,7 +129,12 @@ class _Quiet:
 
     def finish(self, trial: Trial, was_done: bool) -> None:
         """Its times."""
-        print(f"  {trial.tune_seconds:.0f} s tuned, {trial.seconds:.0f} s attacked", flush=True)
+        other = trial.seconds - trial.attack_seconds
+        print(
+            f"  {trial.tune_seconds:.0f} s tuned, {other:.0f} s recorded and scored, "
+            f"{trial.attack_seconds:.0f} s attacked",
+            flush=True,
+        )
 
 
 def _control(task: Task, trial: Trial) -> float:
@@ -136,7 +148,6 @@ def _control(task: Task, trial: Trial) -> float:
 def _setting(trial: Trial, steps: int, control: float) -> Setting:
     assert trial.utility is not None
     assert trial.utility.accuracy is not None
-    assert trial.worst is not None
     by_attack = {
         one.attack: round(one.recovery.value, 4)
         for one in trial.attacks
@@ -149,9 +160,10 @@ def _setting(trial: Trial, steps: int, control: float) -> Setting:
         steps=steps,
         accuracy=trial.utility.accuracy,
         num_rows=trial.utility.num_rows,
-        recovery=trial.recovery or 0.0,
-        attack=trial.worst.attack,
+        recovery=trial.recovery,
+        attack=None if trial.worst is None else trial.worst.attack,
         by_attack=by_attack,
+        not_run={one.attack: one.skipped for one in trial.attacks if one.skipped is not None},
         prior=trial.prior,
         control=control,
         is_open=trial.spec.rule.mechanism == "none" and trial.spec.withhold == "none",
@@ -168,8 +180,8 @@ def _row(one: Setting) -> list[str]:
         one.label,
         str(one.steps),
         f"{one.accuracy:.3f} ± {one.error:.3f}",
-        f"{one.recovery:.3f}",
-        one.attack,
+        "-" if one.recovery is None else f"{one.recovery:.3f}",
+        one.attack or "-",
         prior,
         f"{one.control:.3f}",
         "yes" if one.beats_control else "no",

@@ -14,7 +14,24 @@ from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.knowledge import Knowledge
 from cutlayer.errors import ConfigError
 
-__all__ = ["ATTACKS", "Aim", "Attack", "AttackRegistry", "Effort", "Guess"]
+__all__ = [
+    "ATTACKS",
+    "LATE",
+    "Aim",
+    "Attack",
+    "AttackRegistry",
+    "Effort",
+    "Guess",
+    "TimeLimit",
+    "nothing_said",
+    "time_limit",
+]
+
+LATE = 1.5
+"""Share of its time at which an attack also gives up what is quickly read off at the end."""
+
+TimeLimit = Callable[[], bool]
+"""Says whether the time is up."""
 
 
 class Aim(StrEnum):
@@ -55,6 +72,24 @@ class Effort:
     on_progress: Callable[[float], None] = field(default=lambda share: None, repr=False)
     """Told the share of the work done, 0 to 1."""
     clock_s: Callable[[], float] = field(default=time.monotonic, repr=False)
+
+
+def nothing_said(number: int, length: int) -> Guess:
+    """For an observation of so many vectors that time did not reach."""
+    return Guess(
+        number=number, tokens=(-1,) * length, confidences=(0.0,) * length, num_unfinished=length
+    )
+
+
+def time_limit(effort: Effort, share: float = 1.0) -> TimeLimit:
+    """When an attack that begins now has used so much of its time.
+
+    Args:
+        effort: its clock and its seconds.
+        share: of the seconds; above 1 for what is quickly read off at the end.
+    """
+    end_s = effort.clock_s() + share * effort.seconds
+    return lambda: effort.clock_s() >= end_s
 
 
 class Attack(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor
 from cutlayer.audit.attack import Guess
 from cutlayer.audit.evidence import Observation
 
-__all__ = ["Chain", "chains", "guesses_of", "known_places"]
+__all__ = ["Chain", "chains", "guesses_of", "known_places", "nothing_of"]
 
 
 @dataclass(kw_only=True)
@@ -70,6 +70,11 @@ def known_places(chain: Chain, template: Sequence[int]) -> dict[int, int]:
         return {}
     first = length - len(template)
     return {first + index: token for index, token in enumerate(template)}
+
+
+def nothing_of(chain: Chain) -> list[Guess]:
+    """For a chain that time did not reach."""
+    return guesses_of(chain, [-1] * chain.length, [0.0] * chain.length, 0, chain.length)
 
 
 def guesses_of(

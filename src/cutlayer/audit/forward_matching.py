@@ -39,7 +39,7 @@ def refine(
     Source: BiSR (arXiv 2409.00960, section 4.4): cosine distance between h and the head's output
         of free input embeddings, then the nearest embedding row.
     """
-    if bool((tokens_L < 0).any()) or observation.start > 0:
+    if bool((tokens_L < 0).any()) or observation.start > 0 or is_time_up():
         return tokens_L
     match = _ForwardMatch(knowledge, observation)
     moved_LD = match.moved(tokens_L, is_time_up)

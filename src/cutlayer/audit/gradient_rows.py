@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cutlayer.audit.attack import Effort, Guess
+from cutlayer.audit.attack import LATE, Effort, Guess
 from cutlayer.audit.evidence import Evidence, Observation
 from cutlayer.audit.gradient_matching import match_gradient, with_gradients
 from cutlayer.audit.knowledge import Knowledge
@@ -54,7 +54,8 @@ class GradientRows:
         Args:
             evidence: with replies and gradients.
             knowledge: the tail and the rule of the gradients.
-            seconds: for all rows; those past it keep what they start from.
+            seconds: for all rows; those past it keep what they start from, and those far past it
+                say nothing.
             effort: clock and progress.
 
         Raises:
@@ -65,7 +66,8 @@ class GradientRows:
         self._rule = knowledge.gradient_rule
         self._reader = LabelReader(self._tail, self._rule)
         self._effort = effort
-        self._end_s = effort.clock_s() + seconds
+        begin_s = effort.clock_s()
+        self._end_s, self._late_s = begin_s + seconds, begin_s + LATE * seconds
 
     def matched(
         self, start_LV: Callable[[Observation], Tensor | None], done: float
@@ -78,7 +80,9 @@ class GradientRows:
             done: share of the attack's work that lies behind.
         """
         for number, (observation, y_LD, gradient_LD) in enumerate(self._observations):
-            yield observation, self._match(y_LD, gradient_LD, start_LV(observation))
+            is_late = self._effort.clock_s() >= self._late_s
+            start = None if is_late else start_LV(observation)
+            yield observation, self._match(y_LD, gradient_LD, start)
             share = (number + 1) / len(self._observations)
             self._effort.on_progress(done + (1 - done) * share)
 
@@ -91,7 +95,7 @@ class GradientRows:
         if self._is_time_up():
             return MatchedRow(tokens_L=tokens_L, confidences_L=confidences_L, is_finished=False)
         row = TailRow(self._tail, y_LD)
-        scored_L = self._reader.read(row, gradient_LD).labels_L >= 0
+        scored_L = self._reader.read(row, gradient_LD, self._is_time_up).labels_L >= 0
         places_S = scored_L.nonzero().squeeze(1) - 1
         if len(places_S):
             start_SV = row.log_probs_LV[places_S]

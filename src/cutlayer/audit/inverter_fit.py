@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cutlayer.audit.attack import Effort, Guess
+from cutlayer.audit.attack import Effort, Guess, TimeLimit, nothing_said
 from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.inverter import Inverter, fit_linear_inverse
 from cutlayer.audit.inverter_data import (
@@ -81,17 +81,23 @@ def token_log_probs(inverter: Inverter, h_LD: Tensor) -> Iterator[Tensor]:
             yield torch.log_softmax(inverter.scores(z_ND), 1)
 
 
-def inverter_guesses(inverter: Inverter, evidence: Evidence, shift: int = 0) -> list[Guess]:
+def inverter_guesses(
+    inverter: Inverter, evidence: Evidence, is_late: TimeLimit, shift: int = 0
+) -> list[Guess]:
     """The likeliest token at every vector.
 
     Args:
         inverter: trained.
         evidence: what was recorded.
+        is_late: asked before each observation; those after it are not guessed.
         shift: what vector t was trained to tell is the token at t + shift; the row's first tokens
             are then not guessed.
     """
     guesses = []
     for observation in evidence.observations:
+        if is_late():
+            guesses.append(nothing_said(observation.number, len(observation.h_LD)))
+            continue
         best = [chunk_NV.max(1) for chunk_NV in token_log_probs(inverter, observation.h_LD)]
         tokens = [-1] * shift + [int(token) for chunk in best for token in chunk.indices]
         confidences = [0.0] * shift + [float(p.exp()) for chunk in best for p in chunk.values]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from cutlayer.audit.attack import TimeLimit
 from cutlayer.audit.chains import Chain
 from cutlayer.audit.known_noise import are_withheld
 
@@ -32,7 +33,12 @@ class Group:
         return torch.stack(self.distinct).mean(0)
 
 
-def link(rows: Sequence[Chain], noise_variance: float, token_variance: float) -> list[Group]:
+def link(
+    rows: Sequence[Chain],
+    noise_variance: float,
+    token_variance: float,
+    is_time_up: TimeLimit = lambda: False,
+) -> list[Group]:
     """Group rows of equal length whose distance is that of two noises rather than of two texts.
 
     Two releases of one row differ by the noise alone: their mean squared difference per value is
@@ -43,11 +49,14 @@ def link(rows: Sequence[Chain], noise_variance: float, token_variance: float) ->
         rows: in the order of the recording.
         noise_variance: s^2, per value.
         token_variance: v, per value.
+        is_time_up: asked before each row; those after it are taken for texts of their own.
     """
     groups: list[Group] = []
     for chain in rows:
         h_LD = chain.h_LD
-        group = _nearest(groups, chain, h_LD, noise_variance, token_variance)
+        group = None
+        if not is_time_up():
+            group = _nearest(groups, chain, h_LD, noise_variance, token_variance)
         if group is None:
             group = Group()
             groups.append(group)

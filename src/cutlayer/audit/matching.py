@@ -7,27 +7,41 @@ Shapes: L = vectors of one row, D = hidden size.
 """
 
 import hashlib
-from collections.abc import Callable
 from copy import copy
 
 from torch import Tensor
 
-from cutlayer.audit.attack import Effort, Guess
+from cutlayer.audit.attack import LATE, Effort, Guess
 from cutlayer.audit.calibration import Calibration, calibrate
-from cutlayer.audit.chains import Chain, guesses_of, known_places
+from cutlayer.audit.chains import Chain, guesses_of, known_places, nothing_of
 from cutlayer.audit.head_search import Found, HeadSearch, Sought, Widths
 from cutlayer.audit.knowledge import Knowledge
 from cutlayer.audit.known_noise import ReleasedSpace, Space, are_withheld
 from cutlayer.audit.search_prior import CountPrior, LanguagePrior, Prior, count_log_probs
 from cutlayer.audit.shortlist import Shortlist, TokenStates
 
-__all__ = ["Matching", "deadline"]
+__all__ = ["Deadline", "Matching"]
 
 
-def deadline(effort: Effort) -> Callable[[], float]:
-    """A function that says how many seconds an attack that begins now has left."""
-    end_s = effort.clock_s() + effort.seconds
-    return lambda: end_s - effort.clock_s()
+class Deadline:
+    """How many seconds an attack that began when this was made has left."""
+
+    def __init__(self, effort: Effort) -> None:
+        """
+        Args:
+            effort: its clock and its seconds.
+        """
+        self._clock_s = effort.clock_s
+        self._end_s = effort.clock_s() + effort.seconds
+        self._late_s = (1 - LATE) * effort.seconds
+
+    def __call__(self) -> float:
+        """Seconds; negative behind the end."""
+        return self._end_s - self._clock_s()
+
+    def is_late(self) -> bool:
+        """Whether even each vector's own best takes more time than there was."""
+        return self() < self._late_s
 
 
 class Matching:
@@ -37,7 +51,7 @@ class Matching:
         self,
         knowledge: Knowledge,
         space: Space,
-        seconds_left: Callable[[], float],
+        seconds_left: Deadline,
         known: Calibration | None = None,
         widths: Widths | None = None,
     ) -> None:
@@ -51,7 +65,7 @@ class Matching:
         """
         self._knowledge, self._space = knowledge, space
         head = knowledge.parts[0]
-        known = known or calibrate(knowledge, seed=0)
+        known = known or calibrate(knowledge, 0, lambda: seconds_left() <= 0)
         self.shortlist = Shortlist(space, known, TokenStates(head, seconds_left))
         self._counts_V = count_log_probs(knowledge.public_rows, len(knowledge.embedding_VD))
         self._seconds_left, self._widths = seconds_left, widths
@@ -69,7 +83,7 @@ class Matching:
         return other
 
     def find(self, chain: Chain, h_LD: Tensor) -> list[Guess]:
-        """Guesses for the pieces of a row.
+        """Guesses for the pieces of a row; nothing is said of one that comes far too late.
 
         Args:
             chain: the row.
@@ -80,6 +94,8 @@ class Matching:
         if found is not None:
             # A replay: found already, at no cost.
             return guesses_of(chain, found.tokens, found.confidences)
+        if self._seconds_left.is_late():
+            return nothing_of(chain)
         found = self._by_content[content] = self._found(chain, h_LD)
         return guesses_of(
             chain, found.tokens, found.confidences, found.num_fallbacks, found.num_unfinished

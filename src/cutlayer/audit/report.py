@@ -222,7 +222,11 @@ def _facts(trial: Trial) -> list[tuple[str, str]]:
         ("each row left", "once" if trial.passes == 1 else f"{trial.passes} times"),
         ("attacker", trial.threat),
         ("utility", _utility_text(trial) or "not measured"),
-        ("time", f"{trial.seconds:.0f} s, and {trial.tune_seconds:.0f} s of fine-tuning"),
+        (
+            "time",
+            f"{trial.seconds:.0f} s, {trial.attack_seconds:.0f} s of it attacks, and "
+            f"{trial.tune_seconds:.0f} s of fine-tuning",
+        ),
     ]
     return facts
 

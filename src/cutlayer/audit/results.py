@@ -50,7 +50,7 @@ class AttackResult:
     about: str
     """One line with its source."""
     skipped: str | None = None
-    """Why it could not run; the scores are then absent."""
+    """Why it could not run, or had no time to; the scores are then absent."""
     recovery: Share | None = None
     """Exact tokens in their place, of private ones; of labels under Aim.LABELS, and of the row's
     different tokens under Aim.BAG."""
@@ -111,9 +111,14 @@ class Trial:
     attacks: tuple[AttackResult, ...]
     utility: Utility | None = None
     seconds: float = 0.0
-    """Attacks and recording, without the fine-tune."""
+    """Recording, score and attacks, without the fine-tune."""
     tune_seconds: float = 0.0
     """The fine-tune."""
+
+    @property
+    def attack_seconds(self) -> float:
+        """Of all attacks together."""
+        return sum(one.seconds for one in self.attacks)
 
     @property
     def token_attacks(self) -> list[AttackResult]:

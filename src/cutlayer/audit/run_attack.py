@@ -47,7 +47,8 @@ class AttackRun:
 
     def values(self) -> dict[str, object]:
         """JSON form, without a guessed token."""
-        score = None if self.score is None else {**asdict(self.score)}
+        no_time = self.score is not None and self.score.had_no_time
+        score = None if self.score is None or no_time else asdict(self.score)
         return {
             "attack": self.attack,
             "aim": str(self.aim),
@@ -58,6 +59,7 @@ class AttackRun:
             "updates": self.num_updates,
             "guessed": len(self.guesses),
             "score": score,
+            "had_no_time": no_time,
             "seconds": round(self.seconds, 3),
         }
 

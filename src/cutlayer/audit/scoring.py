@@ -71,6 +71,14 @@ class Score:
     """Positions with the slow exact search."""
     num_unfinished: int
     """Positions that had to take the fast search's best, for want of time."""
+    num_positions: int
+    """Of all guesses, counted or not."""
+
+    @property
+    def had_no_time(self) -> bool:
+        """Whether it found nothing, with half of the work undone: that measures nothing."""
+        is_cut_short = self.num_unfinished > 0 and 2 * self.num_unfinished >= self.num_positions
+        return self.recovery.value == 0 and is_cut_short
 
     @property
     def is_chance(self) -> bool:
@@ -134,6 +142,7 @@ class Scorer:
             num_said=int((guesses_P != _NOTHING).sum()),
             num_fallbacks=sum(guess.num_fallbacks for guess in said.values()),
             num_unfinished=sum(guess.num_unfinished for guess in said.values()),
+            num_positions=sum(len(guess.tokens) for guess in said.values()),
         )
 
     def _bags(self, said: Mapping[int, Guess], hidden: Mapping[int, Hidden]) -> Score:
@@ -158,6 +167,7 @@ class Scorer:
             num_said=sum(map(len, named.values())),
             num_fallbacks=sum(guess.num_fallbacks for guess in said.values()),
             num_unfinished=sum(guess.num_unfinished for guess in said.values()),
+            num_positions=sum(len(guess.tokens) for guess in said.values()),
         )
 
     def _rouge(self, rows: Sequence["_Row"]) -> Rouge | None:

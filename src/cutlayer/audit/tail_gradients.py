@@ -7,7 +7,7 @@ nothing about labels (`tail_labels`, `gradient_matching`).
 Shapes: L = vectors of one row, S = places, K = candidates, D = hidden size, V = vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ __all__ = ["Readout", "Silence", "TailRow", "clip_factors", "noise_variance"]
 
 _SMALL = 1e-3
 _NUM_DRAWS = 64
+_STEPS_BETWEEN_LOOKS = 8
+"""At the clock."""
 
 
 class Silence:
@@ -115,8 +117,18 @@ class TailRow:
         step_SV[torch.arange(len(places_S)), labels_S] -= 1.0
         return self.from_logits(places_S, step_SV).detach()
 
-    def to_states(self, gradient_LD: Tensor, num_iterations: int) -> Tensor:
+    def to_states(
+        self,
+        gradient_LD: Tensor,
+        num_iterations: int,
+        is_time_up: Callable[[], bool] = lambda: False,
+    ) -> Tensor:
         """The v whose `from_states` is nearest to a gradient, by so many steps of LSQR's kin CGLS.
+
+        Args:
+            gradient_LD: what is to be explained.
+            num_iterations: at most.
+            is_time_up: asked now and then; the nearest so far is then the answer.
 
         Source: Hestenes and Stiefel (1952), conjugate gradients on the normal equations. Few steps
             also keep noise from being blown up.
@@ -126,8 +138,10 @@ class TailRow:
         slope_LD = self._transposed(rest_LD)
         direction_LD, power = slope_LD.clone(), float(slope_LD.square().sum())
         first_power = power
-        for _ in range(num_iterations):
+        for number in range(num_iterations):
             if power <= 1e-14 * first_power or power == 0.0:
+                break
+            if number % _STEPS_BETWEEN_LOOKS == 0 and is_time_up():
                 break
             image_LD = self.from_states(direction_LD).detach()
             length = power / max(float(image_LD.square().sum()), 1e-38)

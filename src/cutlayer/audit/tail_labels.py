@@ -6,6 +6,7 @@ Shapes: L = vectors of one row, S = places, K = candidates, D = hidden size, V =
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +28,8 @@ _SURE = 0.9
 """A place whose gradient vanishes is scored with its own prediction, if that is as sure as this."""
 _ROUNDING = 1e-4
 """Share of a vector's norm that codecs and float32 may change."""
+_PLACES_BETWEEN_LOOKS = 16
+"""At the clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,8 @@ class RowLabels:
     """Int64, aligned with the tokens: entry t is predicted at t - 1; -1 where not scored."""
     confidences_L: Tensor = field(repr=False)
     """0 to 1."""
+    is_finished: bool = True
+    """Whether time did not end it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +66,22 @@ class LabelReader:
         self._variance = noise_variance(rule, tail.hidden_size)
         self._is_clipped = rule.event(1).clip is not None
 
-    def read(self, row: TailRow, gradient_LD: Tensor) -> RowLabels:
+    def read(
+        self,
+        row: TailRow,
+        gradient_LD: Tensor,
+        is_time_up: Callable[[], bool] = lambda: False,
+    ) -> RowLabels:
         """Solve for the change of the states before the norm, place by place match, and repeat.
 
         Each round asks only what the labels found so far leave unexplained; where the rule clips,
         it also undoes the clip that these labels would have met.
+
+        Args:
+            row: the row's y in the tail.
+            gradient_LD: what was released.
+            is_time_up: asked within a round, which takes long for long rows; the labels found so
+                far are then the answer.
         """
         last = _last_touched(gradient_LD)
         length = len(gradient_LD)
@@ -75,26 +91,30 @@ class LabelReader:
             return RowLabels(labels_L=labels_L, confidences_L=confidences_L)
         expected_LD = row.expected_states()
         # The last vector predicts nothing of this row.
-        places = range(min(last, length - 2) + 1)
+        num_places = min(last, length - 2) + 1
         states_LD = torch.zeros_like(gradient_LD)
         for _ in range(_NUM_ROUNDS):
             target_LD = self._unclipped(row, gradient_LD, labels_L)
             rest_LD = target_LD - row.from_states(states_LD).detach()
-            states_LD = states_LD + row.to_states(rest_LD, _NUM_ITERATIONS)
+            states_LD = states_LD + row.to_states(rest_LD, _NUM_ITERATIONS, is_time_up)
             found_LD = torch.zeros_like(gradient_LD)
-            for place in places:
+            # Scored places stand last: they come first, should the time end.
+            for place in reversed(range(num_places)):
+                if place % _PLACES_BETWEEN_LOOKS == 0 and is_time_up():
+                    break
                 guess, found_LD[place] = self._match(
                     row, place, expected_LD[place], states_LD[place]
                 )
                 labels_L[place + 1], confidences_L[place + 1] = guess.token, guess.confidence
             rest = float((target_LD - row.from_states(found_LD).detach()).norm())
-            if rest < _EXPLAINED * float(target_LD.norm()):
+            if is_time_up() or rest < _EXPLAINED * float(target_LD.norm()):
                 break
             # A place without a label keeps what was solved so far: the next round goes on there.
             is_found_L1 = (found_LD != 0).any(1, keepdim=True)
             states_LD = torch.where(is_found_L1, found_LD, states_LD)
         self._fill_sure(row, labels_L, confidences_L, last)
-        return RowLabels(labels_L=labels_L, confidences_L=confidences_L)
+        is_finished = not is_time_up()
+        return RowLabels(labels_L=labels_L, confidences_L=confidences_L, is_finished=is_finished)
 
     def _unclipped(self, row: TailRow, gradient_LD: Tensor, labels_L: Tensor) -> Tensor:
         if not self._is_clipped:

@@ -21,9 +21,11 @@ from cutlayer.audit.truth import Hidden
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.model.folder import ModelFolder
 
-__all__ = ["Bench", "Case", "attack_evidence", "case_of", "run_trial"]
+__all__ = ["Bench", "Case", "attack_evidence", "case_of", "run_attacks", "run_trial"]
 
 _NUM_EXAMPLES = 3
+_LEAST_SHARE = 0.5
+"""Of an equal share of the time: what an attack gets whatever the others took."""
 _NOTHING = -1
 
 Watch = Callable[[str, float], None]
@@ -66,7 +68,7 @@ def run_trial(spec: TrialSpec, bench: Bench, watch: Watch) -> Trial:
     with tempfile.TemporaryDirectory(prefix="cutlayer-audit-") as folder:
         seen = run_setting(spec, bench.material, Path(folder))
     case = case_of(spec, bench, seen)
-    attacks = _all_attacks(bench, case, watch)
+    attacks = run_attacks(bench.names, case, bench.material.plan.seconds_per_setting, watch)
     seconds = time.monotonic() - began_s - seen.tune_seconds
     rows = {hidden.row_id: hidden for hidden in seen.hidden.values()}
     return Trial(
@@ -109,7 +111,35 @@ def attack_evidence(name: str, case: Case, seconds: float, watch: Watch) -> Atta
     except (ConfigError, DataError) as error:
         # It needs what this recording or this attacker does not have, and says what; or the rows
         # have nothing that it looks for.
-        return AttackResult(attack=name, aim=attack.aim, about=attack.about, skipped=str(error))
+        return AttackResult(
+            attack=name,
+            aim=attack.aim,
+            about=attack.about,
+            skipped=str(error),
+            seconds=time.monotonic() - began_s,
+        )
+
+
+def run_attacks(
+    names: Sequence[str], case: Case, seconds: float, watch: Watch
+) -> list[AttackResult]:
+    """Each attack gets an equal share of the time that is left, so that quick ones give to slow.
+
+    None gets less than a part of an equal share of all, whoever took longer before it.
+
+    Args:
+        names: registered.
+        case: recording, knowledge and truth.
+        seconds: for all of them.
+        watch: told which runs and how far it is.
+    """
+    ends_s = time.monotonic() + seconds
+    least_s = _LEAST_SHARE * seconds / len(names)
+    results = []
+    for place, name in enumerate(names):
+        share_s = (ends_s - time.monotonic()) / (len(names) - place)
+        results.append(attack_evidence(name, case, max(least_s, share_s), watch))
+    return results
 
 
 def case_of(spec: TrialSpec, bench: Bench, seen: Seen) -> Case:
@@ -142,16 +172,6 @@ def case_of(spec: TrialSpec, bench: Bench, seen: Seen) -> Case:
     )
 
 
-def _all_attacks(bench: Bench, case: Case, watch: Watch) -> list[AttackResult]:
-    """Each attack gets an equal share of the time that is left, so that quick ones give to slow."""
-    ends_s = time.monotonic() + bench.material.plan.seconds_per_setting
-    results = []
-    for place, name in enumerate(bench.names):
-        left_s = max(1.0, ends_s - time.monotonic())
-        results.append(attack_evidence(name, case, left_s / (len(bench.names) - place), watch))
-    return results
-
-
 def _scored(
     name: str, attack: Attack, guesses: Sequence[Guess], case: Case, seconds: float
 ) -> AttackResult:
@@ -159,6 +179,12 @@ def _scored(
         # Silence is no proof of safety: such an attack counts as not run.
         raise DataError("it made no guess about anything in this recording")
     score = case.scorer.score(attack.aim, guesses, case.hidden)
+    if score.had_no_time:
+        raise DataError(
+            f"no time: found nothing in the {seconds:.0f} s that it took, with "
+            f"{score.num_unfinished} of {score.num_positions} positions unfinished; raise "
+            "audit.seconds_per_setting"
+        )
     is_tokens = attack.aim is Aim.TOKENS and case.shows_examples
     return AttackResult(
         attack=name,

@@ -96,6 +96,9 @@ def _print(result: "AttackRun", out: Output) -> None:
     if score is None:
         out.say(f"{len(result.guesses)} observations guessed; --truth FILE scores them")
         return
+    if score.had_no_time:
+        out.say(f"no time: {score.num_unfinished} positions unfinished; give more --seconds")
+        return
     found = score.recovery
     out.say(
         f"recovered {found.value:.1%} of {found.num} (95 % interval {found.low:.1%} to "

@@ -106,7 +106,7 @@ class Done:
 def done(name: str, world: World) -> Done:
     """The attack with time enough."""
     told: list[float] = []
-    clock = Clock(tick_s=1.0)
+    clock = Clock(tick_s=0.25)
     guesses = run(name, world, replace(effort(clock), on_progress=told.append))
     return Done(guesses=guesses, told=told, num_looks=clock.num_looks)
 

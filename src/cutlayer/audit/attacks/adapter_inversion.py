@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
+from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess, time_limit
 from cutlayer.audit.evidence import Evidence, Update
 from cutlayer.audit.knowledge import Knowledge
 from cutlayer.errors import ConfigError
@@ -63,7 +63,7 @@ class AdapterInversion:
     about = "span check of adapter updates (DAGER, arXiv 2405.15586)"
 
     def reconstruct(self, evidence: Evidence, knowledge: Knowledge, effort: Effort) -> list[Guess]:
-        """One bag of tokens per update; empty where the update has no span to check.
+        """One bag of tokens per update; empty where the update has no span, or time ended.
 
         Raises:
             ConfigError: no update left in the open, or the head has no adapted attention layer.
@@ -73,10 +73,16 @@ class AdapterInversion:
                 "adapter_inversion needs adapter updates that left in the open; this recording has "
                 "none: it is of a single run, or the federation aggregates securely"
             )
+        is_time_up = time_limit(effort)
         paths = _first_layers(evidence.updates[0], knowledge)
         inputs_VD = _first_inputs(knowledge.parts[0], paths[0])
         guesses = []
         for number, update in enumerate(evidence.updates, start=1):
+            if is_time_up():
+                guesses.append(
+                    Guess(number=update.round, tokens=(), confidences=(), num_unfinished=1)
+                )
+                continue
             guesses.append(_guess(update, paths, inputs_VD))
             effort.on_progress(number / len(evidence.updates))
         return guesses

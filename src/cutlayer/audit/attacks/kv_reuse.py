@@ -4,14 +4,14 @@ Keys and values are functions of the released vectors: this shows what a copy of
 alone gives away (`cutlayer.audit.kv_space`).
 """
 
-from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
-from cutlayer.audit.calibration import calibrate
+from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess, time_limit
+from cutlayer.audit.calibration import CALIBRATION_SHARE, calibrate
 from cutlayer.audit.chains import chains
 from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.knowledge import Knowledge
 from cutlayer.audit.known_noise import known_noise
 from cutlayer.audit.kv_space import KvSpace
-from cutlayer.audit.matching import Matching, deadline
+from cutlayer.audit.matching import Deadline, Matching
 
 __all__ = ["KvReuse"]
 
@@ -28,8 +28,8 @@ class KvReuse:
 
     def reconstruct(self, evidence: Evidence, knowledge: Knowledge, effort: Effort) -> list[Guess]:
         """See `Attack`."""
-        left_s = deadline(effort)
-        known = calibrate(knowledge, effort.seed)
+        left_s = Deadline(effort)
+        known = calibrate(knowledge, effort.seed, time_limit(effort, CALIBRATION_SHARE))
         noise = known_noise(knowledge.rule, knowledge.embedding_VD.shape[1])
         matching = Matching(knowledge, KvSpace(knowledge, noise, known), left_s, known)
         rows = chains(evidence.observations)

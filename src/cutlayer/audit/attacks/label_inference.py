@@ -3,10 +3,7 @@
 It does not read tokens off vectors (`bisr_b` puts labels back into rows).
 """
 
-import torch
-from torch import Tensor
-
-from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
+from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess, nothing_said, time_limit
 from cutlayer.audit.evidence import Evidence, Observation
 from cutlayer.audit.gradient_matching import with_gradients
 from cutlayer.audit.knowledge import Knowledge
@@ -29,16 +26,17 @@ class LabelInference:
         Raises:
             ConfigError: no observation has both a reply and a gradient.
         """
-        end_s = effort.clock_s() + effort.seconds
+        is_time_up = time_limit(effort)
         observations = with_gradients(evidence)
         _, tail = knowledge.parts
         reader = LabelReader(tail, knowledge.gradient_rule)
         guesses = []
         for done, (observation, y_LD, gradient_LD) in enumerate(observations):
-            if effort.clock_s() < end_s:
-                guesses.append(_guess(observation, reader.read(TailRow(tail, y_LD), gradient_LD)))
+            if is_time_up():
+                guesses.append(nothing_said(observation.number, len(observation.h_LD)))
             else:
-                guesses.append(_nothing(observation))
+                found = reader.read(TailRow(tail, y_LD), gradient_LD, is_time_up)
+                guesses.append(_guess(observation, found))
             effort.on_progress((done + 1) / len(observations))
         return guesses
 
@@ -46,20 +44,7 @@ class LabelInference:
 def _guess(observation: Observation, found: RowLabels) -> Guess:
     return Guess(
         number=observation.number,
-        tokens=_integers(found.labels_L),
+        tokens=tuple(int(token) for token in found.labels_L),
         confidences=tuple(found.confidences_L.tolist()),
+        num_unfinished=0 if found.is_finished else len(found.labels_L),
     )
-
-
-def _nothing(observation: Observation) -> Guess:
-    length = len(observation.h_LD)
-    return Guess(
-        number=observation.number,
-        tokens=_integers(torch.full((length,), -1)),
-        confidences=(0.0,) * length,
-        num_unfinished=length,
-    )
-
-
-def _integers(tokens_L: Tensor) -> tuple[int, ...]:
-    return tuple(int(token) for token in tokens_L)

@@ -3,7 +3,7 @@
 It does not train under the noise (`noise_aware_inverter`). Its targets are not shifted.
 """
 
-from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
+from cutlayer.audit.attack import ATTACKS, LATE, Aim, Effort, Guess, time_limit
 from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.inverter_fit import InverterPlan, fit_inverter, inverter_guesses
 from cutlayer.audit.knowledge import Knowledge
@@ -24,7 +24,8 @@ class LearnedInverter:
         Raises:
             ConfigError: there are no public rows.
         """
+        is_late = time_limit(effort, LATE)
         inverter = fit_inverter(evidence, knowledge, effort, InverterPlan())
-        guesses = inverter_guesses(inverter, evidence)
+        guesses = inverter_guesses(inverter, evidence, is_late)
         effort.on_progress(1.0)
         return guesses

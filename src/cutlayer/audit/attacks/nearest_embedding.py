@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
-from cutlayer.audit.chains import chains, guesses_of, known_places
+from cutlayer.audit.chains import chains, guesses_of, known_places, nothing_of
 from cutlayer.audit.embedding_rows import nearest_rows
 from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.knowledge import Knowledge
 from cutlayer.audit.known_noise import known_noise
-from cutlayer.audit.matching import deadline
+from cutlayer.audit.matching import Deadline
 from cutlayer.audit.token_tree import TokenTree
 from cutlayer.model.checkpoint import load_part
 from cutlayer.model.partition import Cut, Head, Part
@@ -36,7 +36,7 @@ class NearestEmbedding:
     @torch.no_grad()
     def reconstruct(self, evidence: Evidence, knowledge: Knowledge, effort: Effort) -> list[Guess]:
         """See `Attack`."""
-        left_s = deadline(effort)
+        left_s = Deadline(effort)
         head = load_part(knowledge.folder, Cut(0, 1), Part.HEAD)
         assert isinstance(head, Head)
         rows_VD = _states(head, torch.arange(len(knowledge.embedding_VD)), depth=0)
@@ -45,8 +45,7 @@ class NearestEmbedding:
         guesses: list[Guess] = []
         for index, chain in enumerate(seen):
             if left_s() <= 0:
-                nothing = [-1] * chain.length
-                guesses += guesses_of(chain, nothing, [0.0] * chain.length, 0, chain.length)
+                guesses += nothing_of(chain)
                 continue
             norms_L = rows_VD.square().sum(1).mean().double().expand(chain.length)
             factor = noise.row_factor(norms_L)

@@ -4,7 +4,7 @@ Vector t was trained to tell the token at t + 1, so it can only predict, never r
 made the vector is no target. Its answers are compared at the places that they were trained for.
 """
 
-from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
+from cutlayer.audit.attack import ATTACKS, LATE, Aim, Effort, Guess, time_limit
 from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.inverter_fit import InverterPlan, fit_inverter, inverter_guesses
 from cutlayer.audit.knowledge import Knowledge
@@ -27,7 +27,8 @@ class PublishedDecoder:
         Raises:
             ConfigError: there are no public rows.
         """
+        is_late = time_limit(effort, LATE)
         inverter = fit_inverter(evidence, knowledge, effort, _PLAN)
-        guesses = inverter_guesses(inverter, evidence, shift=_PLAN.shift)
+        guesses = inverter_guesses(inverter, evidence, is_late, shift=_PLAN.shift)
         effort.on_progress(1.0)
         return guesses

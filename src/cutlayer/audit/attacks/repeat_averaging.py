@@ -7,14 +7,14 @@ Shapes: L = vectors of one row, D = hidden size.
 
 from collections import defaultdict
 
-from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
-from cutlayer.audit.calibration import calibrate
+from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess, time_limit
+from cutlayer.audit.calibration import CALIBRATION_SHARE, calibrate
 from cutlayer.audit.chains import chains
 from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.knowledge import Knowledge
 from cutlayer.audit.known_noise import ReleasedSpace, known_noise
 from cutlayer.audit.links import Group, link
-from cutlayer.audit.matching import Matching, deadline
+from cutlayer.audit.matching import Deadline, Matching
 
 __all__ = ["RepeatAveraging"]
 
@@ -33,13 +33,16 @@ class RepeatAveraging:
 
     def reconstruct(self, evidence: Evidence, knowledge: Knowledge, effort: Effort) -> list[Guess]:
         """See `Attack`."""
-        left_s = deadline(effort)
+        left_s, is_half_over = Deadline(effort), time_limit(effort, 2 * CALIBRATION_SHARE)
         width = knowledge.embedding_VD.shape[1]
         noise = known_noise(knowledge.rule, width)
-        known = calibrate(knowledge, effort.seed)
+        known = calibrate(knowledge, effort.seed, time_limit(effort, CALIBRATION_SHARE))
         matching = Matching(knowledge, ReleasedSpace(noise), left_s, known)
         groups = link(
-            chains(evidence.observations), noise.variance, matching.shortlist.mean_token_variance
+            chains(evidence.observations),
+            noise.variance,
+            matching.shortlist.mean_token_variance,
+            is_half_over,
         )
         by_number: dict[int, list[Group]] = defaultdict(list)
         for group in groups:

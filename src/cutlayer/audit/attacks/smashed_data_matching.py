@@ -10,14 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
-from cutlayer.audit.calibration import calibrate
-from cutlayer.audit.chains import Chain, chains, guesses_of, known_places
+from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess, time_limit
+from cutlayer.audit.calibration import CALIBRATION_SHARE, calibrate
+from cutlayer.audit.chains import Chain, chains, guesses_of, known_places, nothing_of
 from cutlayer.audit.embedding_rows import nearest_rows, rows_of
 from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.knowledge import Knowledge
 from cutlayer.audit.known_noise import KnownNoise, ReleasedSpace, are_withheld, known_noise
-from cutlayer.audit.matching import Matching, deadline
+from cutlayer.audit.matching import Deadline, Matching
 from cutlayer.model.partition import Head
 from cutlayer.model.rows import Rows
 
@@ -45,17 +45,22 @@ class SmashedDataMatching:
 
     def reconstruct(self, evidence: Evidence, knowledge: Knowledge, effort: Effort) -> list[Guess]:
         """See `Attack`."""
-        left_s = deadline(effort)
+        left_s = Deadline(effort)
         head = knowledge.parts[0]
         rows_VD = rows_of(head.base.get_input_embeddings())
         noise = known_noise(knowledge.rule, rows_VD.shape[1])
-        matching = Matching(
-            knowledge, ReleasedSpace(noise), left_s, calibrate(knowledge, effort.seed)
-        )
+        known = calibrate(knowledge, effort.seed, time_limit(effort, CALIBRATION_SHARE))
+        matching = Matching(knowledge, ReleasedSpace(noise), left_s, known)
         rows = chains(evidence.observations)
         guesses: list[Guess] = []
         for index, chain in enumerate(rows):
+            if left_s.is_late():
+                guesses += nothing_of(chain)
+                continue
             start = matching.each_alone(chain)
+            if left_s() <= 0:
+                guesses += guesses_of(chain, start, [0.0] * chain.length, 0, chain.length)
+                continue
             factor = matching.shortlist.factor(chain.length)
             inputs = _Inputs(head, rows_VD, noise, factor)
             embeds_LD, is_done = inputs.fit(chain, start, left_s)

@@ -3,13 +3,13 @@
 It does not average releases (`repeat_averaging`) nor learn an inverter.
 """
 
-from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
-from cutlayer.audit.calibration import calibrate
+from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess, time_limit
+from cutlayer.audit.calibration import CALIBRATION_SHARE, calibrate
 from cutlayer.audit.chains import chains
 from cutlayer.audit.evidence import Evidence
 from cutlayer.audit.knowledge import Knowledge
 from cutlayer.audit.known_noise import ReleasedSpace, known_noise
-from cutlayer.audit.matching import Matching, deadline
+from cutlayer.audit.matching import Deadline, Matching
 
 __all__ = ["VocabularyMatching"]
 
@@ -29,9 +29,10 @@ class VocabularyMatching:
 
     def reconstruct(self, evidence: Evidence, knowledge: Knowledge, effort: Effort) -> list[Guess]:
         """See `Attack`."""
-        left_s = deadline(effort)
+        left_s = Deadline(effort)
         space = ReleasedSpace(known_noise(knowledge.rule, knowledge.embedding_VD.shape[1]))
-        matching = Matching(knowledge, space, left_s, calibrate(knowledge, effort.seed))
+        known = calibrate(knowledge, effort.seed, time_limit(effort, CALIBRATION_SHARE))
+        matching = Matching(knowledge, space, left_s, known)
         rows = chains(evidence.observations)
         guesses: list[Guess] = []
         for index, row in enumerate(rows):

@@ -1,10 +1,12 @@
 """Label inference on tiny models: exact without noise, through a clip, and under noise."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cutlayer.audit.attack import Effort
 from cutlayer.audit.attacks.label_inference import LabelInference
 from cutlayer.errors import ConfigError
 from cutlayer.model.partition import Cut
@@ -57,10 +59,21 @@ def test_noise_of_the_same_norm_gives_nothing_away(tmp_path: Path) -> None:
 
 def test_rows_past_the_time_are_said_to_be_unfinished(tmp_path: Path) -> None:
     world = tiny_world(tmp_path, random_rows(3, 8))
-    guesses = LabelInference().reconstruct(world.evidence, world.knowledge, steps(2))
+    guesses = LabelInference().reconstruct(world.evidence, world.knowledge, steps(12))
     assert guesses[0].num_unfinished == 0
     assert guesses[-1].num_unfinished == len(world.tokens[-1])
     assert set(guesses[-1].tokens) == {-1}
+
+
+def test_a_row_that_time_ends_within_keeps_what_was_found_and_says_so(tmp_path: Path) -> None:
+    world = tiny_world(tmp_path, random_rows(1, 120))
+    looks = itertools.count()
+    effort = Effort(seconds=1.0, clock_s=lambda: float(next(looks)) / 10)
+    (guess,) = LabelInference().reconstruct(world.evidence, world.knowledge, effort)
+    assert next(looks) < 20, "a long row is given up within, not behind it"
+    assert guess.num_unfinished == len(world.tokens[0])
+    found = [place for place, token in enumerate(guess.tokens) if token >= 0]
+    assert set(found) <= set(range(64, 120)), "places are read from the last, which are scored"
 
 
 def test_without_gradients_it_says_what_is_missing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Vocabulary matching finds what was sent, and says when it had no time to."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,13 @@ from tests.audit_worlds import world_of as made
 
 def _guesses(world: World, seconds: float = 60) -> list[Guess]:
     effort = Effort(seconds=seconds)
+    return VocabularyMatching().reconstruct(world.evidence, world.knowledge, effort)
+
+
+def _guesses_at(world: World, share: float) -> list[Guess]:
+    """When so much of its time is gone before the first row."""
+    looks = itertools.count()
+    effort = Effort(seconds=10.0, clock_s=lambda: 10.0 * share if next(looks) > 15 else 0.0)
     return VocabularyMatching().reconstruct(world.evidence, world.knowledge, effort)
 
 
@@ -121,9 +129,16 @@ def test_a_template_is_filled_in_but_not_against_the_evidence(tmp_path: Path) ->
 
 def test_without_time_each_vector_is_guessed_alone(tmp_path: Path) -> None:
     world = tiny_world(tmp_path)
-    guesses = _guesses(world, seconds=0.0)
+    guesses = _guesses_at(world, 1.2)
     assert [guess.num_unfinished for guess in guesses] == [len(row) for row in world.tokens]
     assert world.recovery([guess.tokens for guess in guesses]) > 0.05
+
+
+def test_far_too_late_nothing_is_said(tmp_path: Path) -> None:
+    world = tiny_world(tmp_path)
+    guesses = _guesses_at(world, 1.6)
+    assert [guess.num_unfinished for guess in guesses] == [len(row) for row in world.tokens]
+    assert {token for guess in guesses for token in guess.tokens} == {-1}
 
 
 def test_progress_reaches_one(tmp_path: Path) -> None:
