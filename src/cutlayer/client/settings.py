@@ -255,6 +255,16 @@ class ClientSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _has_policies_that_act(self) -> Self:
+        if self.federation is not None and self.recut.has_policy:
+            raise ValueError(
+                "policies of [recut] act between the steps of a run that trains alone, and "
+                "[federation] trains in rounds; remove [recut.battery], [recut.memory] and "
+                "[recut.link], and re-cut by hand"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_a_length(self) -> Self:
         if self.train is None:
             return self

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cutlayer.client.recut_policy import RecutPolicy, shows_blocks
 from cutlayer.client.recut_sensors import Readings
 from cutlayer.client.recut_settings import RecutSettings
+from cutlayer.client.settings import ClientSettings
 from cutlayer.errors import ConfigError
 from cutlayer.model.partition import Cut
 from cutlayer.settings import parse_settings
@@ -313,3 +314,16 @@ def test_whatever_is_read_re_cuts_are_a_cool_down_apart_and_known(
 def test_a_wrong_policy_is_refused_by_name(table: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse_settings(RecutSettings, table, "test")
+
+
+def test_a_policy_in_a_federation_is_refused_as_it_would_never_act() -> None:
+    table = {
+        "model": {"path": "tiny", "lower": 1, "upper": 3},
+        "connection": {"address": "127.0.0.1:1", "plaintext": True},
+        "privacy": {"mechanism": "none"},
+        "federation": {"name": "clinics"},
+        "recut": {"memory": {"below_gb": 1, "cut": [1, 3]}},
+    }
+    with pytest.raises(ConfigError, match=r"policies of \[recut\] act between the steps"):
+        parse_settings(ClientSettings, table, "test")
+    parse_settings(ClientSettings, {**table, "recut": {"share_adapter": True}}, "test")

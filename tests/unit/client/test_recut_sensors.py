@@ -1,4 +1,5 @@
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -71,6 +72,39 @@ def test_this_machine_answers_about_itself() -> None:
     assert 0 < readings.available_bytes <= psutil.virtual_memory().total
     assert readings.link_mbit_s is None
     assert readings.rtt_ms is None
+
+
+@dataclass
+class _Battery:
+    percent: float
+    power_plugged: bool | None
+
+
+@pytest.mark.parametrize(
+    ("battery", "charge"),
+    [
+        (None, None),
+        (_Battery(17.0, False), 17.0),
+        (_Battery(17.0, None), 17.0),
+        (_Battery(17.0, True), 100.0),
+    ],
+)
+def test_a_battery_on_mains_power_counts_as_full(
+    monkeypatch: pytest.MonkeyPatch, battery: _Battery | None, charge: float | None
+) -> None:
+    # Machines that run tests have no battery to unplug.
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: battery, raising=False)
+    assert Machine().read().battery_percent == charge
+
+
+def test_a_battery_that_cannot_be_read_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise FileNotFoundError("energy_now")
+
+    monkeypatch.setattr(psutil, "sensors_battery", broken, raising=False)
+    assert Machine().read().battery_percent is None
+    monkeypatch.delattr(psutil, "sensors_battery")
+    assert Machine().read().battery_percent is None
 
 
 def test_rate_is_bytes_over_the_time_in_which_calls_were_under_way() -> None:
