@@ -23,6 +23,7 @@ from cutlayer.cli import (
     privacy,
     provision,
     purge,
+    recut,
     runs,
     serve,
     simulate,
@@ -45,6 +46,7 @@ app.command("serve")(serve.serve)
 app.command("status")(status.status)
 app.add_typer(runs.app, name="runs")
 app.command("train")(train.train)
+app.command("recut")(recut.recut)
 app.command("simulate")(simulate.simulate)
 app.command("leave")(leave.leave)
 app.command("generate")(generate.generate)
