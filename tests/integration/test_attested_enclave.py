@@ -135,7 +135,7 @@ def test_two_attested_owners_end_with_one_adapter(world: AttestedWorld, tmp_path
     names = ("bank", "clinic")
     rounds = {
         **{"name": "both", "rounds": 2, "local_steps": 2, "adapter": {"rank": 4, "alpha": 8}},
-        **{"min_members": 2, "quorum": 2, "gather_s": 0.0},
+        **{"min_members": 2, "quorum": 2, "min_cohort": 2, "gather_s": 0.0},
     }
     state = {"folder": str(tmp_path / "s"), "key_file": str(tmp_path / "s.key")}
     train = {"rows_per_step": 8, "lr": 0.02}

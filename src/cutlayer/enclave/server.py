@@ -10,9 +10,11 @@ from typing import cast
 
 from cutlayer.enclave.connection import EnclaveConnection
 from cutlayer.enclave.desk import EnclaveDesk
+from cutlayer.enclave.few import PoolOfMany
 from cutlayer.enclave.inner_part import InnerPart
 from cutlayer.enclave.row_store import RowStore
 from cutlayer.enclave.settings import EnclaveSettings
+from cutlayer.federation.trunk_pool import TrunkPool
 from cutlayer.model.agreement import known_manifest
 from cutlayer.model.checkpoint import load_part
 from cutlayer.model.partition import Cut, Part, Tail, Trunk
@@ -45,6 +47,7 @@ class EnclaveServer(TrunkServer):
             StorageError: the state folder is in use, open to others or sealed with another key.
         """
         prepare_state(settings)
+        self._min_cohort = 1 if settings.rounds is None else settings.rounds.min_cohort
         super().__init__(settings.as_server(), tracer)
         part = cast(InnerPart, self._trunk)
         # A value takes at least a byte, whatever the codec.
@@ -54,6 +57,9 @@ class EnclaveServer(TrunkServer):
     def connect(self, peer: Peer) -> Connection:
         """Accept a peer; its calls are checked one by one."""
         return EnclaveConnection(peer, self._desk, self.desk)
+
+    def _pool(self) -> TrunkPool:
+        return PoolOfMany(super()._pool(), self._min_cohort)
 
     def _load(self, settings: ServerSettings) -> tuple[Trunk, ServedModel]:
         model = settings.model

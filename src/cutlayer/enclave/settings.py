@@ -76,6 +76,9 @@ class RoundSettings(Settings):
     """A round begins when so many wait."""
     quorum: int = Field(default=3, ge=1)
     """Fewer updates than this are no round."""
+    min_cohort: int = Field(default=3, ge=1)
+    """Owners whose updates an average has at least, whoever began; not above `quorum`. An average
+    of one is that owner's update, which the others then have."""
     gather_s: float = Field(default=5.0, ge=0)
     """How long a round waits for more owners after `min_members` are there."""
     deadline_s: float = Field(default=3600.0, gt=0)
@@ -91,6 +94,17 @@ class RoundSettings(Settings):
             raise ValueError(
                 "strategy fedprox pulls at what trains at the owners, and here nothing does; "
                 "choose fedavg, fedavg_frozen_a, fedadam, svd, median, trimmed_mean or every_step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averages_enough(self) -> Self:
+        if self.quorum < self.min_cohort:
+            raise ValueError(
+                f"rounds.quorum={self.quorum} is below rounds.min_cohort={self.min_cohort}: a "
+                f"round could end as the average of {self.quorum}, which tells the others what "
+                "these have learnt; raise the quorum, or lower min_cohort to what the owners "
+                "accept (their own rounds.min_cohort)"
             )
         return self
 

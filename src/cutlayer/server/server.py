@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cutlayer.federation.trunk_pool import TrunkPool
 from cutlayer.metrics import ServerMetrics
 from cutlayer.model.agreement import known_manifest
 from cutlayer.model.partition import Cut, Trunk
@@ -190,16 +191,19 @@ class TrunkServer:
     ) -> FederationService | None:
         if settings.federation is None:
             return None
-        pool = LocalPool(self._host, self._runner)
         metrics = self._metrics.federation
         return FederationService(
             settings.federation,
             folder,
             vault,
-            pool,
+            self._pool(),
             metrics=metrics,
             verifier=verifier_of(settings),
         )
+
+    def _pool(self) -> TrunkPool:
+        """Where rounds find what members' runs have learnt."""
+        return LocalPool(self._host, self._runner)
 
     def metrics(self) -> bytes:
         """Prometheus text."""

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cutlayer.enclave.few import PoolOfMany
 from cutlayer.enclave.server import EnclaveServer
 from cutlayer.enclave.settings import EnclaveSettings
 from cutlayer.errors import ConfigError, ProtocolError, QuorumNotMet, StepExpired
@@ -15,6 +16,7 @@ from cutlayer.federation.rounds import trunk_contributions
 from cutlayer.federation.rules import Rules
 from cutlayer.federation.strategy import STRATEGIES
 from cutlayer.federation.trunk_pool import TrunkUpdate, UpdateKind
+from cutlayer.model.adapters import AdapterSettings
 from tests.enclave_worlds import enclave_settings, owner_of, owner_settings, running_enclave
 from tests.worlds import Table, write_rows
 
@@ -31,6 +33,7 @@ def _rounds(model: Path, folder: Path, **changes: object) -> EnclaveSettings:
         "adapter": ADAPTER,
         "min_members": 2,
         "quorum": 2,
+        "min_cohort": changes.get("quorum", 2),
         "gather_s": 0.0,
         "deadline_s": 60.0,
         **changes,
@@ -181,6 +184,75 @@ def test_a_round_without_its_quorum_is_no_round(tmp_path: Path, model: Path) -> 
         pytest.raises(QuorumNotMet, match="max_attempts"),
     ):
         owner.train()
+
+
+def test_settings_by_which_an_average_could_be_of_too_few_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"quorum=2 is below rounds\.min_cohort=3"):
+        _rounds(tmp_path, tmp_path, min_cohort=3)
+    table: Table = {"name": "clinics", "rounds": 1, "min_members": 2, "quorum": 2}
+    with pytest.raises(ConfigError, match=r"below rounds\.min_cohort=3"):
+        enclave_settings(tmp_path, tmp_path, rounds=table)
+
+
+class _Learnt:
+    """A pool in which two of three owners trained; the third has handed in all the same."""
+
+    def __init__(self, third: TrunkUpdate | None) -> None:
+        trained = {name: TrunkUpdate(state={"a": torch.ones(1)}, weight=5) for name in OWNERS}
+        self._found = trained if third is None else {**trained, "clinic-c": third}
+
+    def layout(self, adapter: AdapterSettings) -> dict[str, list[int]]:
+        return {"a": [1]}
+
+    def begin_round(self, run_id: str, adapter: AdapterSettings, states: object) -> None:
+        pass
+
+    def collect(self, run_id: str, members: object, kind: UpdateKind) -> dict[str, TrunkUpdate]:
+        return self._found
+
+    def end_round(self, run_id: str) -> None:
+        pass
+
+
+def test_a_gradient_of_nothing_hides_nobody() -> None:
+    pool = PoolOfMany(_Learnt(TrunkUpdate(state={"a": torch.zeros(1)}, weight=0)), min_cohort=3)
+    with pytest.raises(QuorumNotMet, match="of 2 owners' updates"):
+        pool.collect("clinics.r1.a1", (*OWNERS, "clinic-c"), UpdateKind.GRADIENT)
+
+
+@pytest.mark.parametrize(
+    "third",
+    [
+        None,
+        TrunkUpdate(state={"a": torch.ones(1)}, weight=0),
+        TrunkUpdate(state={"a": torch.full((1,), torch.nan)}, weight=5),
+    ],
+    ids=["nothing learnt", "no token", "NaN"],
+)
+def test_an_answer_without_an_update_hides_nobody(third: TrunkUpdate | None) -> None:
+    members = (*OWNERS, "clinic-c")
+    pool = PoolOfMany(_Learnt(third), min_cohort=3)
+    with pytest.raises(QuorumNotMet, match=r"of 2 owners' updates.*min_cohort=3"):
+        pool.collect("clinics.r1.a1", members, UpdateKind.DELTA)
+    two = PoolOfMany(_Learnt(third), min_cohort=2)
+    assert set(OWNERS) <= set(two.collect("clinics.r1.a1", members, UpdateKind.DELTA))
+
+
+def test_the_enclave_makes_no_average_of_too_few(tmp_path: Path, model: Path) -> None:
+    rounds = _rounds(model, tmp_path, min_members=1, quorum=1, max_attempts=1)
+    changes = _member(model, tmp_path / "a", 16)
+    changes["rounds"] = {"name": "clinics", "min_cohort": 1}
+    with running_enclave(rounds) as server:
+        assert server.federation is not None
+        # As if the settings had let it: the last barrier is where updates are taken.
+        coordinator = server.federation._coordinator
+        coordinator._cycle._trunk = PoolOfMany(coordinator._cycle._trunk, min_cohort=2)
+        with (
+            owner_of(server, owner_settings(model, tmp_path / "a", **changes)) as owner,
+            pytest.raises(QuorumNotMet, match=r"rounds\.min_cohort=2"),
+        ):
+            owner.train()
+        assert server.federation.status().round == 0
 
 
 def test_other_adapter_settings_are_refused_before_the_first_round(
