@@ -38,6 +38,7 @@ def enclave_settings(model: Path, folder: Path, **changes: object) -> EnclaveSet
         "listen": {"address": "127.0.0.1:0", "plaintext": True},
         "state": {"folder": str(folder / "inside"), "key_file": str(folder / "inside.key")},
     }
+    changes = {"shared_labels": True, **changes}
     return parse_settings(EnclaveSettings, _changed(table, changes), "test enclave")
 
 

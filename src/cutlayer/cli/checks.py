@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from cutlayer.cli.link import check_evidence, check_listening, check_reachable
+from cutlayer.client.hops import hop_views
 from cutlayer.client.settings import ClientSettings, ModelSettings
 from cutlayer.data.settings import DataSettings
 from cutlayer.data.sources import read_records
@@ -69,7 +71,10 @@ def check_client(settings: ClientSettings) -> list[Finding]:
         return found
     found += _model(folder, model, (Part.HEAD, Part.TAIL))
     if not any(f.name == "cut" and f.status is Status.FAIL for f in found):
-        found += _link("server", lambda: check_reachable(settings, folder))
+        views = hop_views(settings)
+        for number, view in enumerate(views, start=1):
+            name = "server" if len(views) == 1 else f"hop {number}"
+            found += _link(name, partial(check_reachable, view, folder))
     return found
 
 

@@ -138,12 +138,18 @@ def export(
 def _open(config: Path, overrides: Sequence[str] | None, out: Output) -> "EnclaveClient":
     from cutlayer.cli.certificates import warn_of_expiry
     from cutlayer.enclave.owner import EnclaveClient
-    from cutlayer.enclave.owner_settings import EnclaveClientSettings
+    from cutlayer.enclave.owner_settings import EnclaveClientSettings, LabelPlace
     from cutlayer.settings import load_settings
 
     settings = load_settings(EnclaveClientSettings, config, overrides or ())
     warn_of_expiry(settings.connection, out)
-    if not settings.tee.required:
+    if settings.labels is LabelPlace.SERVER:
+        out.warn(
+            'labels = "server": labels, losses and the distribution of the text are visible at '
+            f"{settings.connection.address}, which proves nothing, and it gets activations WITHOUT "
+            "NOISE, from which it can rebuild your texts"
+        )
+    elif not settings.tee.required:
         out.warn(
             "tee.required = false: the other side proves nothing, and gets activations WITHOUT "
             "NOISE, from which it can rebuild your texts. For tests only"
@@ -181,6 +187,11 @@ def _announce(
     out.say(f"address      {address}")
     if source is None:
         out.warn("no section [tee]: this enclave proves nothing to anybody")
+        if settings.shared_labels:
+            out.warn(
+                "shared_labels = true: owners' labels and the distribution of their texts are "
+                "visible on this machine"
+            )
     else:
         label = "SIMULATED" if source == "simulated" else source
         out.say(f"evidence     {label}")
@@ -195,6 +206,7 @@ def _announce(
             "lower": spec.lower,
             "blocks": spec.n_block,
             "evidence": source,
+            "takes_labels": settings.takes_labels,
             "process": None if confined is None else confined.details(),
         }
     )

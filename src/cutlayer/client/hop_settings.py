@@ -112,14 +112,17 @@ class HopSettings(Settings):
         return Hop(PlaceKind(self.place.value), range(self.lower, self.upper))
 
 
-def check_hops(hops: tuple[HopSettings, ...], lower: int, upper: int, address: str) -> None:
+def check_hops(
+    hops: tuple[HopSettings, ...], lower: int, upper: int, address: str, has_own_first: bool = False
+) -> None:
     """Refuse hops that do not cover the trunk, or do not say where they are.
 
     Args:
         hops: in order; none is the U.
         lower: model.lower.
-        upper: model.upper.
-        address: of the first one.
+        upper: first block after the last hop.
+        address: of [connection].
+        has_own_first: the first hop is at a place of its own too, as [connection] is another's.
 
     Raises:
         ConfigError: says which hop is wrong and what to do.
@@ -127,14 +130,19 @@ def check_hops(hops: tuple[HopSettings, ...], lower: int, upper: int, address: s
     if not hops:
         return
     check_trunks([hop.hop for hop in hops], lower, upper)
-    first, *later = hops
-    if first.connection is not None or first.tee is not None or first.privacy is not None:
+    first, later = hops[0], hops if has_own_first else hops[1:]
+    has_place = first.connection is not None or first.tee is not None or first.privacy is not None
+    if has_place and not has_own_first:
         raise ConfigError(
             "the first of [[hops]] is at [connection], with [tee] and [privacy]; remove its own "
             "connection, tee and privacy"
         )
+    _check_later(later, address, 1 if has_own_first else 2)
+
+
+def _check_later(hops: tuple[HopSettings, ...], address: str, first_number: int) -> None:
     addresses = [address]
-    for number, hop in enumerate(later, start=2):
+    for number, hop in enumerate(hops, start=first_number):
         if hop.connection is None or hop.privacy is None:
             missing = "connection" if hop.connection is None else "privacy"
             raise ConfigError(

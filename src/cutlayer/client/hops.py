@@ -3,6 +3,8 @@
 It does not connect (`chain_setup`) nor check the hops (`hop_settings`, `model.chain`).
 """
 
+from collections.abc import Sequence
+
 from cutlayer.client.hop_settings import HopSettings
 from cutlayer.client.settings import ClientSettings
 from cutlayer.client.tee_settings import ClientTeeSettings
@@ -11,7 +13,7 @@ from cutlayer.privacy.mechanism import NoiseSettings, PrivacySettings
 from cutlayer.settings import settings_digest
 from cutlayer.wire.endpoints import ConnectionSettings
 
-__all__ = ["chain_identity", "hop_views", "placement_of"]
+__all__ = ["chain_identity", "hop_view", "hop_views", "identity_of", "placement_of"]
 
 
 def placement_of(settings: ClientSettings, num_blocks: int) -> Placement:
@@ -37,19 +39,35 @@ def hop_views(settings: ClientSettings) -> tuple[ClientSettings, ...]:
     blocks = {"lower": first.lower, "upper": first.upper}
     model = settings.model.model_copy(update=blocks)
     view = settings.model_copy(update={"model": model, "hops": ()})
-    return (view, *(_view(settings, hop) for hop in later if hop is not None))
+    return (view, *(hop_view(settings, hop) for hop in later if hop is not None))
 
 
 def chain_identity(settings: ClientSettings) -> dict[str, str]:
     """What of the hops must stay the same for a run to be continued, by name; empty for a U."""
-    if not settings.hops:
+    return identity_of(settings.hops, hop_views(settings)[1:])
+
+
+def identity_of(hops: Sequence[HopSettings], views: Sequence[ClientSettings]) -> dict[str, str]:
+    """As `chain_identity`.
+
+    Args:
+        hops: all of them.
+        views: of those with a privacy of their own.
+    """
+    if not hops:
         return {}
-    places = ",".join(f"{hop.place}:{hop.lower}:{hop.upper}" for hop in settings.hops)
-    noise = ",".join(settings_digest(view.privacy.noise()) for view in hop_views(settings)[1:])
+    places = ",".join(f"{hop.place}:{hop.lower}:{hop.upper}" for hop in hops)
+    noise = ",".join(settings_digest(view.privacy.noise()) for view in views)
     return {"hops": places, "hops' privacy": noise}
 
 
-def _view(settings: ClientSettings, hop: HopSettings) -> ClientSettings:
+def hop_view(settings: ClientSettings, hop: HopSettings) -> ClientSettings:
+    """The settings of a U over one hop that says itself where it is.
+
+    Args:
+        settings: of the owner.
+        hop: with a connection and privacy of its own.
+    """
     # `check_hops` has refused later hops without them.
     assert hop.privacy is not None
     model = settings.model.model_copy(update={"lower": hop.lower, "upper": hop.upper})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cutlayer.enclave.desk import EnclaveDesk
 from cutlayer.enclave.row_store import HeldRow, RowSet
-from cutlayer.errors import ProtocolError
+from cutlayer.errors import PermissionRefused, ProtocolError
 from cutlayer.server.batches import JointWork, TrunkCall, TrunkResult
 from cutlayer.server.connection import ClientConnection, ServerDesk
 from cutlayer.server.federation_calls import FEDERATION_KINDS
@@ -111,6 +111,11 @@ class EnclaveConnection(ClientConnection):
     def _put(self, frame: Frame) -> "Future[Frame]":
         call = _header(frame, PutRows)
         _check_rows(call, self._inside.part.vocab_size)
+        if call.targets and not self._inside.takes_labels:
+            raise PermissionRefused(
+                "this server proves nothing and was not set to take labels (shared_labels): keep "
+                'them with labels = "client", or ask its operator'
+            )
         self._check_hidden(frame, call.lengths)
         rows = _held_rows(call, _kept_form(frame))
         held = self._inside.rows.put(self._set(call), rows, self._inside.clock())

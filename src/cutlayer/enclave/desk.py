@@ -64,6 +64,7 @@ class EnclaveDesk:
         host: TrunkHost,
         rows: RowStore,
         max_logits: int = 1 << 28,
+        takes_labels: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -72,10 +73,11 @@ class EnclaveDesk:
             host: has the blocks and the norm as its trunk.
             rows: activations that owners have put.
             max_logits: values that one reply may have; no frame could hold more.
+            takes_labels: whether rows may bring their labels.
             clock: seconds.
         """
         self.part, self.host, self.rows, self.clock = part, host, rows, clock
-        self.max_logits = max_logits
+        self.max_logits, self.takes_labels = max_logits, takes_labels
         self._open: dict[Key, _OpenStep] = {}
 
     def forward_call(self, owner: str, call: ScoreRows, rows: Sequence[HeldRow]) -> TrunkCall:

@@ -15,6 +15,7 @@ from torch import Tensor
 from cutlayer.client.link import PendingCall
 from cutlayer.client.parts import head_output
 from cutlayer.data.batches import Batch
+from cutlayer.enclave.front import FrontHops
 from cutlayer.enclave.remote import RemoteEnclave
 from cutlayer.model.loss import scored_places
 from cutlayer.model.partition import Head
@@ -48,6 +49,7 @@ class RowFeeder:
         gate: Boundary,
         name: RowsName,
         sends_labels: bool,
+        passage: FrontHops | None = None,
     ) -> None:
         """
         Args:
@@ -56,10 +58,12 @@ class RowFeeder:
             gate: what leaves goes through here.
             name: of the rows there.
             sends_labels: whether labels go along.
+            passage: servers in the middle, through which rows go first; None where there are none.
         """
         self._front, self._enclave, self._gate = front, enclave, gate
         self.name = name
         self.sends_labels = sends_labels
+        self._passage = passage
         self._there: set[int] = set()
         self.num_sent = 0
         """Rows that were sent so far, repeats counted."""
@@ -99,6 +103,8 @@ class RowFeeder:
         with torch.no_grad():
             h_ND = head_output(self._front, rows)
         names = row_names(row_ids)
+        if self._passage is not None:
+            h_ND = self._passage.through(h_ND, rows, names, _VERSION)
         _, released = self._gate.release(h_ND, rows, names, _VERSION)
         call = PutRows(
             row_set=self.name.row_set,

@@ -6,12 +6,18 @@ token `generation`, what leaves `privacy.boundary`; what a trunk's client does a
 weight of the other blocks is loaded.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
 from cutlayer.client.attested import attestation_of, note_in
-from cutlayer.client.gates import generation_gate, training_gates
+from cutlayer.client.gates import (
+    generation_gate,
+    hop_generation_gate,
+    hop_training_gates,
+    training_gates,
+)
+from cutlayer.client.hops import identity_of
 from cutlayer.client.link import Link
 from cutlayer.client.own_model import opener, own_model
 from cutlayer.client.owner import DataOwner
@@ -19,7 +25,9 @@ from cutlayer.client.parts import TrainedParts
 from cutlayer.client.run_state import RunState
 from cutlayer.client.session import SplitModel
 from cutlayer.client.settings import ClientSettings, TrainSettings
+from cutlayer.client.step import Boundaries
 from cutlayer.enclave.feeding import RowFeeder, RowsName
+from cutlayer.enclave.front import EnclaveChain, front_hops
 from cutlayer.enclave.generation import EnclaveGenerator
 from cutlayer.enclave.owner_settings import EnclaveClientSettings, LabelPlace
 from cutlayer.enclave.remote import RemoteEnclave
@@ -31,11 +39,17 @@ from cutlayer.model.checkpoint import load_part
 from cutlayer.model.folder import resolve_model
 from cutlayer.model.partition import Cut, Head, Part, Tail, build_part
 from cutlayer.model.threads import set_threads
+from cutlayer.privacy.boundary import Boundary
 from cutlayer.settings import load_settings
 from cutlayer.wire.channel import Channel
 
-__all__ = ["EnclaveClient"]
+__all__ = ["SHARED_LABELS", "EnclaveClient"]
 
+SHARED_LABELS = (
+    "attestation: NONE, labels SHARED: labels, losses and the distribution of the text are visible "
+    "at the server"
+)
+"""What stands beside every result where the owner accepted it."""
 _NOTHING = AdapterSettings(parts=[])
 """What trains here."""
 
@@ -44,13 +58,17 @@ class EnclaveClient(DataOwner):
     """One data owner. Open it with `with`; the run folder is its own while it is open."""
 
     def __init__(
-        self, settings: EnclaveClientSettings, connect: Callable[[], Channel] | None = None
+        self,
+        settings: EnclaveClientSettings,
+        connect: Callable[[], Channel] | None = None,
+        connect_hops: Sequence[Callable[[], Channel]] | None = None,
     ) -> None:
         """Load the front and the tokenizer, open the run folder; the network is not touched yet.
 
         Args:
             settings: everything about this owner.
             connect: opens a channel; None connects by gRPC as `settings.connection` says.
+            connect_hops: open channels to the servers in the middle, as `connect` to the enclave.
 
         Raises:
             ConfigError: wrong settings or model.
@@ -61,6 +79,7 @@ class EnclaveClient(DataOwner):
         set_threads(model.threads)
         self._folder = resolve_model(model.path, model.revision)
         num_blocks = int(self._folder.config.num_hidden_layers)
+        settings.placement(num_blocks)
         self._client_settings = settings.as_client(num_blocks)
         cut = Cut(model.lower, num_blocks)
         front = load_part(self._folder, cut, Part.HEAD, model.dtype, model.device)
@@ -72,8 +91,9 @@ class EnclaveClient(DataOwner):
         self._connect = opener(self._as_client, self.attestation, connect)
         self._state = RunState(settings.run)
         note_in(self._state, self.attestation)
-        vocab_size = int(self._folder.config.vocab_size)
-        self.enclave = RemoteEnclave(Link(self._connect, self._own), vocab_size)
+        self._views = settings.hop_views(num_blocks)
+        self._front = front_hops(self._views, self._folder, self._state, self._leaves, connect_hops)
+        self.enclave = self._remote(Link(self._connect, self._own))
         self.trunk = self.enclave
         self.feeder: RowFeeder | None = None
         """Sends rows, and counts them; there once training has begun."""
@@ -91,6 +111,8 @@ class EnclaveClient(DataOwner):
     @property
     def guarantee(self) -> str:
         """What protects what leaves, to be printed beside every result: no noise, but proof."""
+        if self.settings.labels is LabelPlace.SERVER:
+            return SHARED_LABELS
         if self.attestation is not None:
             return self.attestation.line
         return "attestation: NONE"
@@ -122,15 +144,44 @@ class EnclaveClient(DataOwner):
         return step
 
     def _split_step(self, settings: TrainSettings) -> EnclaveStep:
-        gates = training_gates(self._as_client, self._state.privacy)
+        gates = self._training_gates()
+        self._state.claim(identity_of(self.settings.hops, self._views))
         self.feeder = RowFeeder(
             self.front,
             self.enclave,
             gates.activations,
-            RowsName(row_set=self._row_set(), front=hash_leaves(self.front.leaves)),
-            sends_labels=self.settings.labels is LabelPlace.ENCLAVE,
+            RowsName(row_set=self._row_set(), front=self._front_digest()),
+            sends_labels=self.settings.labels is not LabelPlace.CLIENT,
+            passage=self._front if self._views else None,
         )
         return EnclaveStep(self._parts, self.enclave, gates, self.feeder, settings.in_flight)
+
+    def _training_gates(self) -> Boundaries:
+        """In front of the enclave, which is the last hop."""
+        plain = training_gates(self._as_client, self._state.privacy)
+        if not self._views:
+            return plain
+        return hop_training_gates(self._as_client, self._state.privacy, self._last_hop)
+
+    @property
+    def _last_hop(self) -> int:
+        return len(self._views) + 1
+
+    def _front_digest(self) -> str:
+        # Another chain of servers makes other rows.
+        places = identity_of(self.settings.hops, self._views)
+        return hash_leaves({**self.front.leaves, **places})
+
+    def _remote(self, link: Link) -> RemoteEnclave:
+        vocab_size = int(self._folder.config.vocab_size)
+        if not self._views:
+            return RemoteEnclave(link, vocab_size)
+        gate = hop_generation_gate(self._as_client, self._state.privacy, self._last_hop)
+        return EnclaveChain(link, vocab_size, self._front, gate)
+
+    def _generation_gate(self) -> Boundary:
+        plain = generation_gate(self._as_client, self._state.privacy)
+        return self._front.hops[0].generation if self._views else plain
 
     def _row_set(self) -> str:
         # A run may go on with labels elsewhere or with a smaller codec; rows that were sent before
@@ -143,7 +194,7 @@ class EnclaveClient(DataOwner):
             head=self.front,
             tail=self._parts.tail,
             trunk=self.enclave,
-            boundary=generation_gate(self._as_client, self._state.privacy),
+            boundary=self._generation_gate(),
             run_id=None if step is None else self.run_id,
             step=step,
             drafting=self._drafting,

@@ -9,6 +9,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from cutlayer.client.hop_settings import HopSettings, check_hops
+from cutlayer.client.hops import hop_view
 from cutlayer.client.settings import (
     CheckSettings,
     ClientSettings,
@@ -23,7 +25,9 @@ from cutlayer.client.settings import (
 from cutlayer.client.tee_settings import ClientTeeSettings
 from cutlayer.data.settings import DataSettings
 from cutlayer.enclave.settings import inside
+from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings
+from cutlayer.model.chain import Hop, PlaceKind, Placement
 from cutlayer.model.part_settings import PartSettings
 from cutlayer.privacy.mechanism import PrivacySettings
 from cutlayer.settings import Settings
@@ -46,6 +50,9 @@ class LabelPlace(StrEnum):
     """At the owner: logits come back, the gradient at the logits goes up."""
     ENCLAVE = "enclave"
     """With the rows, in the attested enclave; the summed loss comes back."""
+    SERVER = "server"
+    """With the rows, at a server that proves nothing: labels and text distribution are visible
+    there, which the owner accepts by this word and the server by `shared_labels`."""
 
 
 class FrontSettings(PartSettings):
@@ -93,7 +100,8 @@ class EnclaveClientSettings(Settings):
     """One data owner of an enclave."""
 
     labels: LabelPlace = LabelPlace.CLIENT
-    """client: labels stay here; enclave: they go to it with the rows, only if it is attested."""
+    """client: labels stay here; enclave: they go to it with the rows, only if it is attested;
+    server: they go to a server that proves nothing and sees them, docs/placements.md."""
     model: FrontSettings
     """Which model, and which blocks of it are here."""
     connection: ConnectionSettings
@@ -114,6 +122,14 @@ class EnclaveClientSettings(Settings):
     """How to choose tokens."""
     generation: GenerationSettings = GenerationSettings()
     """How streams share the machine and the link."""
+    hops: tuple[HopSettings, ...] = ()
+    """Frozen trunk servers between the owner's blocks and the enclave's, in order; each says where
+    it is. The enclave begins where the last one ends. docs/placements.md."""
+
+    @property
+    def inner_lower(self) -> int:
+        """First block inside."""
+        return self.hops[-1].upper if self.hops else self.model.lower
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -127,8 +143,20 @@ class EnclaveClientSettings(Settings):
                 "recordings are for audits of what a trunk server sees; remove run.record_file"
             )
         self._check_tee()
-        self.as_client(self.model.lower + 1)
+        self._check_chain()
+        self.as_client(self.inner_lower + 1)
         return self
+
+    def _check_chain(self) -> None:
+        try:
+            address = self.connection.address
+            check_hops(self.hops, self.model.lower, self.inner_lower, address, has_own_first=True)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if self.hops and self.rounds is not None:
+            raise ValueError(
+                "[rounds] does not work with [[hops]]: its owners share one front; remove one"
+            )
 
     def _check_tee(self) -> None:
         if self.tee.required and self.tee.policy is None:
@@ -139,17 +167,30 @@ class EnclaveClientSettings(Settings):
         if self.labels is LabelPlace.ENCLAVE and not self.tee.required:
             raise ValueError(
                 'labels = "enclave" needs tee.required = true: labels go to nobody who has not '
-                "proved what it runs"
+                'proved what it runs, unless labels = "server" accepts that they are visible there'
+            )
+        if self.labels is not LabelPlace.SERVER:
+            return
+        if self.tee.required or self.tee.policy is not None:
+            raise ValueError(
+                'labels = "server" is for a place that proves nothing: set tee.required = false '
+                'and no tee.policy, or labels = "enclave" for a place that proves what it runs'
+            )
+        if self.rounds is not None:
+            raise ValueError(
+                "[rounds] hide each update inside an enclave, which a server that proves nothing "
+                "does not promise; remove [rounds], or use an enclave"
             )
 
     def as_client(self, num_blocks: int) -> ClientSettings:
         """The same for the machinery of a client, without noise: the other side is attested.
 
         Args:
-            num_blocks: of the whole model; all from `model.lower` on are in the enclave.
+            num_blocks: of the whole model; all from `inner_lower` on are in the enclave.
         """
+        own = {**self.model.model_dump(), "lower": self.inner_lower}
         return ClientSettings(
-            model=ModelSettings(**self.model.model_dump(), upper=num_blocks),
+            model=ModelSettings(**own, upper=num_blocks),
             connection=self.connection,
             privacy=PrivacySettings(mechanism="none"),
             run=self.run,
@@ -162,6 +203,35 @@ class EnclaveClientSettings(Settings):
             tee=self.tee.as_client(),
             checks=CheckSettings(profile=False),
         )
+
+    def hop_views(self, num_blocks: int) -> tuple[ClientSettings, ...]:
+        """Per server in the middle the settings of a U over it.
+
+        Args:
+            num_blocks: of the whole model.
+        """
+        client = self.as_client(num_blocks)
+        # What is attested needs no profile of its replies; these servers need one.
+        watched = client.model_copy(update={"checks": CheckSettings(), "tee": None})
+        return tuple(hop_view(watched, hop) for hop in self.hops)
+
+    def placement(self, num_blocks: int) -> Placement:
+        """Where the blocks execute.
+
+        Args:
+            num_blocks: of the whole model.
+
+        Raises:
+            ConfigError: the places do not cover the model.
+        """
+        shares = self.labels is LabelPlace.SERVER
+        last = PlaceKind.SERVER if shares else PlaceKind.ENCLAVE
+        ends = (
+            Hop(PlaceKind.CLIENT, range(self.model.lower)),
+            Hop(last, range(self.inner_lower, num_blocks)),
+        )
+        hops = (ends[0], *(hop.hop for hop in self.hops), ends[1])
+        return Placement(num_blocks=num_blocks, hops=hops, shares_labels=shares)
 
     def _membership(self) -> MembershipSettings | None:
         if self.rounds is None:

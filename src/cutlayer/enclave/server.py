@@ -52,7 +52,8 @@ class EnclaveServer(TrunkServer):
         part = cast(InnerPart, self._trunk)
         # A value takes at least a byte, whatever the codec.
         max_logits = settings.listen.max_frame_bytes
-        self.desk = EnclaveDesk(part, self._host, RowStore(settings.rows), max_logits)
+        rows, takes_labels = RowStore(settings.rows), settings.takes_labels
+        self.desk = EnclaveDesk(part, self._host, rows, max_logits, takes_labels)
 
     def connect(self, peer: Peer) -> Connection:
         """Accept a peer; its calls are checked one by one."""

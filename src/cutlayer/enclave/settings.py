@@ -179,6 +179,14 @@ class EnclaveSettings(Settings):
     """Loopback port of /healthz, /readyz and /metrics; None serves none, 0 picks one."""
     drain_s: float = 30.0
     """After SIGTERM, calls in flight get this long."""
+    shared_labels: bool = False
+    """Take labels of owners without proving what runs here: labels and text distribution are then
+    visible to this machine's operator. An enclave with [tee] takes them anyway."""
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether rows may bring their labels."""
+        return self.tee is not None or self.shared_labels
 
     def confinement(self) -> ConfinementSettings | None:
         """What `tee.process` is to apply, with the files that this enclave still needs.
