@@ -151,9 +151,10 @@ class Recutter:
             try:
                 weights, moments = self._send(plan, gate, step, saved.tensors, is_best)
             except StepExpired:
-                if step > 0:
+                if step > 0 and self.settings.federation is None:
                     raise
-                # Nothing was trained, and fresh weights are the same at every cut.
+                # Nothing was trained, and fresh weights are the same at every cut; or they are a
+                # federation's, which are told with the next round.
                 return
             check_moved(weights, moments, arrived.layout, "server")
             files = plan.files(saved.tensors, weights, moments)
