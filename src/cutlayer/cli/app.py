@@ -19,6 +19,7 @@ from cutlayer.cli import (
     leave,
     masked,
     model,
+    placement,
     plan,
     privacy,
     provision,
@@ -58,6 +59,7 @@ app.add_typer(attest.app, name="attest")
 app.add_typer(enclave.app, name="enclave")
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
+app.command("placement")(placement.placement)
 app.command("plan")(plan.plan)
 app.add_typer(assets.app, name="assets")
 app.add_typer(privacy.app, name="privacy")

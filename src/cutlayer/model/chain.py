@@ -121,6 +121,12 @@ class Placement:
 
     def _check_ends(self) -> None:
         first, last = self.hops[0], self.hops[-1]
+        furthest = max(max(hop.blocks.start, hop.blocks.stop) for hop in self.hops)
+        if furthest > self.num_blocks:
+            raise ConfigError(
+                f"a placement of blocks before {furthest}; the model has {self.num_blocks}: lower "
+                "the hops' upper and model.upper"
+            )
         if first.blocks.start != 0 or last.blocks.stop != self.num_blocks:
             raise ConfigError(
                 f"a placement of blocks {first.blocks.start} to {last.blocks.stop - 1} of a model "

@@ -10,7 +10,7 @@ from cutlayer.errors import ConfigError
 from tests.enclave_worlds import enclave_settings
 
 INSIDE = ("connection", "desk", "inner_part", "row_store", "server", "settings")
-OWNERS = {"feeding", "front", "generation", "owner", "owner_settings", "remote", "step"}
+OWNERS = {"feeding", "front", "generation", "owner", "owner_settings", "placement_view", "remote", "step"}
 
 
 def _imports(path: Path) -> set[str]:
