@@ -7,9 +7,11 @@ does not know processes or cuts (`memory`).
 Shapes: N = tokens of a micro-batch, D = hidden size, S = scored tokens.
 """
 
+import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -198,12 +200,27 @@ def _line(found: Mapping[int, int]) -> Growth:
 
 
 def _counted(load: _Load, part: Part, num_blocks: int, count: Count) -> tuple[int, ...]:
+    # Rows keep what they derive: fake positions must not reach a real run.
+    load = replace(load, rows=Rows(lengths=load.rows.lengths))
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
             return _count_in(load, part, num_blocks, count, seed=None)
     except _NEEDS_VALUES:
         # Experts are chosen by value: only real ones show how much they hold.
+        load = replace(load, rows=Rows(lengths=load.rows.lengths))
         return _count_in(load, part, num_blocks, count, seed=0)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What fake tensors cannot do is no error here: torch logs it before it raises."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _count_in(

@@ -166,7 +166,8 @@ def _measured(
     shapes, workload = about
     if sources.measures:
         say("measuring this machine")
-    found = measure_here(shapes, workload, sources.budget_s, with_blocks=sources.measures)
+    needs_baseline = given.baseline_memory_gb is None
+    found = measure_here(shapes, workload, sources.budget_s, sources.measures, needs_baseline)
     is_link_given = given.rtt_ms is not None and given.mbit_per_s is not None
     if client is None or is_link_given or not sources.measures:
         return found

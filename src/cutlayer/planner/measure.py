@@ -28,7 +28,11 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def measure_here(
-    shapes: ModelShapes, workload: Workload, budget_s: float, with_blocks: bool = True
+    shapes: ModelShapes,
+    workload: Workload,
+    budget_s: float,
+    with_blocks: bool = True,
+    with_baseline: bool = True,
 ) -> Measurements:
     """What this machine does, as a client and, for want of the server's own numbers, as a server.
 
@@ -37,15 +41,16 @@ def measure_here(
         workload: rows, formats, threads.
         budget_s: time for repetitions of each measurement, roughly.
         with_blocks: time blocks too; else memory alone.
+        with_baseline: start a process without a model, to see what it holds.
 
     Raises:
         ConfigError: there is no memory for a single block.
     """
     set_threads(workload.threads)
-    empty = Measured(num_bytes=measure_baseline(workload.threads), source="measured here")
-    found = Measurements(
-        machine=describe_machine(), baseline=empty, client_memory=available_memory()
-    )
+    found = Measurements(machine=describe_machine(), client_memory=available_memory())
+    if with_baseline:
+        empty = Measured(num_bytes=measure_baseline(workload.threads), source="measured here")
+        found = found.model_copy(update={"baseline": empty})
     return _with_speeds(found, shapes, workload, budget_s) if with_blocks else found
 
 
