@@ -41,10 +41,12 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """The noise that an epsilon needs, and what recorded runs say about its price."""
+    import msgspec
+
     from cutlayer.errors import ConfigError
     from cutlayer.privacy.guarantee import PrivacyUnit
     from cutlayer.privacy.plan import Workload, plan_noise
-    from cutlayer.privacy.recorded_runs import comparable_runs, load_recorded
+    from cutlayer.privacy.recorded_runs import comparable_runs, load_recorded, runs_without_noise
 
     if unit not in tuple(PrivacyUnit):
         raise ConfigError(f"--unit {unit!r} is unknown; known: {', '.join(PrivacyUnit)}")
@@ -59,12 +61,20 @@ def plan(
     )
     chosen = 1.0 if clip is None else clip
     found = plan_noise(mechanism, epsilon, delta, PrivacyUnit(unit), workload, chosen)
-    like = comparable_runs(load_recorded(runs), mechanism, found.scale)
+    recorded = load_recorded(runs)
+    like = comparable_runs(recorded, mechanism, found.scale)
+    plain = runs_without_noise(recorded)
     num_steps = epochs * -(-rows // rows_per_step)
     out = Output(as_json)
     _print_plan(out, found, clip, num_steps)
-    _print_runs(out, like, found)
-    out.result(_plan_result(found, clip, num_steps, like))
+    _print_runs(out, like, plain, found)
+    out.result(
+        {
+            **_plan_result(found, clip, num_steps),
+            "recorded": msgspec.to_builtins(like),
+            "recorded_without_noise": msgspec.to_builtins(plain),
+        }
+    )
 
 
 @app.command("show")
@@ -103,35 +113,45 @@ def _print_plan(out: Output, plan: "NoisePlan", clip: float | None, num_steps: i
     out.say(f"exact:    epsilon {plan.exact.epsilon:.4g} ({plan.exact.accountant})")
 
 
-def _print_runs(out: Output, runs: "list[RecordedRun]", plan: "NoisePlan") -> None:
-    if not runs:
-        out.say(
-            "utility: no recorded run with this mechanism at a comparable scale, so nothing is "
-            "known; measure it with `cutlayer audit`"
-        )
+def _print_runs(
+    out: Output, like: "list[RecordedRun]", plain: "list[RecordedRun]", plan: "NoisePlan"
+) -> None:
+    title = "utility to expect from recorded runs"
+    if like:
+        _print_list(out, like, f"{title} near scale {plan.scale:.4g}")
         return
-    rows = [
-        (
-            f"{run.scale:g}",
-            "-" if run.clip is None else f"{run.clip:g}",
-            run.withhold,
-            f"{run.cut[0]}, {run.cut[1]}",
-            run.task,
-            f"{run.score:g}",
-            f"{run.score_without_noise:g}",
-            "-" if run.recovery is None else f"{run.recovery:.1%}",
-        )
-        for run in runs
+    out.say(
+        "utility: no recorded run with this mechanism at a comparable scale, so nothing is "
+        "known of what this noise costs; measure it with `cutlayer audit`"
+    )
+    if plain:
+        _print_list(out, plain, f"{title} without noise: with it, no more than this")
+
+
+def _print_list(out: Output, runs: "list[RecordedRun]", title: str) -> None:
+    out.say(f"{title}:")
+    for run in runs:
+        out.say(f"  {_line(run)}")
+
+
+def _line(run: "RecordedRun") -> str:
+    """One run in words: the score first, then what it was got with and what it gave away."""
+    facts = [
+        run.model,
+        "" if run.rows is None else f"{run.rows} rows",
+        "" if run.steps is None else f"{run.steps} steps",
+        f"cut {run.cut[0]}:{run.cut[1]}",
+        f"mechanism {run.mechanism}" if run.scale is None else f"{run.mechanism} scale={run.scale:g}",
+        "" if run.clip is None else f"clip={run.clip:g}",
+        f"withhold={run.withhold}",
+        "no epsilon" if run.epsilon is None else run.epsilon,
+        "" if run.recovery is None else f"attacks recovered {run.recovery:.1%}",
     ]
-    columns = ("scale", "clip", "withheld", "cut", "task", "score", "no noise", "recovered")
-    out.table(columns, rows, title=f"recorded runs near scale {plan.scale:.4g}")
+    known = ", ".join(fact for fact in facts if fact)
+    return f"{run.score:.3g} (unprotected {run.score_without_noise:.3g}): {run.task}; {known}"
 
 
-def _plan_result(
-    plan: "NoisePlan", clip: float | None, num_steps: int, runs: "list[RecordedRun]"
-) -> dict[str, object]:
-    import msgspec
-
+def _plan_result(plan: "NoisePlan", clip: float | None, num_steps: int) -> dict[str, object]:
     return {
         "mechanism": plan.mechanism,
         "scale": plan.scale,
@@ -145,7 +165,6 @@ def _plan_result(
         "epsilon_rdp": plan.promised.epsilon,
         "epsilon_pld": plan.exact.epsilon,
         "assumption": plan.promised.assumption,
-        "recorded": msgspec.to_builtins(runs),
     }
 
 

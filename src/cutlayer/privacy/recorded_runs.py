@@ -1,4 +1,4 @@
-"""Utilities that were measured under noise, to compare a plan with.
+"""Utilities that were measured, with noise and without, to compare a plan with.
 
 It computes no utility and fits no curve: where nothing like the plan was run, it says nothing.
 """
@@ -11,8 +11,9 @@ import msgspec
 
 from cutlayer.errors import ConfigError
 
-__all__ = ["RecordedRun", "comparable_runs", "load_recorded"]
+__all__ = ["RecordedRun", "comparable_runs", "load_recorded", "runs_without_noise"]
 
+_NO_NOISE = "none"
 _FACTOR = 2.0
 """Scales further apart than this are not comparable."""
 
@@ -30,8 +31,17 @@ class RecordedRun(msgspec.Struct, frozen=True, kw_only=True):
     score: float
     """Of the task, in its own unit."""
     score_without_noise: float
+    """The same with nothing withheld either."""
     recovery: float | None = None
     """Share of private tokens that the best attack recovered, 0 to 1."""
+    model: str = ""
+    """That was trained."""
+    rows: int | None = None
+    """It was trained on."""
+    steps: int | None = None
+    """Of training."""
+    epsilon: str | None = None
+    """What the rule promised, with its unit; None where it promised nothing."""
 
 
 def load_recorded(path: Path | None = None) -> list[RecordedRun]:
@@ -51,6 +61,12 @@ def load_recorded(path: Path | None = None) -> list[RecordedRun]:
         raise ConfigError(f"cannot read recorded runs {path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path or 'recorded_runs.json'} is no list of runs: {error}") from error
+
+
+def runs_without_noise(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
+    """Runs without noise, the best score first: noise on top of them can only cost."""
+    plain = [run for run in runs if run.mechanism == _NO_NOISE]
+    return sorted(plain, key=lambda run: -run.score)
 
 
 def comparable_runs(runs: Sequence[RecordedRun], mechanism: str, scale: float) -> list[RecordedRun]:

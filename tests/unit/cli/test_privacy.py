@@ -16,6 +16,8 @@ def test_plan_prints_the_noise_with_all_that_belongs_to_an_epsilon(
     ran = run_command(capsys, "privacy", "plan", *words)
     for word in ("14.42", "per row", "1e-05", "replace one", "RDP", "PLD", "no recorded run"):
         assert word in ran.out
+    assert "utility to expect from recorded runs without noise" in " ".join(ran.out.split())
+    assert "0.963 (unprotected 0.963): topic of a news article" in ran.out
 
 
 def test_plan_shows_what_recorded_runs_cost(
@@ -25,9 +27,11 @@ def test_plan_shows_what_recorded_runs_cost(
     run |= {"cut": [2, 28], "task": "reviews", "score": 0.41, "score_without_noise": 0.9}
     (tmp_path / "runs.json").write_text(json.dumps([run]))
     words = ("--epsilon", "8", "--rows", "9", "--frozen-head", "--runs", tmp_path / "runs.json")
+    assert "scale=15, clip=9" in run_command(capsys, "privacy", "plan", *words).out
     ran = run_command(capsys, "privacy", "plan", *words, "--json")
     found = json.loads(ran.out.splitlines()[-1])
     assert found["recorded"][0]["score"] == 0.41
+    assert found["recorded_without_noise"] == []
     assert found["epsilon_pld"] < found["epsilon_rdp"] < 8.0
     assert found["steps"] == 2
 

@@ -10,7 +10,7 @@ from cutlayer.privacy.accountant import RdpAccountant
 from cutlayer.privacy.guarantee import PrivacyUnit
 from cutlayer.privacy.mechanism import MECHANISMS
 from cutlayer.privacy.plan import Workload, plan_noise
-from cutlayer.privacy.recorded_runs import comparable_runs, load_recorded
+from cutlayer.privacy.recorded_runs import comparable_runs, load_recorded, runs_without_noise
 
 RUN = {
     "mechanism": "clipped_gaussian",
@@ -77,7 +77,29 @@ def test_recorded_runs_are_compared_by_mechanism_and_scale(tmp_path: Path):
     path.write_text(json.dumps([far, near, other, RUN]))
     found = comparable_runs(load_recorded(path), "clipped_gaussian", 20.0)
     assert [run.scale for run in found] == [20.0, 15.0]
-    assert isinstance(load_recorded(), list)
+
+
+def test_the_runs_of_the_package_are_those_that_the_benchmark_measured():
+    path = Path(__file__).parents[3] / "benchmarks" / "results" / "pareto-two-cores.json"
+    measured = json.loads(path.read_text())
+    settings = {(one["label"], one["steps"]): one for one in measured["settings"]}
+    recorded = load_recorded()
+    assert len(recorded) == len(settings)
+    for run in recorded:
+        withheld = "" if run.withhold == "none" else f", withhold={run.withhold}"
+        label = f"cut {run.cut[0]}:{run.cut[1]}, {run.mechanism}{withheld}, trained"
+        one = settings[label, run.steps]
+        assert run.score == pytest.approx(one["accuracy"], abs=1e-4)
+        assert run.recovery == pytest.approx(one["recovery"], abs=1e-4)
+        assert run.score_without_noise == pytest.approx(measured["reference_accuracy"], abs=1e-4)
+        assert run.model
+        assert run.epsilon is None, "nothing was promised, so no epsilon is shown"
+
+
+def test_runs_without_noise_come_best_first():
+    scores = [run.score for run in runs_without_noise(load_recorded())]
+    assert scores == sorted(scores, reverse=True)
+    assert scores
 
 
 @pytest.mark.parametrize("text", ["", "{}", '[{"mechanism": "x"}]'])
