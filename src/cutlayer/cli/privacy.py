@@ -141,7 +141,9 @@ def _line(run: "RecordedRun") -> str:
         "" if run.rows is None else f"{run.rows} rows",
         "" if run.steps is None else f"{run.steps} steps",
         f"cut {run.cut[0]}:{run.cut[1]}",
-        f"mechanism {run.mechanism}" if run.scale is None else f"{run.mechanism} scale={run.scale:g}",
+        f"mechanism {run.mechanism}"
+        if run.scale is None
+        else f"{run.mechanism} scale={run.scale:g}",
         "" if run.clip is None else f"clip={run.clip:g}",
         f"withhold={run.withhold}",
         "no epsilon" if run.epsilon is None else run.epsilon,
