@@ -159,6 +159,17 @@ def test_members_with_the_same_start_share_one_frame_per_replica(fleet: Fleet) -
     assert torch.equal(fleet.hosts[1].rounds[RUN]["c"][KEY], common[KEY])
 
 
+def test_members_of_different_cuts_start_from_their_own_blocks(fleet: Fleet) -> None:
+    """A deeper cut leaves the replica fewer of the same tensors."""
+    fleet.where = dict.fromkeys("abc", 0)
+    other = KEY.replace("layers.1.", "layers.2.")
+    whole = {**state(1.0), other: torch.ones(2, 4)}
+    starts = {"a": whole, "b": {KEY: whole[KEY]}, "c": {other: whole[other]}}
+    ReplicaPool(fleet).begin_round(RUN, LORA, starts)
+    found = fleet.hosts[0].rounds[RUN]
+    assert {name: set(x) for name, x in found.items()} == {n: set(x) for n, x in starts.items()}
+
+
 def test_a_member_that_moved_finds_its_start_on_the_new_replica(fleet: Fleet) -> None:
     fleet.where = {"a": 0, "b": 1}
     pool = ReplicaPool(fleet)
