@@ -7,7 +7,8 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -22,7 +23,7 @@ from cutlayer.tee.assurance import Assurance
 from cutlayer.tee.challenge import Challenger, Prover, read_nonce
 from cutlayer.tee.door import AttestedDoor
 from cutlayer.tee.endorsement import Endorser
-from cutlayer.tee.evidence import Platform
+from cutlayer.tee.evidence import Evidence, Platform
 from cutlayer.tee.exhibit import Side
 from cutlayer.tee.key_release import Accepted, adapter_job, named_job, release
 from cutlayer.tee.policy import read_policy
@@ -43,6 +44,17 @@ _FREE = frozenset({Kind.CLOSE_SESSION})
 """Gives back what was lent; needs no fresh evidence."""
 _KEY_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _KEY_LIFETIME = timedelta(minutes=10)
+_LABEL_LIFETIME = timedelta(minutes=10)
+"""Evidence does not change, but what it is worth ends with its chains and lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Label:
+    """What some evidence was worth when it was looked at."""
+
+    text: str
+    evidence: Evidence
+    until: datetime
 
 
 class ServerAttestation:
@@ -73,19 +85,19 @@ class ServerAttestation:
         self.prover = Prover(settings.attester, Side.SERVER)
         endorser = Endorser(listen.tls.certificate, listen.tls.key)
         self.door = AttestedDoor(self.prover.attest, endorser.extension)
+        self._label: _Label | None = None
 
     @property
     def label(self) -> str:
         """What the evidence in the certificate is worth to a stranger without a policy."""
-        evidence = self.door.evidence
-        if evidence.platform is Platform.SIMULATED:
-            return Assurance.SIMULATED.label
-        try:
-            claims = claims_of(evidence, Trust(at=self.door.now()))
-        except AttestationError as error:
-            return f"unverified ({error.refusal})"
-        # No policy has looked at it, and every policy refuses this.
-        return "debug, worth nothing" if claims.is_debug else claims.assurance.label
+        known, evidence, now = self._label, self.door.evidence, self.door.now()
+        if known is None or known.evidence is not evidence or now >= known.until:
+            # Chains of certificates take long, and every status asks.
+            known = _Label(
+                text=_worth(evidence, now), evidence=evidence, until=now + _LABEL_LIFETIME
+            )
+            self._label = known
+        return known.text
 
     def own_certificate(self) -> tuple[bytes, bytes]:
         """Key and certificate, PEM, for the listener."""
@@ -254,6 +266,17 @@ def peer_attestation(
 ) -> PeerAttestation:
     """Of a new connection."""
     return PeerAttestation(server, peer, now_s)
+
+
+def _worth(evidence: Evidence, now: datetime) -> str:
+    if evidence.platform is Platform.SIMULATED:
+        return Assurance.SIMULATED.label
+    try:
+        claims = claims_of(evidence, Trust(at=now))
+    except AttestationError as error:
+        return f"unverified ({error.refusal})"
+    # No policy has looked at it, and every policy refuses this.
+    return "debug, worth nothing" if claims.is_debug else claims.assurance.label
 
 
 def _challenger(settings: ServerTeeSettings) -> Challenger | None:

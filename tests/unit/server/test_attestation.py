@@ -8,6 +8,7 @@ import torch
 
 from cutlayer.errors import AttestationError, ConfigError, ProtocolError
 from cutlayer.identity.provision import local, member_files
+from cutlayer.server import attestation
 from cutlayer.server.attestation import PeerAttestation, ServerAttestation
 from cutlayer.server.audit import Audit
 from cutlayer.server.owner_vaults import OwnerVaults, vault_of
@@ -17,11 +18,12 @@ from cutlayer.storage.files import private_folder
 from cutlayer.storage.vault import AesVault, NoVault
 from cutlayer.tee.attester import AttesterSettings
 from cutlayer.tee.challenge import Prover
-from cutlayer.tee.evidence import Evidence
+from cutlayer.tee.claims import Claims
+from cutlayer.tee.evidence import Evidence, Platform
 from cutlayer.tee.exhibit import Exhibit, Side
 from cutlayer.tee.key_release import Accepted, adapter_job, release
 from cutlayer.tee.synthetic_quoter import ROOT_FILE
-from cutlayer.tee.verifier import utc_now
+from cutlayer.tee.verifier import Trust, utc_now
 from cutlayer.tee.verify import verify
 from cutlayer.wire.attest_messages import Challenge, Key, KeyRequest, Proof
 from cutlayer.wire.channel import Peer
@@ -222,3 +224,28 @@ def test_a_debug_machine_is_not_called_hardware(
 ) -> None:
     monkeypatch.setattr(world.server.door, "evidence", sample("published sev-snp").evidence)
     assert world.server.label == "debug, worth nothing"
+
+
+def test_what_evidence_is_worth_is_computed_once_for_it_and_again_when_it_may_have_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Evidence] = []
+
+    def claims_of(evidence: Evidence, trust: Trust) -> Claims:
+        looked.append(evidence)
+        return really(evidence, trust)
+
+    really, now = attestation.claims_of, utc_now()
+    monkeypatch.setattr(attestation, "claims_of", claims_of)
+    monkeypatch.setattr(world.server.door, "now", lambda: now)
+    first, other = (Evidence(platform=Platform.TDX, body=body) for body in (b"1", b"2"))
+    monkeypatch.setattr(world.server.door, "evidence", first)
+    labels = {world.server.label for _ in range(3)}
+    assert labels == {"unverified (malformed)"}
+    assert looked == [first]
+    monkeypatch.setattr(world.server.door, "evidence", other)
+    assert world.server.label in labels
+    assert looked == [first, other]
+    now += timedelta(minutes=11)
+    assert world.server.label in labels
+    assert looked == [first, other, other]
