@@ -17,7 +17,7 @@ import msgspec
 import cutlayer.audit.attacks  # noqa: F401 - registers them
 from cutlayer.audit.attack import ATTACKS
 from cutlayer.audit.grid import TrialSpec, grid
-from cutlayer.audit.material import make_bench, on_this_machine, resolve
+from cutlayer.audit.material import make_bench, resolve
 from cutlayer.audit.plots import require_matplotlib, utility_of
 from cutlayer.audit.report import About, write_report
 from cutlayer.audit.results import Store, Trial
@@ -25,6 +25,7 @@ from cutlayer.audit.search import Answer, Tried, search
 from cutlayer.audit.settings import AuditPlan
 from cutlayer.audit.trial import Bench, run_trial
 from cutlayer.audit.verdict import save_verdict, verdicts_folder
+from cutlayer.client.local_run import on_this_machine
 from cutlayer.client.settings import ClientSettings
 from cutlayer.data.load import dataset_digest
 from cutlayer.errors import ConfigError
@@ -77,7 +78,7 @@ class Audit:
         model = resolve(client.model.path, client.model.revision)
         # Named as the owner does: the resolved folder of a converted model is a hash.
         self._about = _about(client, plan)
-        client = on_this_machine(client, model)
+        client = on_this_machine(client, model.path)
         self.specs = grid(plan, client)
         self._check_cuts(model.config.num_hidden_layers)
         self._bench = make_bench(plan, client, model, names)

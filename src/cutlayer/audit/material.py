@@ -14,7 +14,7 @@ from cutlayer.audit.live import Material
 from cutlayer.audit.settings import AuditPlan
 from cutlayer.audit.trial import Bench
 from cutlayer.audit.utility import questions
-from cutlayer.client.settings import ClientSettings, RunSettings
+from cutlayer.client.settings import ClientSettings
 from cutlayer.data.assets import ASSETS, fetch
 from cutlayer.data.load import Dataset, load_dataset
 from cutlayer.data.settings import DataSettings
@@ -22,9 +22,8 @@ from cutlayer.data.template import NOT_SCORED, Example, RowLimits
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.model.folder import ModelFolder, resolve_model
 from cutlayer.storage.files import explain_os_errors
-from cutlayer.wire.endpoints import ConnectionSettings
 
-__all__ = ["make_bench", "on_this_machine", "public_tokens", "resolve"]
+__all__ = ["make_bench", "public_tokens", "resolve"]
 
 _ASSET = "asset:"
 _MIN_PUBLIC_TOKENS, _MAX_PUBLIC_TOKENS = 4, 64
@@ -37,23 +36,6 @@ def resolve(path: str, revision: str | None = None) -> ModelFolder:
     if path.startswith(_ASSET):
         return resolve_model(_fetched(path))
     return resolve_model(path, revision)
-
-
-def on_this_machine(client: ClientSettings, model: ModelFolder) -> ClientSettings:
-    """The owner's settings for a run that leaves nothing: no address, no keys, no budgets."""
-    connection = ConnectionSettings(
-        address="127.0.0.1:1", plaintext=True, codec=client.connection.codec
-    )
-    noise = client.privacy.noise().model_dump()
-    return client.model_copy(
-        update={
-            "model": client.model.model_copy(update={"path": str(model.path), "revision": None}),
-            "connection": connection,
-            "privacy": type(client.privacy).model_validate(noise),
-            "federation": None,
-            "run": RunSettings(),
-        }
-    )
 
 
 def make_bench(

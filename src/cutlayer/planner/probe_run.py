@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cutlayer.client.client import Client
-from cutlayer.client.recut_settings import RecutSettings
+from cutlayer.client.local_run import on_this_machine
 from cutlayer.client.schedule import batch_plan
 from cutlayer.client.settings import (
-    CheckSettings,
     ClientSettings,
     RunSettings,
     Schedule,
@@ -31,7 +30,6 @@ from cutlayer.server.server import TrunkServer
 from cutlayer.server.settings import ServerSettings
 from cutlayer.settings import parse_settings
 from cutlayer.wire.channel import LoopbackChannel, Peer
-from cutlayer.wire.endpoints import ConnectionSettings
 
 __all__ = ["Bench", "Cost", "Tuned", "make_bench"]
 
@@ -174,7 +172,9 @@ def make_bench(client: ClientSettings, data: Path, cuts: Sequence[Cut]) -> Bench
     kept = Dataset(
         train=rows.train, validation=rows.validation[:_MAX_HELDOUT], num_skipped=rows.num_skipped
     )
-    return Bench(client=_on_this_machine(client, model), rows=kept)
+    local = on_this_machine(client, model.path)
+    run = RunSettings(key_file=client.run.key_file)
+    return Bench(client=local.model_copy(update={"run": run}), rows=kept)
 
 
 def _probed_data(own: DataSettings, data: Path) -> DataSettings:
@@ -189,29 +189,6 @@ def _limits(client: ClientSettings, model: ModelFolder) -> RowLimits:
     taken = client.adapter.num_positions
     length = int(model.config.max_position_embeddings) - taken
     return RowLimits(context_length=length, vocab_size=model.config.vocab_size)
-
-
-def _on_this_machine(client: ClientSettings, model: ModelFolder) -> ClientSettings:
-    """The owner's settings for runs that leave nothing: no address, no keys, no budgets."""
-    connection = ConnectionSettings(
-        address="127.0.0.1:1", plaintext=True, codec=client.connection.codec
-    )
-    noise = client.privacy.noise().model_dump()
-    return client.model_copy(
-        update={
-            "model": client.model.model_copy(update={"path": str(model.path), "revision": None}),
-            "connection": connection,
-            "privacy": type(client.privacy).model_validate(noise),
-            "run": RunSettings(key_file=client.run.key_file),
-            "checks": CheckSettings(),
-            # One trunk, and nobody who moves it on the way.
-            "hops": (),
-            "recut": RecutSettings(),
-            "federation": None,
-            "tee": None,
-            "masked": None,
-        }
-    )
 
 
 @contextmanager
