@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import psutil
 
-from benchmarks import cuts_mixed
+from benchmarks import cuts_mixed, cuts_recut
 from benchmarks.report import emit, parse_arguments
 
 __all__ = ["main"]
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> Mapping[str, Value]:
     parsed = parse_arguments(__doc__ or "", arguments)
     result: dict[str, Value] = {"profile": parsed.profile, "load_before": psutil.getloadavg()[0]}
     result |= msgspec.structs.asdict(cuts_mixed.measure(parsed.profile, parsed.model))
+    result |= msgspec.structs.asdict(cuts_recut.measure(parsed.profile))
     emit(result, parsed)
     return result
 

@@ -7,6 +7,7 @@ many blocks together; the order of the two alternates.
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,7 @@ __all__ = ["Mixed", "Scale", "measure"]
 
 _EVERY_STEP = {"kind": "every_step", "lr": 1e-3, "beta1": 0.0}
 """Without a first moment's memory the moment is the gradient."""
-_FINE = {"value_bits": 38, "value_range": 1.0, "max_weight": 1 << 16}
+_FINE = {"value_bits": 38, "max_weight": 1 << 16}
 """Finer integers than the default, whose steps would be most of the difference."""
 
 
@@ -36,7 +37,11 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     """How much to measure."""
 
     rows: int
+    """Of each owner, for the gradient."""
     words: int
+    """Of each row, for the gradient."""
+    timed_words: int
+    """Of each owner's one row, for the throughput."""
     pairs: int
     """Federations of different and of equal cuts, each so many."""
     rounds: int
@@ -58,8 +63,8 @@ class Mixed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _SCALES = {
-    "smoke": Scale(rows=2, words=4, pairs=1, rounds=2),
-    "standard": Scale(rows=1, words=12, pairs=3, rounds=4),
+    "smoke": Scale(rows=2, words=4, timed_words=4, pairs=1, rounds=2),
+    "standard": Scale(rows=2, words=16, timed_words=12, pairs=3, rounds=4),
 }
 
 
@@ -76,7 +81,8 @@ def measure(profile: str, model: str | None = None) -> Mixed:
         work.chmod(0o700)
         subject = _subject(profile, model, scale, work)
         diff = _gradient_difference(subject, work)
-        mixed, equal = _round_seconds(subject, scale, work)
+        timed = replace(subject, rows=1, words=scale.timed_words)
+        mixed, equal = _round_seconds(timed, scale, work)
     return Mixed(
         gradient_max_rel_diff=diff,
         mixed_over_equal_throughput=median(equal) / median(mixed),

@@ -1,8 +1,9 @@
 """Settings of a trunk server. It does not load models nor open sockets."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.model.part_settings import PartSettings
@@ -154,3 +155,14 @@ class ServerSettings(Settings):
     """The web page, and `/metrics`, for whoever has the token; absent serves none."""
     drain_s: float = 30.0
     """After SIGTERM, calls in flight get this long."""
+
+    @model_validator(mode="after")
+    def _keeps_adapters_in_hand(self) -> Self:
+        is_mixed = self.federation is not None and self.federation.mixed_cuts
+        if is_mixed and self.private_model is not None and self.private_model.owner is not None:
+            raise ValueError(
+                "federation.mixed_cuts tells every member the trunk's adapters in each round, and "
+                "private_model.owner lets none leave without a consent; set one cut for all, or "
+                "remove private_model.owner"
+            )
+        return self
