@@ -178,12 +178,13 @@ def main() -> None:
 
 def _measure(request: CrashRequest, work: Path) -> CrashResult:
     model = make_model(work / "model")
-    plan = _plan(request)
+    plan = _plan(request, request.num_recuts)
     whole = _world(work / "whole", model, {}, request)
     _run(whole, [])
     moved = _world(work / "moved", model, plan, request)
     _run(moved, [])
-    broken = _world(work / "broken", model, plan, request)
+    # More of them, as a boundary that is drawn too high waits for a re-cut with so many.
+    broken = _world(work / "broken", model, _plan(request, 2 * request.num_recuts), request)
     count = _run(broken, _crashes(request, moved))
     steps = [record.step for record in broken.history]
     losses = [_loss_diff(whole, other) for other in (moved, broken)]
@@ -201,13 +202,13 @@ def _measure(request: CrashRequest, work: Path) -> CrashResult:
     )
 
 
-def _plan(request: CrashRequest) -> dict[int, Cut]:
+def _plan(request: CrashRequest, num_recuts: int) -> dict[int, Cut]:
     """By step, spread evenly; no two neighbours the same."""
     draw, cuts = random.Random(request.seed), [_FIRST]
     every = [Cut(a, b) for a in range(_NUM_BLOCKS) for b in range(a + 1, _NUM_BLOCKS + 1)]
-    for _ in range(request.num_recuts):
+    for _ in range(num_recuts):
         cuts.append(draw.choice([cut for cut in every if cut != cuts[-1]]))
-    gap = request.num_steps / (request.num_recuts + 1)
+    gap = request.num_steps / (num_recuts + 1)
     return {round((index + 1) * gap): cut for index, cut in enumerate(cuts[1:])}
 
 

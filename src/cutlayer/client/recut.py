@@ -15,7 +15,7 @@ from torch import Tensor
 from cutlayer.client.link import Connect, Link, OwnModel, header_of
 from cutlayer.client.recut_plan import RecutPlan, check_settings
 from cutlayer.client.recut_room import Arrived, inspect, room_on
-from cutlayer.client.run_state import RunState
+from cutlayer.client.run_state import RecutSteps, RunState, SavedStep
 from cutlayer.client.settings import ClientSettings
 from cutlayer.errors import ConfigError, ProtocolError, StepExpired
 from cutlayer.model.agreement import hash_leaves
@@ -155,10 +155,18 @@ class Recutter:
                     raise
                 # Nothing was trained, and fresh weights are the same at every cut; or they are a
                 # federation's, which are told with the next round.
+                self._keep_history(new_steps, saved)
                 return
             check_moved(weights, moments, arrived.layout, "server")
             files = plan.files(saved.tensors, weights, moments)
             new_steps.save(saved.progress, files, is_pinned=is_best)
+
+    def _keep_history(self, new_steps: RecutSteps, saved: SavedStep) -> None:
+        """Of a member between rounds: a step before, so that the next round's weights are saved."""
+        progress = saved.progress
+        if progress.step > 0:
+            before = msgspec.structs.replace(progress, step=progress.step - 1)
+            new_steps.save(before, {}, is_pinned=False)
 
     def _kept_steps(self) -> list[int]:
         """The best step and the newest one; both sides have saved them."""

@@ -34,8 +34,8 @@ def test_boundaries_count_inside_a_recut_alone(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_plan_is_seeded_and_moves_every_time() -> None:
     request = CrashRequest(num_steps=200, num_recuts=20, num_crashes=1, seed=4)
-    plan = _plan(request)
-    assert plan == _plan(request)
+    plan = _plan(request, 20)
+    assert plan == _plan(request, 20)
     assert len(plan) == 20
     cuts = [Cut(1, 3), *plan.values()]
     assert all(first != second for first, second in pairwise(cuts))
