@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import psutil
 
 from cutlayer.client.recut import RecutReport
 from cutlayer.errors import (
@@ -28,6 +29,7 @@ __all__ = ["Desk", "RecutRequest", "ask", "is_attended"]
 T = TypeVar("T")
 _READY, _REQUEST, _ANSWER = "recut.ready", "recut.request", "recut.answer"
 _POLL_S = 0.05
+_SAME_S = 1.0
 
 
 class RecutRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +47,8 @@ class _Ready(msgspec.Struct, frozen=True, kw_only=True):
     """Who listens."""
 
     pid: int
+    born_s: float
+    """When the process was made: numbers of processes come again."""
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +67,7 @@ class Desk:
         self._folder = folder
         for path in folder.glob("recut.*"):
             path.unlink(missing_ok=True)
-        _write(folder / _READY, _Ready(pid=os.getpid()))
+        _write(folder / _READY, _Ready(pid=os.getpid(), born_s=psutil.Process().create_time()))
 
     @property
     def has_request(self) -> bool:
@@ -109,7 +113,7 @@ def is_attended(folder: Path) -> bool:
         ready = _read(folder / _READY, _Ready)
     except StorageError:
         return False
-    return ready is not None and _is_alive(ready.pid)
+    return ready is not None and _is_alive(ready)
 
 
 def ask(
@@ -201,11 +205,9 @@ def _read(path: Path, kind: type[T]) -> T | None:
         raise StorageError(f"{path} is damaged; remove it") from error
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(ready: _Ready) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        born_s = psutil.Process(ready.pid).create_time()
+    except psutil.Error:
         return False
-    except PermissionError:
-        return True
-    return True
+    return abs(born_s - ready.born_s) < _SAME_S

@@ -178,9 +178,11 @@ class RunState:
             "generation": str(self._num_recuts + 1),
             "cut": f"{cut.lower}:{cut.upper}",
         }
-        known = {**self._known, **identity, **changed}
-        self.write_note(_RUN_FILE, known)
-        self._known = known
+        try:
+            self.write_note(_RUN_FILE, {**self._known, **identity, **changed})
+        finally:
+            # Even where the write failed at its very end: what is on disk has decided.
+            self._known = self._read_known()
         self._settle()
         self._steps = StepStore(self.folder / _STEPS, self.vault)
 

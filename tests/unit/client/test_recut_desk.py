@@ -1,5 +1,6 @@
 """One request at a time, and an answer for each, whatever becomes of the trainer."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -131,7 +132,10 @@ def test_a_training_that_ends_tells_whoever_waits(folder: Path) -> None:
 def test_a_trainer_that_was_killed_is_not_waited_for(folder: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    write_atomic(folder / "recut.ready", b'{"pid": %d}' % dead.pid)
+    write_atomic(folder / "recut.ready", b'{"pid": %d, "born_s": 1.0}' % dead.pid)
+    assert not is_attended(folder)
+    # Another process has its number now.
+    write_atomic(folder / "recut.ready", b'{"pid": %d, "born_s": 1.0}' % os.getpid())
     assert not is_attended(folder)
     with pytest.raises(TransportError, match="ended before it answered"):
         ask(folder, 2, None, False, timeout_s=20.0)

@@ -111,6 +111,29 @@ def test_wherever_it_ends_the_run_is_the_old_one_or_the_new_one(
     state.close()
 
 
+def test_a_write_that_fails_at_its_very_end_has_decided_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new file is in place, and then the folder cannot be synced."""
+    state = _opened(_settings(tmp_path))
+    _save(state, 8, 1.0)
+    first = state.run_id
+
+    def late(path: Path, data: bytes) -> None:
+        write_atomic(path, data)
+        raise StorageError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_state, "write_atomic", late)
+        with pytest.raises(StorageError, match="the disk is gone"):
+            _recut(state)
+    assert (state.run_id, state.cut) == (f"{first}.c1", Cut(2, 3))
+    state.close()
+    state = _opened(_settings(tmp_path))
+    assert (state.run_id, _value(state)) == (f"{first}.c1", -1.0)
+    state.close()
+
+
 def test_steps_that_no_recut_finished_are_forgotten(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     state = _opened(settings)
