@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 from torch import Tensor
 
+from cutlayer.client.attested import Attestation
 from cutlayer.client.link import PendingCall, header_of
 from cutlayer.client.remote_trunk import CallNames, RemoteTrunk, trunk_sq_norm
 from cutlayer.client.returned import TrainingCall
@@ -31,6 +32,8 @@ class ChainHop:
     trunk: RemoteTrunk
     training: Boundaries
     generation: Boundary
+    proof: Attestation | None = None
+    """Of a hop after the first: what it must prove."""
 
 
 class _ChainCall(PendingCall):

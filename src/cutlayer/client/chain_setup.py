@@ -21,7 +21,7 @@ from cutlayer.model.folder import ModelFolder
 from cutlayer.model.partition import Part
 from cutlayer.wire.channel import Channel
 
-__all__ = ["trunk_of"]
+__all__ = ["hops_of", "trunk_of"]
 
 
 def trunk_of(
@@ -50,21 +50,50 @@ def trunk_of(
     trunk = checked_trunk(first, views[0], folder, state)
     if len(views) == 1:
         return trunk
-    opens = [None] * (len(views) - 1) if connects is None else connects
-    if len(opens) != len(views) - 1:
-        raise ConfigError(f"{len(opens)} channels for {len(views) - 1} hops after the first")
-    trunks = [trunk]
-    for view, connect in zip(views[1:], opens, strict=True):
+    own = ChainHop(
+        trunk=trunk,
+        training=hop_training_gates(views[0], state.privacy, 1),
+        generation=hop_generation_gate(views[0], state.privacy, 1),
+    )
+    later = hops_of(views[1:], folder, state, leaves, connects, first_number=2)
+    return ChainTrunk([own, *later], Part.TRUNK in settings.adapter.parts)
+
+
+def hops_of(
+    views: Sequence[ClientSettings],
+    folder: ModelFolder,
+    state: RunState,
+    leaves: Mapping[str, str],
+    connects: Sequence[Callable[[], Channel]] | None,
+    first_number: int,
+) -> list[ChainHop]:
+    """Hops that say themselves where they are.
+
+    Args:
+        views: per hop the settings of a U over it alone.
+        folder: the model.
+        state: the run.
+        leaves: manifest leaves of the owner's parts.
+        connects: open channels in place of gRPC.
+        first_number: of the first of them in the chain, from 1.
+
+    Raises:
+        ConfigError: another number of channels than hops, or settings that exclude each other.
+    """
+    opens: Sequence[Callable[[], Channel] | None] = connects or [None] * len(views)
+    if len(opens) != len(views):
+        raise ConfigError(f"{len(opens)} channels for {len(views)} hops; give one for each")
+    hops = []
+    for number, (view, connect) in enumerate(zip(views, opens, strict=True), start=first_number):
         proof = attestation_of(view)
         note_in(state, proof)
         link = Link(opener(view, proof, connect), own_model(view, folder, leaves))
-        trunks.append(checked_trunk(link, view, folder, state))
-    hops = [
-        ChainHop(
-            trunk=trunk,
-            training=hop_training_gates(view, state.privacy, number),
-            generation=hop_generation_gate(view, state.privacy, number),
+        hops.append(
+            ChainHop(
+                trunk=checked_trunk(link, view, folder, state),
+                training=hop_training_gates(view, state.privacy, number),
+                generation=hop_generation_gate(view, state.privacy, number),
+                proof=proof,
+            )
         )
-        for number, (trunk, view) in enumerate(zip(trunks, views, strict=True), start=1)
-    ]
-    return ChainTrunk(hops, Part.TRUNK in settings.adapter.parts)
+    return hops

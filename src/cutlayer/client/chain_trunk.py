@@ -9,6 +9,7 @@ from typing import Never
 
 import msgspec
 
+from cutlayer.client.attested import Attestation
 from cutlayer.client.chain_calls import ChainBackward, ChainForward, ChainHop
 from cutlayer.client.chain_checks import ChainChecks
 from cutlayer.client.chain_rows import ChainRows
@@ -44,6 +45,11 @@ class ChainTrunk(RemoteTrunk):
     def hops(self) -> tuple[RemoteTrunk, ...]:
         """The trunks, the lowest first."""
         return tuple(hop.trunk for hop in self._hops)
+
+    @property
+    def proofs(self) -> tuple[Attestation | None, ...]:
+        """What the hops after the first must prove."""
+        return tuple(hop.proof for hop in self._hops[1:])
 
     @property
     def bytes_sent(self) -> int:

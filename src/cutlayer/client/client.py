@@ -9,13 +9,15 @@ from pathlib import Path
 
 from cutlayer.client.accounts import report_of_run
 from cutlayer.client.attested import attestation_of, note_in
+from cutlayer.client.chain_attested import of_all_hops
 from cutlayer.client.chain_setup import trunk_of
+from cutlayer.client.chain_trunk import ChainTrunk
 from cutlayer.client.chat import Chat
 from cutlayer.client.engine import Engine
 from cutlayer.client.federated import leave, open_calls
 from cutlayer.client.gates import generation_gate, training_gates
 from cutlayer.client.generate import Generator
-from cutlayer.client.hops import chain_identity, hop_views
+from cutlayer.client.hops import chain_identity, hop_views, told_guarantee
 from cutlayer.client.link import Link
 from cutlayer.client.own_model import at_cut, at_run_s_cut, opener, own_model
 from cutlayer.client.owner import DataOwner
@@ -87,6 +89,8 @@ class Client(DataOwner):
         self._connect = metered(witnessed, self._meter) if has_policy else witnessed
         self._link = link = Link(self._connect, self._own)
         self.trunk = trunk_of(link, settings, self._folder, self._state, self._leaves, connect_hops)
+        if isinstance(self.trunk, ChainTrunk):
+            self.attestation = of_all_hops([self.attestation, *self.trunk.proofs])
 
     @classmethod
     def from_file(cls, path: Path, overrides: Iterable[str] = ()) -> "Client":
@@ -109,7 +113,7 @@ class Client(DataOwner):
     @property
     def guarantee(self) -> str:
         """What the noise promises, to be printed beside every result."""
-        return self.settings.privacy.activation_rule().guarantee
+        return told_guarantee(self.settings)
 
     def privacy_report(self) -> PrivacyReport:
         """Epsilons of what has left under this run, with their units, and what budgets allow."""

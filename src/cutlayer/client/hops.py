@@ -13,7 +13,14 @@ from cutlayer.privacy.mechanism import NoiseSettings, PrivacySettings
 from cutlayer.settings import settings_digest
 from cutlayer.wire.endpoints import ConnectionSettings
 
-__all__ = ["chain_identity", "hop_view", "hop_views", "identity_of", "placement_of"]
+__all__ = [
+    "chain_identity",
+    "hop_view",
+    "hop_views",
+    "identity_of",
+    "placement_of",
+    "told_guarantee",
+]
 
 
 def placement_of(settings: ClientSettings, num_blocks: int) -> Placement:
@@ -40,6 +47,14 @@ def hop_views(settings: ClientSettings) -> tuple[ClientSettings, ...]:
     model = settings.model.model_copy(update=blocks)
     view = settings.model_copy(update={"model": model, "hops": ()})
     return (view, *(hop_view(settings, hop) for hop in later if hop is not None))
+
+
+def told_guarantee(settings: ClientSettings) -> str:
+    """What the noise on activations promises, hop by hop where they differ."""
+    promises = [view.privacy.activation_rule().guarantee for view in hop_views(settings)]
+    if len(set(promises)) == 1:
+        return promises[0]
+    return "; ".join(f"hop {number}: {text}" for number, text in enumerate(promises, start=1))
 
 
 def chain_identity(settings: ClientSettings) -> dict[str, str]:

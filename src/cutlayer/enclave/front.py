@@ -6,28 +6,20 @@ It does not train them: what they compute of a row never changes, so each row go
 Shapes: N = tokens of all rows of a call, D = hidden size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from cutlayer.client.attested import attestation_of, note_in
 from cutlayer.client.chain_calls import ChainHop
 from cutlayer.client.chain_checks import ChainChecks
 from cutlayer.client.chain_rows import ChainRows
-from cutlayer.client.checked_trunk import checked_trunk
 from cutlayer.client.far_rows import SessionRows
-from cutlayer.client.gates import hop_generation_gate, hop_training_gates
 from cutlayer.client.link import Link
-from cutlayer.client.own_model import opener, own_model
-from cutlayer.client.run_state import RunState
-from cutlayer.client.settings import ClientSettings
 from cutlayer.enclave.remote import RemoteEnclave
-from cutlayer.model.folder import ModelFolder
 from cutlayer.model.rows import Rows
 from cutlayer.privacy.boundary import Boundary
-from cutlayer.wire.channel import Channel
 
-__all__ = ["EnclaveChain", "FrontHops", "front_hops"]
+__all__ = ["EnclaveChain", "FrontHops"]
 
 
 class FrontHops:
@@ -63,38 +55,6 @@ class FrontHops:
             finally:
                 far.close()
         return h_ND
-
-
-def front_hops(
-    views: Sequence[ClientSettings],
-    folder: ModelFolder,
-    state: RunState,
-    leaves: Mapping[str, str],
-    connects: Sequence[Callable[[], Channel]] | None = None,
-) -> FrontHops:
-    """The servers that settings name.
-
-    Args:
-        views: per server the settings as of a U over it alone.
-        folder: the model.
-        state: the run.
-        leaves: manifest leaves of the owner's blocks.
-        connects: open channels in place of gRPC.
-    """
-    hops = []
-    opens: Sequence[Callable[[], Channel] | None] = connects or [None] * len(views)
-    for number, (view, connect) in enumerate(zip(views, opens, strict=True), start=1):
-        proof = attestation_of(view)
-        note_in(state, proof)
-        link = Link(opener(view, proof, connect), own_model(view, folder, leaves))
-        hops.append(
-            ChainHop(
-                trunk=checked_trunk(link, view, folder, state),
-                training=hop_training_gates(view, state.privacy, number),
-                generation=hop_generation_gate(view, state.privacy, number),
-            )
-        )
-    return FrontHops(hops)
 
 
 class EnclaveChain(RemoteEnclave):

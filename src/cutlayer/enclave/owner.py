@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from cutlayer.client.attested import attestation_of, note_in
+from cutlayer.client.chain_attested import of_all_hops
+from cutlayer.client.chain_setup import hops_of
 from cutlayer.client.gates import (
     generation_gate,
     hop_generation_gate,
@@ -27,7 +29,7 @@ from cutlayer.client.session import SplitModel
 from cutlayer.client.settings import ClientSettings, TrainSettings
 from cutlayer.client.step import Boundaries
 from cutlayer.enclave.feeding import RowFeeder, RowsName
-from cutlayer.enclave.front import EnclaveChain, front_hops
+from cutlayer.enclave.front import EnclaveChain, FrontHops
 from cutlayer.enclave.generation import EnclaveGenerator
 from cutlayer.enclave.owner_settings import EnclaveClientSettings, LabelPlace
 from cutlayer.enclave.remote import RemoteEnclave
@@ -92,7 +94,11 @@ class EnclaveClient(DataOwner):
         self._state = RunState(settings.run)
         note_in(self._state, self.attestation)
         self._views = settings.hop_views(num_blocks)
-        self._front = front_hops(self._views, self._folder, self._state, self._leaves, connect_hops)
+        hops = hops_of(
+            self._views, self._folder, self._state, self._leaves, connect_hops, first_number=1
+        )
+        self._front = FrontHops(hops)
+        self._proofs = of_all_hops([*(hop.proof for hop in hops), self.attestation])
         self.enclave = self._remote(Link(self._connect, self._own))
         self.trunk = self.enclave
         self.feeder: RowFeeder | None = None
@@ -111,11 +117,15 @@ class EnclaveClient(DataOwner):
     @property
     def guarantee(self) -> str:
         """What protects what leaves, to be printed beside every result: no noise, but proof."""
+        promises = [view.privacy.activation_rule().guarantee for view in self._views]
+        noise = [f"hop {n} noise: {text}" for n, text in enumerate(promises, start=1)]
+        return "; ".join([self._proved, *noise])
+
+    @property
+    def _proved(self) -> str:
         if self.settings.labels is LabelPlace.SERVER:
             return SHARED_LABELS
-        if self.attestation is not None:
-            return self.attestation.line
-        return "attestation: NONE"
+        return "attestation: NONE" if self._proofs is None else self._proofs.line
 
     def generator(self) -> EnclaveGenerator:
         """Whatever generates, on the run's best step; the base model where none was trained."""
