@@ -9,7 +9,7 @@ import cutlayer.enclave
 from cutlayer.errors import ConfigError
 from tests.enclave_worlds import enclave_settings
 
-INSIDE = ("connection", "desk", "inner_part", "row_store", "server", "settings")
+INSIDE = ("connection", "desk", "few", "inner_part", "row_store", "server", "settings")
 OWNERS = {"feeding", "front", "generation", "owner", "owner_settings", "placement_view", "remote", "step"}
 
 
