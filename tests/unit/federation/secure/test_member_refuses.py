@@ -1,5 +1,6 @@
 """What a member refuses: anything with which a server that lies could learn more than the sum."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import msgspec
@@ -21,6 +22,7 @@ from cutlayer.federation.secure.shares import NO_BUNDLE, seal_envelope
 from cutlayer.federation.settings import SecureSettings
 from cutlayer.identity.provision import local
 from cutlayer.identity.signing import CertificateVerifier, KitSigner
+from cutlayer.model.cut import Cut
 from cutlayer.wire.federation_messages import PeerKeys, PeerSecrets, UpdateTaken
 from tests.unit.federation.secure.crowd import Crowd, attempt_of, names, plain_mean, updates
 
@@ -125,6 +127,17 @@ def test_a_server_cannot_tell_members_different_cohorts_or_policies(
         misled = SecureMember("owner0", told, 5, *crowd.credentials["owner0"])
         with pytest.raises(PermissionRefused, match="forged or changed"):
             misled.share_secrets(replace(keys, threshold=told.threshold))
+
+
+def test_a_server_cannot_tell_members_different_cuts(credentials: Credentials) -> None:
+    """Else it could have one vector laid out so that a block is in it alone."""
+    crowd = signed_crowd(credentials)
+    keys = first_keys(crowd)
+    for cuts in ({name: Cut(1, 3) for name in names(3)}, {"owner1": Cut(2, 3)}):
+        told = dataclasses.replace(crowd.attempt, cuts=cuts)
+        misled = SecureMember("owner0", told, 5, *crowd.credentials["owner0"])
+        with pytest.raises(PermissionRefused, match="forged or changed"):
+            misled.share_secrets(keys)
 
 
 def test_a_member_signs_and_verifies_or_neither(credentials: Credentials) -> None:
