@@ -46,7 +46,8 @@ class TrunkPool(Protocol):
         Args:
             run_id: see `wire.federation_messages.round_run_id`.
             adapter: what is trained.
-            states: the weights that each member's run starts from, by member.
+            states: the weights that each member's run starts from, by member; with mixed cuts
+                those of the blocks that the member's cut leaves to the trunk.
         """
 
     def collect(
