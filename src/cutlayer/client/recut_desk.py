@@ -210,4 +210,4 @@ def _is_alive(ready: _Ready) -> bool:
         born_s = psutil.Process(ready.pid).create_time()
     except psutil.Error:
         return False
-    return abs(born_s - ready.born_s) < _SAME_S
+    return bool(abs(born_s - ready.born_s) < _SAME_S)
