@@ -108,12 +108,13 @@ def test_with_noise_and_a_storage_key_it_goes_on_and_everything_is_counted(tmp_p
 @pytest.mark.parametrize("cut", [Cut(0, 4), Cut(3, 4)])
 def test_generation_after_a_recut_says_what_it_said_before(tmp_path: Path, cut: Cut) -> None:
     model = tiny_llama_folder(tmp_path)
+    settings = owner(model, tmp_path, **SMALL, sampling__max_new_tokens=6)
     with (
         running_server(wide_server(model, tmp_path)) as server,
-        client_of(server, owner(model, tmp_path, **SMALL)) as client,
+        client_of(server, settings) as client,
     ):
         client.train()
-        sampling = SamplingSettings(max_new_tokens=6)
+        sampling = settings.sampling
         before = client.generate(["abab", "ab"], sampling), client.score([[97, 98]])
         client.recut(cut.lower, cut.upper, share_adapter=True)
         assert client.generate(["abab", "ab"], sampling) == before[0]
