@@ -43,6 +43,8 @@ class Aim(StrEnum):
     """Which tokens occur, without positions."""
     LABELS = "labels"
     """The scored tokens: for each position the token that it predicts."""
+    CANARIES = "canaries"
+    """Planted secrets, from what the model has kept of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,8 @@ class Guess:
     """What an attack says about one observation, or about an update."""
 
     number: int
-    """`Observation.number`; the round of an update under Aim.BAG."""
+    """`Observation.number`; the round of an update under Aim.BAG, and the place of a format among
+    `Knowledge.canaries` under Aim.CANARIES."""
     tokens: tuple[int, ...] = field(repr=False)
     """One per vector of the observation (-1: nothing said); any number under Aim.BAG. Under
     Aim.LABELS entry t is the guessed label at t, as labels are aligned: -1 where not scored."""

@@ -173,6 +173,8 @@ def _identity(bench: Bench, client: ClientSettings) -> str:
     }
     if client.privacy.denoiser:
         facts["denoiser"] = True
+    if bench.planted is not None:
+        facts["planted"] = len(bench.planted.rows)
     return _digest(facts)
 
 

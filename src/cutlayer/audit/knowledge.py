@@ -17,7 +17,19 @@ from cutlayer.model.folder import ModelFolder
 from cutlayer.model.partition import Cut, Head, Part, Tail, Trunk
 from cutlayer.privacy.mechanism import Mechanism
 
-__all__ = ["Knowledge", "Threat"]
+__all__ = ["CanaryFormat", "Knowledge", "Threat"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryFormat:
+    """What an attacker knows of a canary: the words before it and its form."""
+
+    prefix: tuple[int, ...] = field(repr=False)
+    """Tokens before the secret."""
+    num_tokens: int
+    """Tokens of the secret."""
+    alphabet: tuple[int, ...] = field(repr=False)
+    """Tokens that it may consist of, such as those of the digits."""
 
 
 class Threat(StrEnum):
@@ -46,6 +58,10 @@ class Knowledge:
     """Tokens that end every row: the owner's prompt, which is no secret; empty where unknown."""
     adapt: Callable[[Head, Tail], None] | None = field(default=None, repr=False)
     """T2: puts the current adapters on the parts; None under T1."""
+    adapt_trunk: Callable[[Trunk], None] | None = field(default=None, repr=False)
+    """Puts the run's trunk adapter, which any server has, on a trunk; None where there is none."""
+    canaries: Sequence[CanaryFormat] = field(default=(), repr=False)
+    """What is known of secrets that the owner planted among the rows of the run."""
 
     @property
     def threat(self) -> Threat:

@@ -27,7 +27,8 @@ from cutlayer.audit.utility import (
 from cutlayer.audit.verdict import verdict_key
 from cutlayer.client.accounts import report_from_files
 from cutlayer.client.client import Client
-from cutlayer.client.run_state import RunState
+from cutlayer.client.run_state import Progress, RunState
+from cutlayer.client.schedule import batch_plan
 from cutlayer.client.settings import ClientSettings, Schedule, TrainSettings
 from cutlayer.client.train import Trainer, TrainingData
 from cutlayer.client.truth_file import read_truth
@@ -36,10 +37,10 @@ from cutlayer.data.batches import BatchPlan
 from cutlayer.data.template import NOT_SCORED, Example
 from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings, attach
-from cutlayer.model.partition import Head, Tail
+from cutlayer.model.partition import Head, Part, Tail, Trunk
 from cutlayer.privacy.boundary import BoundaryName
 from cutlayer.privacy.guarantee import PrivacyUnit
-from cutlayer.privacy.mechanism import Mechanism
+from cutlayer.privacy.mechanism import Mechanism, Withhold
 from cutlayer.server.server import TrunkServer
 from cutlayer.server.settings import ServerSettings
 from cutlayer.settings import parse_settings
@@ -54,6 +55,7 @@ _ROWS_PER_CALL = 4
 _OWNER = Peer(name="audited", roles=frozenset({"train"}), serial=None, address="loopback")
 
 Adapt = Callable[[Head, Tail], None]
+AdaptTrunk = Callable[[Trunk], None]
 Mark = Callable[[Sequence[Example]], tuple[Example, ...]]
 
 
@@ -70,6 +72,8 @@ class Material:
     """Rows to score."""
     asked: Sequence[Question] = field(repr=False)
     """The same as multiple choice."""
+    planted: Sequence[Example] = field(default=(), repr=False)
+    """Canaries that a fine-tune learns beside the owner's rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,10 @@ class Seen:
     adapt: Adapt = field(repr=False)
     """Puts the adapters of the run on public parts: what a colluding client knows."""
     tune_seconds: float
+    is_planted: bool = False
+    """Whether canaries were among the rows of the fine-tune."""
+    adapt_trunk: AdaptTrunk | None = field(default=None, repr=False)
+    """Puts the run's trunk adapter on a public trunk; None where the trunk did not learn."""
 
 
 def run_setting(spec: TrialSpec, material: Material, folder: Path) -> Seen:
@@ -105,7 +113,10 @@ def run_setting(spec: TrialSpec, material: Material, folder: Path) -> Seen:
     file = folder / "run.recording"
     with _server(settings, folder) as connect:
         began_s = time.monotonic()
-        step = _tune(settings, connect) if spec.phase is Phase.TRAINED else 0
+        is_tuned = spec.phase is Phase.TRAINED
+        # Where vectors stay, what follows a secret's own tokens is not predicted, so not learnt.
+        planted = material.planted if is_tuned and spec.withhold == Withhold.NONE else ()
+        step, adapt_trunk = _tune(settings, connect, planted) if is_tuned else (0, None)
         tuned_s = time.monotonic() - began_s
         _record(settings, connect, material, step, file)
         scored = _score(settings, connect, material, step)
@@ -121,6 +132,8 @@ def run_setting(spec: TrialSpec, material: Material, folder: Path) -> Seen:
         utility=scored.utility,
         adapt=_adapters(settings),
         tune_seconds=tuned_s,
+        is_planted=bool(planted),
+        adapt_trunk=adapt_trunk,
     )
 
 
@@ -158,10 +171,24 @@ def _server(settings: ClientSettings, folder: Path) -> Iterator[Callable[[], Cha
         server.stop(grace_s=0)
 
 
-def _tune(settings: ClientSettings, connect: Callable[[], Channel]) -> int:
-    """Fine-tune as the settings say; the step reached."""
+def _tune(
+    settings: ClientSettings, connect: Callable[[], Channel], planted: Sequence[Example]
+) -> tuple[int, AdaptTrunk | None]:
+    """Fine-tune as the settings say, canaries among the rows; the step, and the trunk's adapter."""
     with Client(settings, connect=connect) as client:
-        return client.train().step
+        step = (_train_with(client, planted) if planted else client.train()).step
+        if Part.TRUNK not in settings.adapter.parts:
+            return step, None
+        state = client.trunk.pull_adapter(client.run_id, step)
+    return step, lambda trunk: attach(trunk, settings.adapter).load(state)
+
+
+def _train_with(client: Client, planted: Sequence[Example]) -> Progress:
+    own, train = client.rows(), client.settings.train
+    assert train is not None
+    rows = replace(own, train=[*own.train, *planted])
+    data = TrainingData(train=rows.train, validation=rows.validation, plan=batch_plan(rows, train))
+    return client.trainer(data, train).run()
 
 
 def _record(

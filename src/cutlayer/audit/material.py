@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from cutlayer.audit.live import Material
+from cutlayer.audit.planted import plant
 from cutlayer.audit.settings import AuditPlan
 from cutlayer.audit.trial import Bench
 from cutlayer.audit.utility import questions
@@ -29,6 +30,9 @@ _ASSET = "asset:"
 _MIN_PUBLIC_TOKENS, _MAX_PUBLIC_TOKENS = 4, 64
 _MAX_FILE_CHARACTERS = 20_000
 _TEXT = ".txt"
+_PLANTS = "canary_extraction"
+"""The attack for which canaries are planted in a fine-tune."""
+_NUM_OTHERS = 200
 
 
 def resolve(path: str, revision: str | None = None) -> ModelFolder:
@@ -59,12 +63,14 @@ def make_bench(
     heldout = dataset.validation[: plan.utility_rows]
     canaries = _canaries(plan, tokenizer, 1 + max(e.row_id for e in _all(dataset)))
     digits = [_secret(canary) for canary in canaries]
+    planted = plant(canaries, _other_secrets(tokenizer)) if _PLANTS in names and canaries else None
     material = Material(
         plan=plan,
         client=client,
         rows=[*rows, *canaries],
         heldout=heldout,
         asked=questions(heldout, dataset.train),
+        planted=() if planted is None else planted.rows,
     )
     public = [] if plan.public is None else public_tokens(plan, client.data, model, tokenizer)
     return Bench(
@@ -74,6 +80,7 @@ def make_bench(
         public_rows=public,
         template=_common_end(rows),
         canaries=digits,
+        planted=planted,
     )
 
 
@@ -137,9 +144,8 @@ def _canaries(plan: AuditPlan, tokenizer: PreTrainedTokenizerBase, first_id: int
     generator = random.Random(f"canaries {plan.seed}")
     made = []
     for place in range(plan.canaries):
-        digits = " ".join(f"{generator.randrange(100):02}" for _ in range(6))
         start = tokenizer.encode("My account number is", add_special_tokens=False)
-        secret = tokenizer.encode(f" {digits}", add_special_tokens=False)
+        secret = tokenizer.encode(_digits(generator), add_special_tokens=False)
         # What is scored is predicted from a public token: that leaves whatever is withheld.
         end = tokenizer.encode(". Thank you", add_special_tokens=False)
         tokens = [*start, *secret, *end]
@@ -149,6 +155,18 @@ def _canaries(plan: AuditPlan, tokenizer: PreTrainedTokenizerBase, first_id: int
             Example(tokens=tokens, labels=labels, row_id=first_id + place, is_private=flags)
         )
     return made
+
+
+def _digits(generator: random.Random) -> str:
+    return "".join(f" {generator.randrange(100):02}" for _ in range(6))
+
+
+def _other_secrets(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Of the same form, as an attacker would make some to learn it."""
+    generator = random.Random("the form of canaries")
+    return [
+        tokenizer.encode(_digits(generator), add_special_tokens=False) for _ in range(_NUM_OTHERS)
+    ]
 
 
 def _secret(canary: Example) -> list[int]:

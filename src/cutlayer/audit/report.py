@@ -231,6 +231,13 @@ def _facts(trial: Trial) -> list[tuple[str, str]]:
     return facts
 
 
+_OF = {
+    Aim.LABELS: " of answers",
+    Aim.BAG: " of token kinds",
+    Aim.CANARIES: " of planted secrets",
+}
+
+
 def _row(result: AttackResult) -> _Row:
     if result.recovery is None:
         return _Row(
@@ -240,7 +247,7 @@ def _row(result: AttackResult) -> _Row:
             skipped=result.skipped or "nothing to say about this recording",
         )
     share = result.recovery
-    what = {Aim.LABELS: " of answers", Aim.BAG: " of token kinds"}.get(result.aim, "")
+    what = _OF.get(result.aim, "")
     cells = (
         _percent(share.value) + what,
         f"{_percent(share.low)} to {_percent(share.high)} (n = {share.num})",

@@ -45,7 +45,8 @@ class Score:
     aim: Aim
     recovery: Share
     """Aim.TOKENS: private tokens right in their place. Aim.LABELS: private labels that are right.
-    Aim.BAG: different private tokens of a round that were named."""
+    Aim.BAG: different private tokens of a round that were named. Aim.CANARIES: tokens of planted
+    secrets that are right in their place, form aside."""
     chance: float
     """The same guesses against shuffled targets, mean over the shuffles. Under Aim.BAG against as
     many different tokens drawn from the public rows."""
@@ -134,10 +135,10 @@ class Scorer:
             recovery=share(int((guesses_P == targets_P).sum()), len(targets_P)),
             chance=chance,
             chance_error=chance_error,
-            majority=None if is_tokens else _majority(targets_P),
+            majority=_majority(targets_P) if aim is Aim.LABELS else None,
             rouge=self._rouge(rows) if is_tokens else None,
             rare=self._rare(guesses_P, targets_P) if is_tokens else None,
-            canaries=self._canaries(rows) if is_tokens else None,
+            canaries=None if aim is Aim.LABELS else self._canaries(rows),
             num_rows=len(rows),
             num_said=int((guesses_P != _NOTHING).sum()),
             num_fallbacks=sum(guess.num_fallbacks for guess in said.values()),

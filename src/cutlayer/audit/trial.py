@@ -15,6 +15,7 @@ from cutlayer.audit.grid import TrialSpec
 from cutlayer.audit.knowledge import Knowledge, Threat
 from cutlayer.audit.live import Material, Seen, run_setting
 from cutlayer.audit.places import with_answers, with_places
+from cutlayer.audit.planted import Planted
 from cutlayer.audit.results import AttackResult, Example, Trial
 from cutlayer.audit.scoring import Scorer
 from cutlayer.audit.truth import Hidden
@@ -43,6 +44,8 @@ class Bench:
     public_rows: Sequence[Sequence[int]] = field(repr=False)
     template: Sequence[int] = field(repr=False)
     canaries: Sequence[Sequence[int]] = field(repr=False)
+    planted: Planted | None = field(default=None, repr=False)
+    """What a fine-tune learns of them; None without an attack that looks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,8 @@ class Case:
     knowledge: Knowledge
     hidden: Mapping[int, Hidden] = field(repr=False)
     scorer: Scorer = field(repr=False)
+    planted: Mapping[int, Hidden] = field(default_factory=dict, repr=False)
+    """Secrets that the run has learnt, by the number of their format."""
     shows_examples: bool = False
     seed: int = 0
 
@@ -105,6 +110,8 @@ def attack_evidence(name: str, case: Case, seconds: float, watch: Watch) -> Atta
     try:
         lay_out = with_answers if attack.aim is Aim.LABELS else with_places
         evidence, hidden = lay_out(case.evidence, case.hidden)
+        if attack.aim is Aim.CANARIES:
+            hidden = dict(case.planted)
         told = replace(case, evidence=evidence, hidden=hidden)
         guesses = attack.reconstruct(evidence, case.knowledge, effort)
         return _scored(name, attack, guesses, told, time.monotonic() - began_s)
@@ -144,7 +151,7 @@ def run_attacks(
 
 def case_of(spec: TrialSpec, bench: Bench, seen: Seen) -> Case:
     """What attacks on a run need, and what scoring needs beside it."""
-    plan = bench.material.plan
+    plan, planted = bench.material.plan, bench.planted if seen.is_planted else None
     knowledge = Knowledge(
         folder=bench.model,
         cut=spec.cut,
@@ -153,6 +160,8 @@ def case_of(spec: TrialSpec, bench: Bench, seen: Seen) -> Case:
         public_rows=bench.public_rows,
         template=bench.template,
         adapt=seen.adapt if plan.threat is Threat.T2 else None,
+        adapt_trunk=seen.adapt_trunk,
+        canaries=() if planted is None else planted.formats,
     )
     tokenizer = knowledge.tokenizer
     scorer = Scorer(
@@ -167,6 +176,7 @@ def case_of(spec: TrialSpec, bench: Bench, seen: Seen) -> Case:
         knowledge=knowledge,
         hidden=seen.hidden,
         scorer=scorer,
+        planted={} if planted is None else planted.hidden,
         shows_examples=plan.show_examples,
         seed=plan.seed,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cutlayer.audit.attack import ATTACKS
+from cutlayer.audit.attack import ATTACKS, Aim
 from cutlayer.audit.audit import TRIED_FILE, Audit
 from cutlayer.audit.results import Trial
 from cutlayer.audit.settings import AuditPlan, AuditSettings
@@ -271,3 +271,50 @@ def test_a_clipped_rule_has_an_epsilon_with_its_unit_and_an_unclipped_one_none(
     assert clipped.epsilon.startswith("epsilon ")
     assert "per row" in clipped.epsilon
     assert unclipped.epsilon == "no guarantee (unclipped)"
+
+
+def test_canaries_of_a_fine_tune_are_planted_attacked_and_scored_with_chance(world: World) -> None:
+    changes = {"attacks": ["canary_extraction"], "phases": ["base", "trained"], "canaries": 2}
+    outcome = world.audit(rules=["none"], train_steps=2, **changes).run()
+    (base,), (trained,) = (trial.attacks for trial in outcome.trials)
+    assert "planted in a fine-tune" in (base.skipped or "")
+    assert trained.aim is Aim.CANARIES
+    assert trained.recovery is not None
+    assert trained.recovery.num == 2 * 12, "digits count, spaces are form"
+    assert trained.chance is not None
+    assert trained.canaries is not None
+    assert trained.canaries.num == 2
+    assert outcome.trials[1].worst is None, "what a model kept is not what left"
+
+
+def test_a_canary_learnt_by_heart_is_found(world: World) -> None:
+    world.client = client_settings(
+        world.model,
+        world.folder,
+        data__train=str(write_rows(world.folder / "few.jsonl", 2)),
+        train__lr=0.02,
+        train__rows_per_step=3,
+    )
+    world.write_client()
+    changes = {"attacks": ["canary_extraction"], "phases": ["trained"], "threat": "T2"}
+    (trial,) = world.audit(rules=["none"], train_steps=70, canaries=1, **changes).run().trials
+    (result,) = trial.attacks
+    assert result.recovery is not None
+    assert result.chance is not None
+    assert result.recovery.value > result.chance + 3 * (result.chance_error or 0.0)
+
+
+def test_where_vectors_stay_no_canary_is_planted(world: World) -> None:
+    rows = world.folder / "answers.jsonl"
+    rows.write_text(json.dumps({"text": "abab", "answer": "a"}) + "\n")
+    world.client = client_settings(
+        world.model,
+        world.folder,
+        data__train=str(rows),
+        data__completion_template="{answer}",
+        data__append_eos=False,
+    )
+    world.write_client()
+    changes = {"attacks": ["canary_extraction"], "phases": ["trained"], "train_steps": 1}
+    (trial,) = world.audit(rules=["none"], withhold=["private"], **changes).run().trials
+    assert "nothing withheld" in (trial.attacks[0].skipped or "")

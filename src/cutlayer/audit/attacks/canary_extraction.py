@@ -7,36 +7,31 @@ Shapes: K = candidates, V = vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from cutlayer.audit.attack import ATTACKS, Aim, Effort, Guess
+from cutlayer.audit.attack import (
+    ATTACKS,
+    Aim,
+    Effort,
+    Guess,
+    TimeLimit,
+    nothing_said,
+    time_limit,
+)
 from cutlayer.audit.evidence import Evidence
-from cutlayer.audit.knowledge import Knowledge
+from cutlayer.audit.knowledge import CanaryFormat, Knowledge
 from cutlayer.errors import ConfigError
-from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows, pack
 
-__all__ = ["CanaryExtraction", "CanaryFormat", "exposure", "log_likelihoods"]
+__all__ = ["CanaryExtraction", "exposure", "log_likelihoods"]
 
 _WIDTH = 16
 """Beams of the search."""
 _CHUNK = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class CanaryFormat:
-    """What an attacker knows of a canary: the words before it and its form."""
-
-    prefix: tuple[int, ...] = field(repr=False)
-    """Tokens before the secret."""
-    num_tokens: int
-    """Tokens of the secret."""
-    alphabet: tuple[int, ...] = field(repr=False)
-    """Tokens that it may consist of, such as those of the digits."""
 
 
 @ATTACKS.register("canary_extraction")
@@ -46,40 +41,42 @@ class CanaryExtraction:
     Source: Carlini et al., The Secret Sharer (arXiv 1802.08232), sections 4 and 5.
     """
 
-    aim = Aim.BAG
+    aim = Aim.CANARIES
     about = "likeliest secret behind a known prefix (The Secret Sharer, arXiv 1802.08232)"
-
-    def __init__(self) -> None:
-        self.formats: tuple[CanaryFormat, ...] = ()
-        """Set before `reconstruct`: what the attacker knows of each canary."""
-        self.adapt_trunk: Callable[[Trunk], None] | None = None
-        """Puts the trunk adapter, which any server has, on a trunk; None uses the base."""
-        self._adapted: Trunk | None = None
 
     def reconstruct(self, evidence: Evidence, knowledge: Knowledge, effort: Effort) -> list[Guess]:
         """One guess per format, numbered by its place; of the evidence nothing is read.
 
         Raises:
-            ConfigError: no formats are known.
+            ConfigError: no canaries are known.
         """
-        if not self.formats:
+        if not knowledge.canaries:
             raise ConfigError(
-                "canary_extraction needs what is known of the canaries: set its formats; it is for "
-                "runs in which the owner has planted some"
+                "canary_extraction needs canaries that were planted in a fine-tune: an audit "
+                "plants some in phase trained, with audit.canaries above 0 and nothing withheld"
             )
-        self._put_adapter(knowledge)
+        is_time_up = time_limit(effort)
+        knowledge = _with_trunk(knowledge)
         guesses = []
-        for number, known in enumerate(self.formats):
-            tokens, confidences = _search(knowledge, known)
-            guesses.append(Guess(number=number, tokens=tokens, confidences=confidences))
-            effort.on_progress((number + 1) / len(self.formats))
+        for number, known in enumerate(knowledge.canaries):
+            found = _search(knowledge, known, is_time_up)
+            guesses.append(
+                nothing_said(number, known.num_tokens)
+                if found is None
+                else Guess(number=number, tokens=found[0], confidences=found[1])
+            )
+            effort.on_progress((number + 1) / len(knowledge.canaries))
         return guesses
 
-    def _put_adapter(self, knowledge: Knowledge) -> None:
-        if self.adapt_trunk is not None and self._adapted is not knowledge.trunk:
-            self.adapt_trunk(knowledge.trunk)
-            knowledge.trunk.eval().requires_grad_(False)
-            self._adapted = knowledge.trunk
+
+def _with_trunk(knowledge: Knowledge) -> Knowledge:
+    """With the run's adapter on a trunk of its own: other attacks share the public one."""
+    if knowledge.adapt_trunk is None:
+        return knowledge
+    own = replace(knowledge)
+    knowledge.adapt_trunk(own.trunk)
+    own.trunk.eval().requires_grad_(False)
+    return own
 
 
 def exposure(
@@ -130,11 +127,16 @@ def _logits(knowledge: Knowledge, packed: Rows) -> Tensor:
     return logits_NV
 
 
-def _search(knowledge: Knowledge, known: CanaryFormat) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The best beam, with the probability of each of its tokens within the alphabet."""
+def _search(
+    knowledge: Knowledge, known: CanaryFormat, is_time_up: TimeLimit
+) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
+    """The best beam, with the probability of each of its tokens within the alphabet; None where
+    time ended it."""
     alphabet = torch.tensor(known.alphabet)
     beams: list[tuple[float, tuple[int, ...], tuple[float, ...]]] = [(0.0, (), ())]
     for _ in range(known.num_tokens):
+        if is_time_up():
+            return None
         packed = pack([[*known.prefix, *tokens] for _, tokens, _ in beams])
         last = torch.tensor(packed.offsets[1:]) - 1
         scores_BK = _logits(knowledge, packed)[last][:, alphabet].double().log_softmax(dim=1)

@@ -1,5 +1,7 @@
 """A model that has learnt a canary gives it away; one that has not does not know it."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,11 @@ import torch
 from cutlayer.audit.attack import Effort
 from cutlayer.audit.attacks.canary_extraction import (
     CanaryExtraction,
-    CanaryFormat,
     exposure,
     log_likelihoods,
 )
 from cutlayer.audit.evidence import Evidence
-from cutlayer.audit.knowledge import Knowledge
+from cutlayer.audit.knowledge import CanaryFormat, Knowledge
 from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings, attach
 from cutlayer.model.checkpoint import load_parts
@@ -49,12 +50,13 @@ def test_a_server_reads_a_canary_from_its_own_adapter(tmp_path: Path) -> None:
     def adapt(trunk: Trunk) -> None:
         attach(trunk, AdapterSettings(rank=8)).load(state)
 
-    attack = CanaryExtraction()
-    attack.formats, attack.adapt_trunk = (KNOWN,), adapt
-    (guess,) = attack.reconstruct(EVIDENCE, knowledge, Effort())
+    told = replace(knowledge, canaries=(KNOWN,), adapt_trunk=adapt)
+    (guess,) = CanaryExtraction().reconstruct(EVIDENCE, told, Effort())
     assert guess.tokens == SECRET
     assert len(guess.confidences) == 4
     assert min(guess.confidences) > 0.5
+    assert exposure(knowledge, KNOWN, SECRET, num_others=255) < 8.0, "others see the public trunk"
+    adapt(knowledge.trunk)
     assert exposure(knowledge, KNOWN, SECRET, num_others=255) == 8.0
 
 
@@ -64,9 +66,8 @@ def test_a_model_that_never_saw_a_canary_does_not_single_it_out(tmp_path: Path) 
     found = [exposure(knowledge, KNOWN, secret, num_others=63, seed=1) for secret in secrets]
     # Uniform ranks have 1.44 bits on average.
     assert 0.3 < sum(found) / len(found) < 3.2
-    attack = CanaryExtraction()
-    attack.formats = (KNOWN,)
-    (guess,) = attack.reconstruct(EVIDENCE, knowledge, Effort())
+    told = replace(knowledge, canaries=(KNOWN,))
+    (guess,) = CanaryExtraction().reconstruct(EVIDENCE, told, Effort())
     assert guess.tokens != SECRET
 
 
@@ -79,5 +80,14 @@ def test_likelihoods_are_those_of_each_candidate_alone(tmp_path: Path) -> None:
 
 
 def test_without_any_known_form_it_says_what_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="set its formats"):
+    with pytest.raises(ConfigError, match="planted in a fine-tune"):
         CanaryExtraction().reconstruct(EVIDENCE, tiny_knowledge(tmp_path), Effort())
+
+
+def test_out_of_time_a_canary_is_not_guessed(tmp_path: Path) -> None:
+    told = replace(tiny_knowledge(tmp_path), canaries=(KNOWN, KNOWN))
+    looks = itertools.count()
+    effort = Effort(seconds=7.0, clock_s=lambda: float(next(looks)))
+    first, second = CanaryExtraction().reconstruct(EVIDENCE, told, effort)
+    assert (first.num_unfinished, second.num_unfinished) == (0, 4)
+    assert set(second.tokens) == {-1}
