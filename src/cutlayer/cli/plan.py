@@ -92,7 +92,7 @@ def plan(
 ) -> None:
     """Predict memory, seconds, bytes and leak of every cut, and recommend one per goal."""
     from cutlayer.planner.inputs import Given, SideSeconds
-    from cutlayer.planner.make import Sources, make_plan
+    from cutlayer.planner.make import Sources, client_of, make_plan
 
     given = Given(
         client=SideSeconds(
@@ -120,6 +120,8 @@ def plan(
     )
     out = Output(as_json)
     _check_picture(picture)
+    if probe is not None:
+        client_of(sources)
     result = make_plan(sources, given, out.say)
     values = _print(result, out, shows_all)
     if probe is not None:

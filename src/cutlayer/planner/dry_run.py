@@ -32,7 +32,10 @@ from cutlayer.model.partition import Part, PartModule, Tail
 from cutlayer.model.rows import Rows
 from cutlayer.planner.blank_part import blank_part
 
-__all__ = ["Growth", "PartBytes", "count_bytes"]
+__all__ = ["LARGE_BYTES", "Growth", "Held", "PartBytes", "count_bytes"]
+
+LARGE_BYTES = 1 << 25
+"""From here on glibc maps every storage by itself (its DEFAULT_MMAP_THRESHOLD_MAX)."""
 
 _NEEDS_VALUES = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
@@ -44,17 +47,38 @@ _NEEDS_VALUES = (
 )
 
 
+@dataclass(frozen=True)
+class Held:
+    """Bytes that are held at once, apart by what becomes of them when they are freed."""
+
+    small: int
+    """Storages that the allocator keeps for the next: once held, they stay the process's."""
+    large: int
+    """Storages of `LARGE_BYTES` and more, which go back to the system."""
+
+    def __add__(self, other: "Held") -> "Held":
+        return Held(self.small + other.small, self.large + other.large)
+
+    def times(self, count: int) -> "Held":
+        """So many of them."""
+        return Held(count * self.small, count * self.large)
+
+    def most(self, other: "Held") -> "Held":
+        """The most of both kinds, whenever each was held."""
+        return Held(max(self.small, other.small), max(self.large, other.large))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Growth:
     """Bytes by the number of blocks: exact for 0, a line through 1 and 2 beyond."""
 
-    empty: int
-    first: int
-    per_block: int
+    empty: Held
+    first: Held
+    per_block: Held
 
-    def at(self, num_blocks: int) -> int:
+    def at(self, num_blocks: int) -> Held:
         """Bytes of a part of so many blocks."""
-        return self.empty if num_blocks == 0 else self.first + (num_blocks - 1) * self.per_block
+        return self.empty if num_blocks == 0 else self.first + self.per_block.times(num_blocks - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +166,7 @@ class _Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = self.peak = Held(0, 0)
         self._known: dict[int, weakref.finalize] = {}  # type: ignore[type-arg]
 
     def watch(self, tensor: Tensor) -> None:
@@ -152,9 +176,10 @@ class _Live(TorchDispatchMode):
         if key in self._known:
             return
         num_bytes = storage.nbytes()
-        self.now += num_bytes
-        self.peak = max(self.peak, self.now)
-        self._known[key] = weakref.finalize(storage, self._freed, key, num_bytes)
+        held = Held(0, num_bytes) if num_bytes >= LARGE_BYTES else Held(num_bytes, 0)
+        self.now += held
+        self.peak = self.peak.most(self.now)
+        self._known[key] = weakref.finalize(storage, self._freed, key, held)
 
     def know(self, tensors: Sequence[Tensor]) -> None:
         """Weights: they never count."""
@@ -176,12 +201,12 @@ class _Live(TorchDispatchMode):
                 self.watch(value)
         return found
 
-    def _freed(self, key: int, num_bytes: int) -> None:
+    def _freed(self, key: int, held: Held) -> None:
         self._known.pop(key, None)
-        self.now -= num_bytes
+        self.now += held.times(-1)
 
 
-Count = Callable[[PartModule, _Load, _Live], tuple[int, ...]]
+Count = Callable[[PartModule, _Load, _Live], tuple[Held, ...]]
 
 
 def _growths(load: _Load, part: Part, count: Count) -> list[Growth]:
@@ -193,13 +218,15 @@ def _growths(load: _Load, part: Part, count: Count) -> list[Growth]:
             for place in range(len(found[least]))]  # fmt: skip
 
 
-def _line(found: Mapping[int, int]) -> Growth:
-    empty = found.get(0, 0)
+def _line(found: Mapping[int, Held]) -> Growth:
+    nothing = Held(0, 0)
+    empty = found.get(0, nothing)
     first = found.get(1, empty)
-    return Growth(empty=empty, first=first, per_block=max(0, found.get(2, first) - first))
+    more = found.get(2, first) + first.times(-1)
+    return Growth(empty=empty, first=first, per_block=more.most(nothing))
 
 
-def _counted(load: _Load, part: Part, num_blocks: int, count: Count) -> tuple[int, ...]:
+def _counted(load: _Load, part: Part, num_blocks: int, count: Count) -> tuple[Held, ...]:
     # Rows keep what they derive: fake positions must not reach a real run.
     load = replace(load, rows=Rows(lengths=load.rows.lengths))
     try:
@@ -225,7 +252,7 @@ def _quiet() -> Iterator[None]:
 
 def _count_in(
     load: _Load, part: Part, num_blocks: int, count: Count, seed: int | None
-) -> tuple[int, ...]:
+) -> tuple[Held, ...]:
     module = blank_part(load.config, part, num_blocks, load.dtype, seed)
     everywhere = load.adapter.model_copy(update={"parts": list(Part)})
     attach(module, everywhere)
@@ -240,7 +267,7 @@ def _input(module: PartModule, load: _Load) -> Tensor:
     return torch.zeros(load.rows.num_tokens, module.hidden_size, dtype=load.dtype)
 
 
-def _trained(module: PartModule, load: _Load, live: _Live) -> tuple[int, ...]:
+def _trained(module: PartModule, load: _Load, live: _Live) -> tuple[Held, ...]:
     """The most of a forward, what it leaves for the backward, and the most of that."""
     h_ND = _input(module, load)
     if module.part is not Part.HEAD:
@@ -251,39 +278,39 @@ def _trained(module: PartModule, load: _Load, live: _Live) -> tuple[int, ...]:
     live.peak = live.now
     if y_ND.requires_grad:
         y_ND.backward(gradient_ND)
-    return forward, kept, live.peak - _gradient_bytes(module)
+    return forward, kept, live.peak + _gradients(module).times(-1)
 
 
-def _gradient_bytes(module: PartModule) -> int:
+def _gradients(module: PartModule) -> Held:
     """Counted with the adapter, once, however many micro-batches add to them."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    return sum(gradient.untyped_storage().nbytes() for gradient in gradients)
+    found = [p.grad for p in module.parameters() if p.grad is not None]
+    return Held(sum(gradient.untyped_storage().nbytes() for gradient in found), 0)
 
 
-def _tail_peak(module: PartModule, load: _Load, live: _Live) -> tuple[int, ...]:
+def _tail_peak(module: PartModule, load: _Load, live: _Live) -> tuple[Held, ...]:
     y_ND = _input(module, load).requires_grad_()
     places_S = torch.arange(load.num_scored)
     targets_S = torch.zeros(load.num_scored, dtype=torch.int64)
     loss = loss_sum_at(cast(Tail, module), y_ND, load.rows, places_S, targets_S)
     loss.backward()
-    return (live.peak - _gradient_bytes(module),)
+    return (live.peak + _gradients(module).times(-1),)
 
 
 @torch.no_grad()
-def _inference_peak(module: PartModule, load: _Load, live: _Live) -> tuple[int, ...]:
+def _inference_peak(module: PartModule, load: _Load, live: _Live) -> tuple[Held, ...]:
     module.run_blocks(_input(module, load), load.rows)
     return (live.peak,)
 
 
 @torch.no_grad()
-def _tail_inference_peak(module: PartModule, load: _Load, live: _Live) -> tuple[int, ...]:
+def _tail_inference_peak(module: PartModule, load: _Load, live: _Live) -> tuple[Held, ...]:
     places_S = torch.tensor(load.rows.offsets[1:]) - 1
     cast(Tail, module)(_input(module, load), load.rows, None, places_S)
     return (live.peak,)
 
 
 def _kv_bytes(load: _Load) -> int:
-    def count(module: PartModule, _: _Load, __: _Live) -> tuple[int, ...]:
-        return (bytes_per_token(module, load.dtype),)
+    def count(module: PartModule, _: _Load, __: _Live) -> tuple[Held, ...]:
+        return (Held(bytes_per_token(module, load.dtype), 0),)
 
-    return _counted(load, Part.TRUNK, 1, count)[0]
+    return _counted(load, Part.TRUNK, 1, count)[0].small

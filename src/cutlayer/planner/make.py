@@ -17,7 +17,7 @@ from cutlayer.planner.leak import Leak, LeakTable, read_leaks, rule_of
 from cutlayer.planner.link_test import measure_link
 from cutlayer.planner.measure import measure_here
 from cutlayer.planner.measurements import Measurements, read_measurements, write_measurements
-from cutlayer.planner.plan import CutPlan, LeakAt, feasible, plan_cuts
+from cutlayer.planner.plan import CutPlan, LeakAt, check_context, feasible, plan_cuts
 from cutlayer.planner.recommend import ASSUMED, pareto_front, recommend
 from cutlayer.planner.report import PlanResult
 from cutlayer.planner.shapes import ModelShapes, read_shapes
@@ -27,6 +27,10 @@ from cutlayer.settings import load_settings, parse_settings
 from cutlayer.wire.codec import get_codec
 
 __all__ = ["Sources", "client_of", "make_plan"]
+
+
+_ROOM = 16
+"""Positions that a prefix may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,7 @@ def make_plan(
     workload, rows_source = _workload(sources, client, folder)
     shapes = read_shapes(folder.config, workload.dtype, workload.adapter)
     served = parse_blocks(sources.server_blocks, shapes.num_blocks)
+    check_context(shapes, workload)
     table = read_leaks(sources.audits)
     measured = _measured(sources, given, client, folder, (shapes, workload), say)
     if sources.save_measurements is not None:
@@ -123,6 +128,7 @@ def _workload(
     if client is not None:
         base, source = workload_of(client, folder)
     table: dict[str, object] = base.model_dump()
+    given = {"mean_length"} if source != "default" else set()
     for text in sources.workload:
         key, equals, value = text.partition("=")
         if not equals:
@@ -132,12 +138,26 @@ def _workload(
         if not isinstance(section, dict) or parent not in ("", "adapter"):
             raise ConfigError(f"--work {text!r}: {parent} is no section; known: adapter")
         section[last] = _value(value.strip())
+        given.add(last)
         source = "given" if key.strip() in ("mean_length", "max_length", "rows") else source
-    found = parse_settings(Workload, table, where="--work")
+    found = parse_settings(Workload, _fitted(table, given, folder), where="--work")
     get_codec(found.codec)
     if found.dtype not in DTYPES:
         raise ConfigError(f"dtype={found.dtype} is not known; choose one of {', '.join(DTYPES)}")
     return found, source
+
+
+def _fitted(table: dict[str, object], given: set[str], folder: ModelFolder) -> dict[str, object]:
+    """Default lengths cut to half the model's context each, where it is short."""
+    context = getattr(folder.config, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        return table
+    names = {"mean_length", "prompt_tokens", "new_tokens"} - given
+    most = max(2, context // 2 - _ROOM)
+    short = {
+        name: most for name in names if isinstance(value := table.get(name), int) and value > most
+    }
+    return {**table, **short}
 
 
 def _value(text: str) -> object:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cutlayer.model.checkpoint import DTYPES
 from cutlayer.model.kv_cache import capacity_for
 from cutlayer.model.partition import Cut, Part
-from cutlayer.planner.dry_run import PartBytes, count_bytes
+from cutlayer.planner.dry_run import Held, PartBytes, count_bytes
 from cutlayer.planner.shapes import ModelShapes
 from cutlayer.planner.traffic import tensor_bytes
 from cutlayer.planner.workload import Workload
@@ -19,6 +19,11 @@ _MOMENTS = 2
 """AdamW keeps two values per weight."""
 _SAVED_COPIES = 5
 """A save: a copy of the adapter, it and its moments as bytes, and those of a file once more."""
+_FRAGMENTS = 1.9
+"""torch asks glibc for aligned memory, and what is freed then seldom fits the next request of its
+size: a heap that holds 120 MB at its most takes 230 MB (docs/planner.md)."""
+_FIRST_USE_BYTES = 25_000_000
+"""What gRPC, TLS and the matrix library take with the first real call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +98,10 @@ class MemoryModel:
         adapter += shapes.adapter_bytes(tail) * self._tail_trains
         activations = self._client_activations(len(head), len(tail))
         frames = 2 * self._hidden + 2 * (self._live + 1) * self._coded
-        prefill = max(
-            self._parts.prefill_head_peak.at(len(head)), self._parts.prefill_tail_peak.at(len(tail))
+        prefill = _resident(
+            self._parts.prefill_head_peak.at(len(head)).most(
+                self._parts.prefill_tail_peak.at(len(tail))
+            )
         )
         load = max(weights, 2 * shapes.largest_tensor_bytes)
         return self._use(
@@ -107,9 +114,10 @@ class MemoryModel:
         weights = shapes.blocks_bytes(blocks)
         adapter = shapes.adapter_bytes(blocks) * self._trunk_trains
         kept = self._parts.trunk_kept.at(len(blocks))
-        activations = kept * (self._live - 1) + self._parts.trunk_peak.at(len(blocks))
+        peak = kept.times(self._live - 1) + self._parts.trunk_peak.at(len(blocks))
+        activations = _resident(peak)
         frames = (2 * self._live + 2) * (self._hidden + self._coded)
-        prefill = self._parts.prefill_head_peak.at(len(blocks))
+        prefill = _resident(self._parts.prefill_head_peak.at(len(blocks)))
         return self._use(weights, adapter, activations, frames, len(blocks), prefill, weights)
 
     def _client_activations(self, num_head: int, num_tail: int) -> int:
@@ -120,10 +128,11 @@ class MemoryModel:
             forward = parts.head_forward_peak.at(num_head)
             backward = parts.head_backward_peak.at(num_head)
         else:
-            kept, backward = self._hidden, 0
+            kept, backward = Held(self._hidden, 0), Held(0, 0)
             forward = parts.frozen_head_peak.at(num_head)
-        waiting = kept * (self._live - 1)
-        return max(waiting + max(forward, backward), waiting + kept + parts.tail_peak.at(num_tail))
+        waiting = kept.times(self._live - 1)
+        tail = waiting + kept + parts.tail_peak.at(num_tail)
+        return _resident((waiting + forward.most(backward)).most(tail))
 
     def _use(
         self,
@@ -136,7 +145,7 @@ class MemoryModel:
         load: int,
     ) -> MemoryUse:
         moments = _MOMENTS * adapter
-        step = weights + 2 * adapter + moments + activations + frames
+        step = _FIRST_USE_BYTES + weights + 2 * adapter + moments + activations + frames
         save = weights + adapter + moments + _SAVED_COPIES * adapter
         cache = self._cache_bytes(num_blocks)
         return MemoryUse(
@@ -149,7 +158,8 @@ class MemoryModel:
             frames=frames,
             cache=cache,
             training=self._baseline + max(load, step, save),
-            generation=self._baseline + max(load, weights + adapter + moments + cache + prefill),
+            generation=self._baseline
+            + max(load, _FIRST_USE_BYTES + weights + adapter + moments + cache + prefill),
         )
 
     def _cache_bytes(self, num_blocks: int) -> int:
@@ -157,3 +167,8 @@ class MemoryModel:
         length = workload.prompt_tokens + workload.new_tokens
         tokens = workload.streams * capacity_for(length, max(length, 1))
         return tokens * self._parts.kv_bytes_per_token * num_blocks
+
+
+def _resident(held: Held) -> int:
+    """What a process keeps that has held so much: small storages stay, in pieces."""
+    return round(_FRAGMENTS * held.small) + held.large

@@ -16,7 +16,15 @@ from cutlayer.planner.shapes import ModelShapes
 from cutlayer.planner.traffic import Traffic, TrafficModel
 from cutlayer.planner.workload import Workload
 
-__all__ = ["CutPlan", "LeakAt", "MeasuredLeak", "all_cuts", "feasible", "plan_cuts"]
+__all__ = [
+    "CutPlan",
+    "LeakAt",
+    "MeasuredLeak",
+    "all_cuts",
+    "check_context",
+    "feasible",
+    "plan_cuts",
+]
 
 
 class MeasuredLeak(Protocol):
@@ -105,7 +113,7 @@ def plan_cuts(
             f"the server's blocks {served.start}:{served.stop} are no stretch of the model's "
             f"{shapes.num_blocks}; give --server-blocks LOWER:UPPER with 0 <= LOWER < UPPER"
         )
-    _check_context(shapes, workload)
+    check_context(shapes, workload)
     memory = MemoryModel(shapes, workload, numbers.baseline.num_bytes)
     times = TimeModel(shapes, workload, numbers)
     traffic = TrafficModel(shapes, workload)
@@ -172,7 +180,12 @@ def _refusal(
     return None
 
 
-def _check_context(shapes: ModelShapes, workload: Workload) -> None:
+def check_context(shapes: ModelShapes, workload: Workload) -> None:
+    """Refuse rows and replies that the model cannot take.
+
+    Raises:
+        ConfigError: they are longer than its context.
+    """
     context = getattr(shapes.config, "max_position_embeddings", None)
     wanted = max(workload.longest, workload.prompt_tokens + workload.new_tokens)
     if context is not None and wanted + workload.adapter.num_positions > context:

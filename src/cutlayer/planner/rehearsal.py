@@ -43,7 +43,7 @@ __all__ = ["Phases", "measured_lengths", "measured_prompt", "rehearse"]
 _MOST_TOKENS = 512
 """Of a rehearsed micro-batch or prompt: times per token do not change much beyond."""
 _LEAST_REPEATS, _MOST_REPEATS = 3, 12
-_TOKENS = 5
+_TOKENS, _REPLY = 5, 8
 _RUN = "rehearsal"
 _PEER = Peer(name="rehearsal", roles=frozenset(), serial=None, address="here")
 
@@ -72,7 +72,9 @@ def measured_lengths(lengths: tuple[int, ...]) -> tuple[int, ...]:
 
 def measured_prompt(workload: Workload) -> int:
     """Tokens of a prompt's first call, or as many as are worth timing."""
-    return min(workload.prompt_tokens, workload.prefill_tokens, _MOST_TOKENS)
+    # The tokens that are timed after it must fit where prompt and reply do.
+    room = max(1, workload.prompt_tokens + workload.new_tokens - _REPLY)
+    return min(workload.prompt_tokens, workload.prefill_tokens, _MOST_TOKENS, room)
 
 
 def rehearse(

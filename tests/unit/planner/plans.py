@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+import pytest
+
 from cutlayer.model.partition import Cut
+from cutlayer.planner import memory
+from cutlayer.planner.dry_run import PartBytes, count_bytes
 from cutlayer.planner.measurements import (
     BlockSpeed,
     EndsSpeed,
@@ -15,7 +19,9 @@ from cutlayer.planner.plan import CutPlan
 from cutlayer.planner.seconds import Seconds
 from cutlayer.planner.traffic import Traffic
 
-__all__ = ["NUMBERS", "FakeLeak", "made_up"]
+__all__ = ["NUMBERS", "FakeLeak", "count_once", "made_up"]
+
+_COUNTED: dict[str, PartBytes] = {}
 
 NUMBERS = Measurements(
     client=BlockSpeed(forward_s=0.2, backward_s=0.3, prefill_s=0.2, decode_s=0.002),
@@ -35,6 +41,18 @@ class FakeLeak:
     attack: str = "bisr-b"
     note: str = ""
     text: str = ""
+
+
+def count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny llamas of one size hold the same bytes in every test: count them once."""
+
+    def count(*args: object) -> PartBytes:
+        key = repr(args[1:])
+        if key not in _COUNTED:
+            _COUNTED[key] = count_bytes(*args)  # type: ignore[arg-type]
+        return _COUNTED[key]
+
+    monkeypatch.setattr(memory, "count_bytes", count)
 
 
 def made_up(
