@@ -11,29 +11,38 @@ import pytest
 
 from cutlayer.client.recut_desk import is_attended
 from cutlayer.demo.processes import serving
+from cutlayer.storage.files import private_folder
 from tests.tiny_models import tiny_llama_folder
 from tests.unit.cli.cli_world import CliWorld, Ran, make_world, run_command
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[CliWorld, str]]:
-    world = make_world(tiny_llama_folder(tmp_path), tmp_path)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CliWorld, str]]:
+    folder = private_folder(tmp_path_factory.mktemp("world") / "all")
+    world = make_world(tiny_llama_folder(folder), folder)
     wide = (
         world.server.read_text().replace("lower = 1", "lower = 0").replace("upper = 3", "upper = 4")
     )
     world.server.write_text(wide)
-    with serving(world.server, tmp_path) as server:
+    with serving(world.server, folder) as server:
         yield world, server.address
 
 
 class _Owner:
     """Runs commands on one settings file, which never changes."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str], world: CliWorld, address: str) -> None:
+    def __init__(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        served: tuple[CliWorld, str],
+        folder: Path,
+    ) -> None:
+        world, address = served
         self._capsys = capsys
         self._file = str(world.client)
-        self._options = ["--set", f"connection.address={address}", "--json"]
-        self.folder = world.folder
+        self.folder = folder
+        changes = (f"connection.address={address}", f"run.folder={folder / 'run'}")
+        self._options = [word for change in changes for word in ("--set", change)] + ["--json"]
 
     def run(self, command: str, *words: object) -> Ran:
         config = [self._file] if command == "recut" else ["--config", self._file]
@@ -50,8 +59,9 @@ def test_recut_without_any_process_and_the_old_settings_go_on(
     served: tuple[CliWorld, str],
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
-    owner = _Owner(capsys, *served)
+    owner = _Owner(capsys, served, tmp_path)
     assert owner.run("train").result["step"] == 6
     prompt = ("generate", "ab:", "--set", "sampling.max_new_tokens=4")
     replies = owner.run(*prompt).result["replies"]
@@ -76,9 +86,9 @@ def test_recut_without_any_process_and_the_old_settings_go_on(
 
 
 def test_refusals_are_one_line_and_the_run_is_what_it_was(
-    served: tuple[CliWorld, str], capsys: pytest.CaptureFixture[str]
+    served: tuple[CliWorld, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    owner = _Owner(capsys, *served)
+    owner = _Owner(capsys, served, tmp_path)
     owner.run("train")
     for words, code, text in (
         (("--upper", 4), 2, "--share-adapter"),
@@ -94,10 +104,10 @@ def test_refusals_are_one_line_and_the_run_is_what_it_was(
 
 
 def test_a_training_that_is_under_way_does_it_and_goes_on(
-    served: tuple[CliWorld, str], capsys: pytest.CaptureFixture[str]
+    served: tuple[CliWorld, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    owner = _Owner(capsys, *served)
-    training = owner.train("--set", "train.steps=400", "--set", "train.rows_per_step=1")
+    owner = _Owner(capsys, served, tmp_path)
+    training = owner.train("--set", "train.steps=250", "--set", "train.rows_per_step=1")
     try:
         deadline_s = time.monotonic() + 120
         while not is_attended(owner.folder / "run"):
@@ -115,18 +125,18 @@ def test_a_training_that_is_under_way_does_it_and_goes_on(
     finally:
         training.kill()
     result = json.loads(out.splitlines()[-1])
-    assert (training.returncode, result["step"], result["new_steps"]) == (0, 400, 400)
+    assert (training.returncode, result["step"], result["new_steps"]) == (0, 250, 250)
     assert result["run_id"] == back["run_id"]
-    assert owner.run("export", "-o", owner.folder / "peft").result["step"] == 400
+    assert owner.run("export", "-o", owner.folder / "peft").result["step"] == 250
 
 
 def test_a_run_that_another_command_uses_says_so(
-    served: tuple[CliWorld, str], capsys: pytest.CaptureFixture[str]
+    served: tuple[CliWorld, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from cutlayer.client.client import Client
 
-    owner = _Owner(capsys, *served)
-    with Client.from_file(served[0].client):
+    owner = _Owner(capsys, served, tmp_path)
+    with Client.from_file(served[0].client, [f"run.folder={tmp_path / 'run'}"]):
         refused = owner.run("recut", "--lower", 2)
     assert refused.code == 6
     assert "in use by a command that takes no re-cuts" in str(refused.result["message"])

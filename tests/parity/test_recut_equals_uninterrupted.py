@@ -25,7 +25,7 @@ from tests.tiny_models import tiny_llama_folder
 from tests.worlds import client_of, running_server
 
 STEPS, NUM_RECUTS = 200, 20
-TINY = {"train__steps": STEPS, "train__rows_per_step": 2, "train__save_every": 7}
+TINY = {"train__steps": STEPS, "train__rows_per_step": 1, "train__save_every": 9}
 
 
 def _trained(
@@ -76,20 +76,19 @@ def test_twenty_random_recuts_of_two_hundred_steps_change_no_bit(tmp_path: Path)
 @pytest.mark.parametrize(
     "changes",
     [
-        {"train__clip_norm": 0.05, "train__micro_batch_rows": 1},
+        {"train__clip_norm": 0.05, "adapter__train_a": False},
         {"adapter__kinds": ["lora", "prefix"], "adapter__prefix": {"num_virtual_tokens": 3}},
         {"adapter__kinds": ["sparse"]},
-        {"adapter__train_a": False, "train__optimizer": {"weight_decay": 0.1}},
     ],
-    ids=["clipped", "prefix", "sparse", "frozen-a"],
+    ids=["clipped", "prefix", "sparse"],
 )
 def test_every_kind_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
     model = tiny_llama_folder(tmp_path)
-    few = {"train__steps": 12, **changes}
+    few = {"train__steps": 8, "train__rows_per_step": 2, **changes}
     whole = _trained(model, tmp_path / "whole", {}, **few)
-    moved = _trained(model, tmp_path / "moved", _when(random_cuts(5, 4), 12), **few)
+    moved = _trained(model, tmp_path / "moved", _when(random_cuts(5, 3), 8), **few)
     # The clip's norm is summed part by part, so its last bit depends on the cut.
     assert torch.allclose(losses_of(moved[0]), losses_of(whole[0]), rtol=1e-6, atol=0)
     assert max_rel_diff(whole[1], moved[1]) < 1e-6
