@@ -23,7 +23,7 @@ from tests.worlds import client_of, client_settings, running_server
 GREEDY = SamplingSettings(max_new_tokens=10)
 
 
-@pytest.mark.parametrize(("edges", "in_flight"), [(TWO, 1), (TWO, 3), (THREE, 2)])
+@pytest.mark.parametrize(("edges", "in_flight"), [(TWO, 3), (THREE, 2)])
 def test_losses_norms_and_export_equal_those_of_unsplit_peft(
     tmp_path: Path, edges: tuple[int, ...], in_flight: int
 ) -> None:

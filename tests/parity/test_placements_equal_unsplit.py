@@ -109,8 +109,7 @@ def test_a_server_that_was_not_set_to_take_labels_refuses_them(tmp_path: Path) -
         owner.train()
 
 
-@pytest.mark.parametrize("labels", ["client", "server"])
-@pytest.mark.parametrize("edges", [(1, 3), (1, 2, 4)])
+@pytest.mark.parametrize(("labels", "edges"), [("client", (1, 3)), ("server", (1, 2, 4))])
 def test_servers_before_the_last_blocks_equal_unsplit(
     tmp_path: Path, edges: tuple[int, ...], labels: str
 ) -> None:

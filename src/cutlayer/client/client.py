@@ -278,6 +278,7 @@ class Client(DataOwner):
             step=step,
             max_session_vectors=self.settings.privacy.generation.max_session_vectors,
             drafting=self._drafting,
+            guarantee=self.guarantee,
         )
 
     def _split_step(self, settings: TrainSettings) -> SplitStep:

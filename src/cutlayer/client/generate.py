@@ -62,7 +62,7 @@ class Generator:
             traffic: bytes sent and received.
         """
         session = self.session()
-        guarantee = self._model.boundary.guarantee
+        guarantee = self._model.guarantee or self._model.boundary.guarantee
         meters = Meters(session=session, traffic=traffic, ledger=ledger, guarantee=guarantee)
         return Engine(self.decoder(session), meters)
 

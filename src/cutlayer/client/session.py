@@ -48,6 +48,8 @@ class SplitModel:
     """Vectors that one conversation may release."""
     drafting: DraftParts | None = None
     """What drafters use beside the text; it learns from what passes by."""
+    guarantee: str | None = None
+    """What the noise promises, where the boundary is not the only gate on the way."""
 
     @property
     def version(self) -> str:

@@ -28,15 +28,14 @@ CUTS = ((1, 3), (3, 5))
 NUM_STEPS = 6
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return six_blocks(tmp_path)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return six_blocks(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture
-def expected(model: Path, tmp_path: Path) -> list[float]:
-    folder = tmp_path / "plain"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    folder = tmp_path_factory.mktemp("plain")
     settings = chain_settings(model, folder, train__save_every=2)
     with running_hops(model, folder) as servers, client_of_hops(servers, settings) as client:
         return _losses(client)
@@ -242,3 +241,15 @@ def test_every_hop_is_recomputed_and_one_that_lies_ends_all_sending(
                     client.score([PROMPTS[0]])
                 sent = client.trunk.bytes_sent
             assert client.trunk.bytes_sent == sent
+
+
+def test_what_stands_beside_results_names_every_hop(model: Path, tmp_path: Path) -> None:
+    clipped: Table = {"mechanism": "clipped_gaussian", "scale": 2.0, "clip": 30.0}
+    settings = chain_settings(model, tmp_path, privacy=clipped)
+    with running_hops(model, tmp_path) as servers, client_of_hops(servers, settings) as client:
+        assert client.guarantee.startswith("hop 1: no noise: none; hop 2: ")
+        engine = client.engine()
+        try:
+            assert engine.status().guarantee == client.guarantee
+        finally:
+            engine.close()
