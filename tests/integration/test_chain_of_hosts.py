@@ -67,6 +67,8 @@ def test_an_owner_trains_generates_and_exports_over_a_server_and_a_member(
         }
         table["hops"][1]["connection"]["address"] = addresses[1]
         client = ("--config", _written(settings, table, tmp_path / "client.toml"))
+        looked = command("doctor", *client)
+        assert {"hop 1", "hop 2"} <= {check["name"] for check in looked["checks"]}  # type: ignore[attr-defined]
         trained = command("train", *client)
         assert trained["step"] == 6
         # What it wrote down of its settings is read again, hops and all.

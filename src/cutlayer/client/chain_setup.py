@@ -50,6 +50,7 @@ def trunk_of(
     trunk = checked_trunk(first, views[0], folder, state)
     if len(views) == 1:
         return trunk
+    trunk.checks.peer = f"hop 1 ({views[0].connection.address})"
     own = ChainHop(
         trunk=trunk,
         training=hop_training_gates(views[0], state.privacy, 1),
@@ -88,9 +89,11 @@ def hops_of(
         proof = attestation_of(view)
         note_in(state, proof)
         link = Link(opener(view, proof, connect), own_model(view, folder, leaves))
+        trunk = checked_trunk(link, view, folder, state)
+        trunk.checks.peer = f"hop {number} ({view.connection.address})"
         hops.append(
             ChainHop(
-                trunk=checked_trunk(link, view, folder, state),
+                trunk=trunk,
                 training=hop_training_gates(view, state.privacy, number),
                 generation=hop_generation_gate(view, state.privacy, number),
                 proof=proof,

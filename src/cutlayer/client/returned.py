@@ -85,6 +85,8 @@ class ReturnChecks:
         self._loaded: str | None = None
         self.num_spot_checks = 0
         """Rows that were recomputed."""
+        self.peer = "the server"
+        """Who is checked, for messages."""
 
     def require_trust(self) -> None:
         """To be asked before anything is sent.
@@ -223,7 +225,7 @@ class ReturnChecks:
         if found is None:
             return
         self._refusal = (
-            f"the server returned what an honest trunk does not, {what}: {found}; nothing is sent "
+            f"{self.peer} returned what an honest trunk does not, {what}: {found}; nothing is sent "
             "to it any more: ask its operator, compare model digests, cut and versions, and start "
             "again only with a server that you trust (docs/malicious-server.md)"
         )

@@ -46,7 +46,13 @@ def _shown(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("name", "kind"), ROLES)
+SHAPES = [
+    ("chain-client.toml", ClientSettings),
+    ("shared-labels-client.toml", EnclaveClientSettings),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), [*ROLES, *SHAPES])
 def test_the_example_loads(name: str, kind: type[Settings]) -> None:
     load_settings(kind, EXAMPLES / name)
 
