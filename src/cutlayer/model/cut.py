@@ -1,6 +1,6 @@
-"""Words for where a model is cut: parts, places, and the two block indices of a U.
+"""Words for where a model is cut: parts, and the two block indices of a U.
 
-It builds nothing (`partition`).
+It builds nothing (`partition`); who runs which blocks is in `chain`.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from cutlayer.errors import ConfigError
 
-__all__ = ["Cut", "Part", "Place"]
+__all__ = ["Cut", "Part"]
 
 
 class Part(StrEnum):
@@ -17,14 +17,6 @@ class Part(StrEnum):
     HEAD = "head"
     TRUNK = "trunk"
     TAIL = "tail"
-
-
-class Place(StrEnum):
-    """Where a run of blocks executes."""
-
-    CLIENT = "client"
-    SERVER = "server"
-    ENCLAVE = "enclave"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.model.attention import PACKED_ATTENTION, PackedRows, row_kernel
-from cutlayer.model.cut import Cut, Part, Place
+from cutlayer.model.cut import Cut, Part
 from cutlayer.model.families import (
     Layout,
     enter_unchanged,
@@ -32,7 +32,7 @@ from cutlayer.model.rows import Rows
 from cutlayer.model.threads import FEW_TOKENS, with_threads
 from cutlayer.model.views import BaseViews
 
-__all__ = ["Cut", "Head", "Part", "PartModule", "Place", "Tail", "Trunk", "build_part"]
+__all__ = ["Cut", "Head", "Part", "PartModule", "Tail", "Trunk", "build_part"]
 
 
 class PartModule(nn.Module):
