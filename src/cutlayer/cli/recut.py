@@ -98,7 +98,7 @@ def _move(
                 raise
             raise StorageError(
                 f"the run in {settings.run.folder} is in use by a command that takes no re-cuts "
-                "(generate, chat, api, eval, a federation's rounds): end it and ask again"
+                "(generate, chat, api, eval): end it and ask again"
             ) from error
     with client:
         return client.recut(lower, upper, share_adapter)

@@ -207,12 +207,15 @@ class Client(DataOwner):
     def _run(
         self, data: TrainingData, settings: TrainSettings, on_step: Callable[[Report], None]
     ) -> Progress:
-        """Train to the end; where somebody wants it, the cut moves between two steps."""
+        return self._with_recuts(lambda wanted: self.trainer(data, settings).run(on_step, wanted))
+
+    def _with_recuts(self, train: Callable[[Callable[[], bool]], Progress]) -> Progress:
+        """Train to the end; where somebody wants it, the cut moves between steps, or rounds."""
         recut, model = self.settings.recut, self.settings.model
         policy = RecutPolicy(recut, Cut(model.lower, model.upper), Machine(self._meter))
         with RecutWatch(Desk(self._state.folder), policy) as watch:
             while True:
-                progress = self.trainer(data, settings).run(on_step, watch.is_wanted)
+                progress = train(watch.is_wanted)
                 if not watch.has_wish:
                     return progress
                 report = watch.serve(self._move_cut)
@@ -289,10 +292,17 @@ class Client(DataOwner):
         return SplitStep(self._parts, self.trunk, gates, settings.in_flight, self._tracer, observe)
 
     def _train_together(
-        self, rows: Dataset, settings: TrainSettings, on_step: Callable[[Report], None]
+        self,
+        rows: Dataset,
+        settings: TrainSettings,
+        on_step: Callable[[Report], None],
+        is_interrupted: Callable[[], bool] = lambda: False,
     ) -> Progress:
         self._witness.learn(rows.train, rows.validation)
-        return super()._train_together(rows, settings, on_step)
+        together = super()._train_together
+        return self._with_recuts(
+            lambda wanted: together(rows, settings, on_step, lambda: wanted() or is_interrupted())
+        )
 
     @property
     def _as_client(self) -> ClientSettings:

@@ -80,8 +80,21 @@ class Member:
         self._handover: Handover | None = None
         self.progress = Progress()
 
-    def run(self, on_step: Callable[[Report], None] = lambda report: None) -> Progress:
+    @property
+    def mixes_cuts(self) -> bool:
+        """Whether members may have different cuts."""
+        return self._policy.mixed_cuts
+
+    def run(
+        self,
+        on_step: Callable[[Report], None] = lambda report: None,
+        is_interrupted: Callable[[], bool] = lambda: False,
+    ) -> Progress:
         """Train round after round.
+
+        Args:
+            on_step: told of every step.
+            is_interrupted: asked between rounds; one may join again later.
 
         Raises:
             TransportError: the server stayed away; start again later.
@@ -92,6 +105,8 @@ class Member:
         self._restore()
         lost, num_lost = (0, 0), 0
         while True:
+            if is_interrupted():
+                return self._pause()
             standing = self._membership.enter(self._calls)
             self._take_over(standing)
             if standing.begun.is_finished:
@@ -105,6 +120,14 @@ class Member:
                 lost, num_lost = again, num_lost + 1 if again == lost else 1
                 if num_lost > _MAX_LOST_IN_A_ROW:
                     raise
+
+    def _pause(self) -> Progress:
+        """Keep the records of a round whose result has not come yet; the weights wait for it."""
+        steps = self._state.saved_steps()
+        if steps and steps[-1] == self.progress.step:
+            tensors = self._state.load(steps[-1]).tensors
+            self._state.save(self.progress, tensors, is_pinned=False)
+        return self.progress
 
     def _restore(self) -> None:
         steps = self._state.saved_steps()

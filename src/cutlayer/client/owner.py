@@ -25,7 +25,7 @@ from cutlayer.client.member import Learner
 from cutlayer.client.own_model import run_call, run_identity
 from cutlayer.client.parts import TrainedParts
 from cutlayer.client.remote_trunk import RemoteTrunk
-from cutlayer.client.run_state import Progress, RunState
+from cutlayer.client.run_state import MEMBERS_CUTS, Progress, RunState
 from cutlayer.client.schedule import batch_plan
 from cutlayer.client.settings import ClientSettings, SamplingSettings, TrainSettings
 from cutlayer.client.step import SplitStep
@@ -186,7 +186,11 @@ class DataOwner(ABC):
         return self.trainer(data, settings).run(on_step)
 
     def _train_together(
-        self, rows: Dataset, settings: TrainSettings, on_step: Callable[[Report], None]
+        self,
+        rows: Dataset,
+        settings: TrainSettings,
+        on_step: Callable[[Report], None],
+        is_interrupted: Callable[[], bool] = lambda: False,
     ) -> Progress:
         step, opened = self._split_step(settings), self._open_run(settings)
         learner = Learner(
@@ -196,9 +200,11 @@ class DataOwner(ABC):
         calls = open_calls(self._connect, self._own)
         try:
             member = make_member(self._as_client, calls, self._state, about, rows, learner)
-            return member.run(on_step)
+            self._state.claim({MEMBERS_CUTS: "mixed" if member.mixes_cuts else "equal"})
+            return member.run(on_step, is_interrupted)
         finally:
-            self.federation_bytes = (calls.bytes_sent, calls.bytes_received)
+            sent, received = self.federation_bytes
+            self.federation_bytes = (sent + calls.bytes_sent, received + calls.bytes_received)
             calls.close()
 
     def _open_run(self, settings: TrainSettings) -> OpenRun:

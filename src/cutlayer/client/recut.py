@@ -124,6 +124,11 @@ class Recutter:
     def _checked(self, plan: RecutPlan, gate: MovedGate) -> Arrived:
         """Everything that can be refused is, before anything leaves or is written."""
         check_settings(self.settings)
+        if self.settings.federation is not None and self.state.has_equal_cuts:
+            raise ConfigError(
+                f"federation {self.settings.federation.name} has one cut for all members: ask its "
+                "operator for federation.mixed_cuts = true, or leave it and train alone"
+            )
         adapter = self.settings.adapter
         plan.check_trained(adapter.parts)
         if Part.TRUNK in adapter.parts:

@@ -35,8 +35,18 @@ from cutlayer.storage.steps import StepStore
 from cutlayer.storage.vault import Vault, open_run_vault, open_vault
 from cutlayer.wire.recut_messages import fork_id
 
-__all__ = ["Progress", "RecutSteps", "RunState", "SavedStep", "StepRecord", "saved_cut"]
+__all__ = [
+    "MEMBERS_CUTS",
+    "Progress",
+    "RecutSteps",
+    "RunState",
+    "SavedStep",
+    "StepRecord",
+    "saved_cut",
+]
 
+MEMBERS_CUTS = "members' cuts"
+"""What a run is claimed with once it is known whether its federation has one cut: equal, mixed."""
 _RUN_FILE, _STEPS, _DOOMED = "run.json", "steps", ".cutlayer-tmp"
 
 
@@ -103,6 +113,11 @@ class RunState:
     def cut(self) -> Cut | None:
         """Where the run was begun, or where its last re-cut left it; None before any training."""
         return _cut_of(self._known)
+
+    @property
+    def has_equal_cuts(self) -> bool:
+        """Whether the run's federation is known to have one cut for all members."""
+        return self._known.get(MEMBERS_CUTS) == "equal"
 
     def close(self) -> None:
         """Release the files."""
