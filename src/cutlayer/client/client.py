@@ -4,6 +4,7 @@ It wires the rooms together and decides nothing: one step is in `train`, one tok
 what leaves in `privacy.boundary`; what an enclave's owner does alike is in `owner`.
 """
 
+import gc
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -246,6 +247,7 @@ class Client(DataOwner):
         release_parts(self.head, self.tail)
         # Gone before the new ones come: both together may not fit into memory.
         del self.head, self.tail, self._parts
+        gc.collect()
         self._load_parts()
         self._own = own_model(self.settings, self._folder, self._leaves)
         self._link.claim(self._own)

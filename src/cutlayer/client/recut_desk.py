@@ -166,15 +166,16 @@ def _leave(folder: Path, request: RecutRequest) -> None:
 def _wait(folder: Path, name: str, deadline_s: float) -> _Answer:
     path = folder / f"{_ANSWER}.{name}"
     while True:
-        # First who listens, then the answer: the last thing that a trainer does is to answer.
+        # The answer last: a trainer answers before it dismisses a request, or ends.
         is_here, is_late = is_attended(folder), time.monotonic() > deadline_s
+        is_waiting = (folder / _REQUEST).exists()
         answer = _read(path, _Answer)
         if answer is not None:
             path.unlink(missing_ok=True)
             return answer
-        if not is_here or is_late:
+        if is_late or not (is_here and is_waiting):
             _withdraw(folder, name)
-            what = "has not answered yet" if is_here else "ended before it answered"
+            what = "has not answered yet" if is_here and is_waiting else "ended before it answered"
             raise TransportError(
                 f"the training in {folder} {what}; the run is at its old cut or at the new one, "
                 "and asking again does no harm"

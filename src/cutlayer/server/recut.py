@@ -124,7 +124,10 @@ class Forks:
         folder = run_folder(self._folder, owner, run_id)
         store = StepStore(folder, vault_of(self._vault, owner)) if folder.is_dir() else None
         if store is None or step not in store.steps():
-            raise StepExpired(f"the server has no step {step} of run {run_id} of {owner}")
+            raise StepExpired(
+                f"the server has no step {step} of run {run_id} of {owner}; `cutlayer train` goes "
+                "back to a step that both sides have, and then it can be re-cut"
+            )
         return store.load(step)
 
     def _arriving(self, about: Mapping[str, object], old: Cut, new: Cut) -> dict[str, list[int]]:

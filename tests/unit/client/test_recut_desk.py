@@ -149,6 +149,16 @@ def test_a_trainer_that_is_busy_too_long_is_not_asked_twice(folder: Path) -> Non
         assert not watch.is_wanted()
 
 
+def test_a_request_that_the_next_trainer_threw_away_is_not_waited_for(folder: Path) -> None:
+    found: list[object] = []
+    with RecutWatch(Desk(folder), _Policy()):
+        thread = _asked(folder, found)
+        Desk(folder)
+        thread.join(20)
+    (error,) = found
+    assert isinstance(error, TransportError)
+
+
 def test_rubbish_in_place_of_a_request_is_thrown_away(folder: Path, watch: RecutWatch) -> None:
     write_atomic(folder / "recut.request", b"now!")
     assert watch.is_wanted()
