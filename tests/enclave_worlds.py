@@ -16,7 +16,7 @@ from cutlayer.settings import parse_settings
 from cutlayer.storage.files import private_folder
 from cutlayer.wire.channel import Channel, LoopbackChannel, Peer
 from tests.attested_worlds import AttestedWorld, tls_of
-from tests.worlds import ALL_ROLES, Table, write_rows
+from tests.worlds import ALL_ROLES, Table, owner_tables
 
 __all__ = [
     "attested_enclave",
@@ -47,17 +47,8 @@ def owner_settings(model: Path, folder: Path, **changes: object) -> EnclaveClien
     folder.mkdir(exist_ok=True)
     table: dict[str, Table] = {
         "model": {"path": str(model), "lower": LOWER},
-        "connection": {"address": "127.0.0.1:1", "plaintext": True, "codec": "raw"},
-        "run": {"folder": str(folder / "run")},
         "tee": {"required": False},
-        "adapter": {"rank": 4, "alpha": 8},
-        "data": {
-            "train": str(write_rows(folder / "rows.jsonl")),
-            "prompt_template": "{text}:",
-            "completion_template": " {topic}",
-            "chat_template": False,
-        },
-        "train": {"steps": 6, "rows_per_step": 8, "micro_batch_rows": 3, "lr": 0.02},
+        **owner_tables(folder),
     }
     return parse_settings(EnclaveClientSettings, _changed(table, changes), "test owner")
 

@@ -15,6 +15,7 @@ from cutlayer.tee.masked.offload import Accelerator
 from cutlayer.tee.masked.quantise import quantise_weight
 from cutlayer.tee.masked.sources import Pool, PoolLimits
 from cutlayer.tee.masked.worker import Worker
+from tests.worlds import Table
 
 Tamper = Callable[[Tensor], Tensor]
 
@@ -58,6 +59,18 @@ def running_workers(folder: Path) -> Iterator[tuple[str, str, str]]:
     finally:
         accelerator.stop()
         dealer.stop()
+
+
+@contextmanager
+def masked_table(folder: Path) -> Iterator[Table]:
+    """The section [masked] of a server or a member, with workers that run."""
+    with running_workers(folder) as (accelerator, dealer, key):
+        yield {
+            "accelerator": accelerator,
+            "dealer": dealer,
+            "dealer_key": key,
+            "allow_same_machine": True,
+        }
 
 
 @contextmanager

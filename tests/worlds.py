@@ -49,12 +49,10 @@ def server_settings(
     return parse_settings(ServerSettings, table, "test server")
 
 
-def client_settings(model: Path, folder: Path, **changes: object) -> ClientSettings:
-    """An owner with blocks 0 and 3; `changes` replace keys, such as train__lr=0.1."""
-    table: dict[str, Table] = {
-        "model": {"path": str(model), "lower": 1, "upper": 3},
+def owner_tables(folder: Path) -> dict[str, Table]:
+    """What every owner in `folder` has, whatever is on the other side."""
+    return {
         "connection": {"address": "127.0.0.1:1", "plaintext": True, "codec": "raw"},
-        "privacy": {"mechanism": "none"},
         "run": {"folder": str(folder / "run")},
         "adapter": {"rank": 4, "alpha": 8},
         "data": {
@@ -64,6 +62,15 @@ def client_settings(model: Path, folder: Path, **changes: object) -> ClientSetti
             "chat_template": False,
         },
         "train": {"steps": 6, "rows_per_step": 8, "micro_batch_rows": 3, "lr": 0.02},
+    }
+
+
+def client_settings(model: Path, folder: Path, **changes: object) -> ClientSettings:
+    """An owner with blocks 0 and 3; `changes` replace keys, such as train__lr=0.1."""
+    table: dict[str, Table] = {
+        "model": {"path": str(model), "lower": 1, "upper": 3},
+        "privacy": {"mechanism": "none"},
+        **owner_tables(folder),
     }
     for name, value in changes.items():
         section, _, key = name.partition("__")

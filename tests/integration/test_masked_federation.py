@@ -19,23 +19,17 @@ from cutlayer.storage.files import private_folder
 from cutlayer.tee.masked.linear import MaskedLinear
 from tests.attested_worlds import AttestedWorld, tls_of
 from tests.federation_worlds import NAMES, at_once, federation, owner_settings, owners
-from tests.masked_worlds import running_workers
+from tests.masked_worlds import masked_table
 from tests.tiny_models import tiny_llama_folder
-from tests.worlds import running_server, server_settings
+from tests.worlds import Table, running_server, server_settings
 
-Table = dict[str, object]
 RULES = federation(rounds=1, secure={"enabled": False})
 
 
 @pytest.fixture
 def masked(tmp_path: Path) -> Iterator[Table]:
-    with running_workers(tmp_path) as (accelerator, dealer, key):
-        yield {
-            "accelerator": accelerator,
-            "dealer": dealer,
-            "dealer_key": key,
-            "allow_same_machine": True,
-        }
+    with masked_table(tmp_path) as table:
+        yield table
 
 
 def _world(folder: Path) -> AttestedWorld:

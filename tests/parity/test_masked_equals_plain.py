@@ -18,22 +18,15 @@ from cutlayer.tee.masked.hook import mask_parts, release_parts
 from cutlayer.tee.masked.linear import MaskedLinear
 from cutlayer.tee.masked.settings import MaskedSettings
 from cutlayer.tee.masked.worker import Worker
-from tests.masked_worlds import HostileAccelerator, running_workers
+from tests.masked_worlds import HostileAccelerator, masked_table, running_workers
 from tests.tiny_models import tiny_model
-from tests.worlds import client_of, client_settings, running_server, server_settings
-
-Table = dict[str, object]
+from tests.worlds import Table, client_of, client_settings, running_server, server_settings
 
 
 @pytest.fixture
 def masked(tmp_path: Path) -> Iterator[Table]:
-    with running_workers(tmp_path) as (accelerator, dealer, key):
-        yield {
-            "accelerator": accelerator,
-            "dealer": dealer,
-            "dealer_key": key,
-            "allow_same_machine": True,
-        }
+    with masked_table(tmp_path) as table:
+        yield table
 
 
 def _masked_server(plain: ServerSettings, masked: Table) -> ServerSettings:

@@ -23,7 +23,13 @@ from cutlayer.cli.options import (
     StepOption,
 )
 from cutlayer.cli.output import Output
-from cutlayer.cli.results import print_exported, print_replies, print_training, training_totals
+from cutlayer.cli.results import (
+    print_exported,
+    print_replies,
+    print_training,
+    reply_pairs,
+    training_totals,
+)
 from cutlayer.cli.work import stop_on_sigterm
 
 if TYPE_CHECKING:
@@ -108,10 +114,9 @@ def generate(
     prompts = read_prompts(prompt or [], file)
     with _open(config, set_, out) as owner:
         replies = print_replies(owner, prompts, out)
-        pairs = zip(prompts, replies, strict=True)
         out.result(
             {
-                "replies": [{"prompt": asked, "reply": reply} for asked, reply in pairs],
+                "replies": reply_pairs(prompts, replies),
                 "bytes_up": owner.enclave.bytes_sent,
                 "bytes_down": owner.enclave.bytes_received,
                 "attestation": owner.guarantee,

@@ -19,7 +19,7 @@ from cutlayer.cli.options import (
     SetOption,
 )
 from cutlayer.cli.output import Output
-from cutlayer.cli.results import print_replies
+from cutlayer.cli.results import print_replies, reply_pairs
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,10 +50,7 @@ def generate(
         tokens = sum(len(client.tokenizer(reply)["input_ids"]) for reply in replies)
         out.result(
             {
-                "replies": [
-                    {"prompt": asked, "reply": reply}
-                    for asked, reply in zip(prompts, replies, strict=True)
-                ],
+                "replies": reply_pairs(prompts, replies),
                 "num_tokens": tokens,
                 "seconds": round(seconds, 3),
                 "tokens_per_s": round(tokens / seconds, 2),

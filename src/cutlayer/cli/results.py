@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from cutlayer.client.owner import DataOwner
     from cutlayer.client.run_state import Progress
 
-__all__ = ["print_exported", "print_replies", "print_training", "training_totals"]
+__all__ = [
+    "print_exported",
+    "print_replies",
+    "print_training",
+    "reply_pairs",
+    "training_totals",
+]
 
 
 def print_replies(owner: "DataOwner", prompts: Sequence[str], out: Output) -> list[str]:
@@ -27,6 +33,12 @@ def print_replies(owner: "DataOwner", prompts: Sequence[str], out: Output) -> li
     for number, reply in enumerate(replies, 1):
         out.say(f"[{number}] {reply}")
     return replies
+
+
+def reply_pairs(prompts: Sequence[str], replies: Sequence[str]) -> list[dict[str, str]]:
+    """For JSON: each prompt with its reply."""
+    pairs = zip(prompts, replies, strict=True)
+    return [{"prompt": asked, "reply": reply} for asked, reply in pairs]
 
 
 def print_exported(step: int, output: Path, merge: Path | None, out: Output) -> None:

@@ -24,6 +24,7 @@ from cutlayer.wire.federation_messages import SendUpdate
 from cutlayer.wire.frame import Frame
 from cutlayer.wire.header import Header
 from cutlayer.wire.messages import CloseSession, Hello, Kind, OpenRun, Welcome
+from cutlayer.wire.wrapped import WrappedChannel
 
 __all__ = ["AttestedChannel", "Own", "Terms"]
 
@@ -60,28 +61,19 @@ class Terms:
     now_s: Callable[[], float] = time.monotonic
 
 
-class AttestedChannel:
+class AttestedChannel(WrappedChannel):
     """Implements `wire.channel.Channel` over one that is pinned to an attested certificate."""
 
     def __init__(self, inner: Channel, terms: Terms) -> None:
         """Nothing is sent yet."""
-        self._inner, self._terms = inner, terms
+        super().__init__(inner)
+        self._terms = terms
         self._lock = threading.Lock()
         self._spec: dict[str, str | int] = {}
         self._nonce = ""
         self._accepted: Accepted | None = None
         self._accepted_s = 0.0
         self._is_fresh = False
-
-    @property
-    def bytes_sent(self) -> int:
-        """Bytes of all frames, those of attestation among them."""
-        return self._inner.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        """Bytes of all frames, those of attestation among them."""
-        return self._inner.bytes_received
 
     def call(self, frame: Frame, deadline_s: float | None = None) -> "Future[Frame]":
         """Send a frame, once the other side has proved itself recently enough.
@@ -116,10 +108,6 @@ class AttestedChannel:
         sealed = self._ask(Kind.KEY_REQUEST, KeyRequest(name=name), Key).sealed
         now = self._terms.challenger.now()
         return prover.sealing_key.open(sealed, Side.CLIENT, named_job(name), now)
-
-    def close(self) -> None:
-        """End the connection."""
-        self._inner.close()
 
     def _greet(self, frame: Frame, hello: Hello) -> "Future[Frame]":
         # The nonce is drawn here: it counts once, and for this connection alone.

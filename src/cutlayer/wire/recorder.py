@@ -19,6 +19,7 @@ from cutlayer.wire.channel import Channel, failed_frame
 from cutlayer.wire.frame import Frame, encode
 from cutlayer.wire.packed import Buffer
 from cutlayer.wire.recording import ENTRY, Direction, RecordingHeader, prelude_of, trailer_of
+from cutlayer.wire.wrapped import WrappedChannel
 
 __all__ = ["Recorder", "RecordingChannel"]
 
@@ -101,24 +102,14 @@ class Recorder:
         return int((time.monotonic() - self._began_s) * 1e6)
 
 
-class RecordingChannel:
+class RecordingChannel(WrappedChannel):
     """A channel that records each frame before it is sent and when it arrives."""
 
     def __init__(self, inner: Channel, recorder: Recorder, connection: int) -> None:
         """Made by `Recorder.channel`."""
-        self._inner = inner
+        super().__init__(inner)
         self._recorder = recorder
         self._connection = connection
-
-    @property
-    def bytes_sent(self) -> int:
-        """Bytes that the inner channel sent."""
-        return self._inner.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        """Bytes that the inner channel received."""
-        return self._inner.bytes_received
 
     def call(self, frame: Frame, deadline_s: float | None = None) -> Future[Frame]:
         """Record, then call; a failure is recorded as the FAILED frame that it amounts to.
@@ -133,10 +124,6 @@ class RecordingChannel:
         inner = self._inner.call(frame, deadline_s)
         inner.add_done_callback(lambda done: self._receive(call, done, outcome))
         return outcome
-
-    def close(self) -> None:
-        """Close the inner channel."""
-        self._inner.close()
 
     def _receive(self, call: Frame, done: Future[Frame], outcome: Future[Frame]) -> None:
         error = done.exception()

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from cutlayer.errors import ConfigError, CutlayerError, ProtocolError, TransportError
 from cutlayer.tee.masked.address import listen
 from cutlayer.tee.masked.dealer_key import DealerKey
@@ -215,13 +217,7 @@ class Worker:
         check_range(words(masked_NK), sender="a masked part")
         self._check_room(frame)
         products_NM = self._multiplier.multiply(frame.name, masked_NK, frame.transpose)
-        return Frame(
-            kind=FrameKind.PRODUCT,
-            number=frame.number,
-            rows=products_NM.shape[0],
-            columns=products_NM.shape[1],
-            body=tensor_bytes(products_NM),
-        )
+        return _matrix(FrameKind.PRODUCT, frame, products_NM)
 
     def _deal(self, frame: Frame) -> Frame:
         if len(frame.body) != SEED_BYTES or not frame.rows:
@@ -230,13 +226,7 @@ class Worker:
         unmask_NM = self._multiplier.unmask_NM(
             frame.name, bytes(frame.body), frame.rows, frame.transpose
         )
-        return Frame(
-            kind=FrameKind.DEALT,
-            number=frame.number,
-            rows=unmask_NM.shape[0],
-            columns=unmask_NM.shape[1],
-            body=tensor_bytes(unmask_NM),
-        )
+        return _matrix(FrameKind.DEALT, frame, unmask_NM)
 
     def _check_room(self, frame: Frame) -> None:
         """Refuse what cannot be answered before it is computed: a few words ask for gigabytes."""
@@ -247,6 +237,17 @@ class Worker:
                 f"{frame.rows} tokens of {most} numbers exceed a frame of {MAX_BODY_BYTES} bytes; "
                 "ask for fewer at once"
             )
+
+
+def _matrix(kind: FrameKind, asked: Frame, values_NM: Tensor) -> Frame:
+    """The answer to a frame that asked for numbers."""
+    return Frame(
+        kind=kind,
+        number=asked.number,
+        rows=values_NM.shape[0],
+        columns=values_NM.shape[1],
+        body=tensor_bytes(values_NM),
+    )
 
 
 def _machine() -> str:
