@@ -91,6 +91,13 @@ def _refusals(client: Client, model: Path) -> list[tuple[Callable[[], object], t
         (with_settings(privacy__denoiser=True, privacy__mechanism="gaussian",
                        privacy__scale=0.1), ConfigError, "denoiser"),
         (with_settings(run__record_file="frames"), ConfigError, "run.record_file"),
+        (
+            lambda: _recutter(
+                client, client.settings.model_copy(update={"hops": ("two", "hosts")})
+            ).move(Cut(2, 3), shares=True),
+            ConfigError,
+            "hops",
+        ),
         (with_settings(model__lower=0), ConfigError, "was begun at 1 and 3"),
     ]  # fmt: skip
 
