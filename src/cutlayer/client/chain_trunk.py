@@ -12,6 +12,7 @@ import msgspec
 from cutlayer.client.attested import Attestation
 from cutlayer.client.chain_calls import ChainBackward, ChainForward, ChainHop
 from cutlayer.client.chain_checks import ChainChecks
+from cutlayer.client.chain_flow import CallFlow
 from cutlayer.client.chain_rows import ChainRows
 from cutlayer.client.far_rows import SessionRows
 from cutlayer.client.link import PendingCall
@@ -37,6 +38,7 @@ class ChainTrunk(RemoteTrunk):
         self._hops = tuple(hops)
         self._trunk_trains = trunk_trains
         self._clips = False
+        self._flow = CallFlow()
         self._sq_norms: tuple[int, Sequence[float]] = (0, ())
         self._chain_checks = ChainChecks([hop.trunk.checks for hop in hops])
         self.checks = self._chain_checks
@@ -74,6 +76,7 @@ class ChainTrunk(RemoteTrunk):
             StepExpired: a hop has no step in common with the others.
         """
         self.checks.require_trust()
+        self._flow.clear()
         self._clips, self._sq_norms = call.clip_norm is not None, (0, ())
         common, reached = call.saved_steps, list[int]()
         # A hop may hold less than those before it: they are then brought back to where it stands.
@@ -100,7 +103,7 @@ class ChainTrunk(RemoteTrunk):
             msgspec.structs.replace(call, commit=self._told(call.commit, number))
             for number in range(len(self._hops))
         ]
-        return ChainForward(self._hops, released, calls, names)
+        return ChainForward(self._hops, released, calls, names, self._flow)
 
     def backward(
         self, released: Released, call: Backward, names: CallNames | None = None
@@ -108,7 +111,7 @@ class ChainTrunk(RemoteTrunk):
         """Send a gradient down through all hops; the reply has the norm of all of them."""
         assert names is not None
         self.checks.require_trust()
-        return ChainBackward(self._hops, released, call, names, self._note_norms)
+        return ChainBackward(self._hops, released, call, names, self._flow, self._note_norms)
 
     def save(self, run_id: str, step: int, finished: Step | None, pin: bool) -> None:
         """Have every hop finish and save `step`."""
