@@ -6,8 +6,9 @@ many blocks together; the order of the two alternates.
 """
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -58,8 +59,21 @@ class Mixed(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens per second of six different cuts over those of six equal ones; medians of rounds."""
     round_s_mixed: float
     round_s_equal: float
+    cpu_s_mixed: float
+    """Processor seconds of a whole federation, all sides: they say the same on a busy machine."""
+    cpu_s_equal: float
     rounds_mixed: int
     """Rounds that the median is of."""
+
+
+@dataclass
+class _Timed:
+    """What the federations of one arm took."""
+
+    round_s: list[float] = field(default_factory=list)
+    """Of each round but the first."""
+    cpu_s: list[float] = field(default_factory=list)
+    """Of each federation."""
 
 
 _SCALES = {
@@ -82,13 +96,15 @@ def measure(profile: str, model: str | None = None) -> Mixed:
         subject = _subject(profile, model, scale, work)
         diff = _gradient_difference(subject, work)
         timed = replace(subject, rows=1, words=scale.timed_words)
-        mixed, equal = _round_seconds(timed, scale, work)
+        mixed, equal = _timed_arms(timed, scale, work)
     return Mixed(
         gradient_max_rel_diff=diff,
-        mixed_over_equal_throughput=median(equal) / median(mixed),
-        round_s_mixed=median(mixed),
-        round_s_equal=median(equal),
-        rounds_mixed=len(mixed),
+        mixed_over_equal_throughput=median(equal.round_s) / median(mixed.round_s),
+        round_s_mixed=median(mixed.round_s),
+        round_s_equal=median(equal.round_s),
+        cpu_s_mixed=median(mixed.cpu_s),
+        cpu_s_equal=median(equal.cpu_s),
+        rounds_mixed=len(mixed.round_s),
     )
 
 
@@ -152,20 +168,22 @@ def _unsplit(
     }
 
 
-def _round_seconds(subject: Subject, scale: Scale, work: Path) -> tuple[list[float], list[float]]:
-    """Seconds of rounds of different cuts, and of equal ones."""
+def _timed_arms(subject: Subject, scale: Scale, work: Path) -> tuple[_Timed, _Timed]:
+    """Federations of different cuts, and of equal ones."""
     different, equal = six_cuts(subject.num_blocks)
     arms = {"mixed": different, "equal": [equal] * len(different)}
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    found = {name: _Timed() for name in arms}
     for pair in range(scale.pairs):
         for name in list(arms)[:: 1 if pair % 2 == 0 else -1]:
-            seconds[name] += _rounds_of(subject, arms[name], scale, work / f"{name}{pair}")
-    return seconds["mixed"], seconds["equal"]
+            _time(subject, arms[name], scale, work / f"{name}{pair}", found[name])
+    return found["mixed"], found["equal"]
 
 
-def _rounds_of(subject: Subject, cuts: Sequence[Cut], scale: Scale, folder: Path) -> list[float]:
+def _time(subject: Subject, cuts: Sequence[Cut], scale: Scale, folder: Path, found: _Timed) -> None:
     arm = Arm(cuts=cuts, rounds=scale.rounds, local_steps=2, strategy={}, secure={}, batch={})
     with running(subject, arm, folder) as (server, clients):
+        begun_s = time.process_time()
         train_all(server, clients)
+        found.cpu_s.append(time.process_time() - begun_s)
         assert server.federation is not None
-        return [row.seconds for row in server.federation.store.rounds()][1:]
+        found.round_s += [row.seconds for row in server.federation.store.rounds()][1:]
