@@ -9,6 +9,8 @@ from cutlayer.cli.options import JsonOption, SetOption
 from cutlayer.cli.output import Output
 
 if TYPE_CHECKING:
+    from cutlayer.planner.make import Sources
+    from cutlayer.planner.probe import ProbeBudget
     from cutlayer.planner.report import PlanResult
 
 __all__ = ["plan"]
@@ -82,6 +84,7 @@ def plan(
     audit: _Audits = None,
     probe: _Rows = None,
     probe_seconds: _ProbeSeconds = None,
+    probe_steps: Annotated[int, typer.Option(help="Optimizer steps of the probe at a cut.")] = 20,
     measure: _Measure = True,
     measurements: _Numbers = None,
     save_measurements: _SaveNumbers = None,
@@ -121,11 +124,14 @@ def plan(
     out = Output(as_json)
     _check_picture(picture)
     if probe is not None:
+        from cutlayer.planner.probe import ProbeBudget
+
         client_of(sources)
+        budget = ProbeBudget(steps=probe_steps, seconds=probe_seconds)
     result = make_plan(sources, given, out.say)
     values = _print(result, out, shows_all)
     if probe is not None:
-        values["probe"] = _probe(sources, result, probe, probe_seconds, out)
+        values["probe"] = _probe(sources, result, probe, budget, out)
     if picture is not None:
         _draw(result, picture)
         out.say(f"picture: {picture}")
@@ -172,14 +178,13 @@ def _print(result: "PlanResult", out: Output, shows_all: bool) -> dict[str, obje
 
 
 def _probe(
-    sources: object, result: "PlanResult", rows: Path, seconds: float | None, out: Output
+    sources: "Sources", result: "PlanResult", rows: Path, budget: "ProbeBudget", out: Output
 ) -> dict[str, object]:
-    from cutlayer.planner.make import Sources, client_of
-    from cutlayer.planner.probe import ProbeBudget, probe, sensitivity
+    from cutlayer.planner.make import client_of
+    from cutlayer.planner.probe import probe, sensitivity
 
-    assert isinstance(sources, Sources)
     cuts = list(dict.fromkeys(choice.plan.cut for choice in result.choices))
-    found = probe(client_of(sources), rows, cuts, ProbeBudget(seconds=seconds), out.say)
+    found = probe(client_of(sources), rows, cuts, budget, out.say)
     told = sensitivity(found)
     table = [
         (

@@ -226,5 +226,5 @@ def _notes(found: list[CutPlan], numbers: Measurements, workload: Workload) -> l
         notes.append("the server is taken as fast as this machine; give --server-train-s and so on")
     if workload.rows is not None:
         steps = -(-workload.rows // workload.rows_per_step) * workload.epochs
-        notes.append(f"{workload.rows} rows, {workload.epochs} times: {steps} steps")
+        notes.append(f"{workload.rows} rows, epochs: {workload.epochs}, steps: {steps}")
     return notes

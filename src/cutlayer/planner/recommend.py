@@ -97,10 +97,13 @@ def _most_private(plans: Sequence[CutPlan]) -> Choice:
     if not audited:
         best = min(plans, key=lambda plan: (-plan.depth, plan.client.total))
         reason = (
-            f"{best.head_blocks} blocks before and {best.tail_blocks} after the trunk, the most "
+            f"{_blocks(best.head_blocks)} before and {best.tail_blocks} after the trunk, the most "
             f"that is feasible at both ends ({ASSUMED})."
         )
         return Choice(goal=Goal.MOST_PRIVATE, plan=best, reason=reason)
+    # What was measured elsewhere stands in only where nothing was measured at the cut itself.
+    exact = [plan for plan in audited if plan.leak is not None and not plan.leak.note]
+    audited = exact or audited
     best = min(audited, key=lambda plan: (_recovery(plan), plan.client.total))
     assert best.leak is not None
     where = f" ({best.leak.note})" if best.leak.note else ""
@@ -135,7 +138,7 @@ def _balanced(plans: Sequence[CutPlan]) -> Choice:
     if best.seconds.training is not None:
         pieces.append(f"{best.seconds.training:.3g} s per 1,000 tokens of training")
     pieces.append(
-        f"{best.depth} blocks at the thinner end ({ASSUMED})"
+        f"{_blocks(best.depth)} at the thinner end ({ASSUMED})"
         if best.leak is None
         else f"{best.leak.recovery:.0%} of the tokens recovered"
     )
@@ -169,6 +172,10 @@ def _embedding_warning(plan: CutPlan) -> str:
     if plan.head_blocks:
         return ""
     return "; embedding rows leave, which anybody who has the model reads off"
+
+
+def _blocks(count: int) -> str:
+    return "1 block" if count == 1 else f"{count} blocks"
 
 
 def _name(plan: CutPlan) -> str:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from cutlayer.audit.results import Store
 from cutlayer.planner.measurements import write_measurements
+from tests.unit.audit.made_trials import trial_of
 from tests.unit.cli.cli_world import CliWorld, run_command
 from tests.unit.planner.plans import NUMBERS, count_once
 
@@ -66,6 +68,42 @@ def test_a_picture_and_all_cuts_are_drawn_and_shown(
     assert ran.code == 0, ran.err
     assert (tmp_path / "plan.png").stat().st_size > 1000
     assert "3:4" in ran.out
+
+
+def test_an_audit_fills_the_leak_and_decides_what_is_most_private(
+    model: Path, numbers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "audit", "of tests")
+    for cut, recovery in (((1, 3), 0.75), ((2, 3), 0.25)):
+        store.save(trial_of(recovery, cut=cut))
+    words = ("--measurements", str(numbers), "--audit", str(tmp_path / "audit"), *_SMALL)
+    ran = run_command(capsys, "plan", str(model), *words, "--json")
+    assert ran.code == 0, ran.err
+    cuts, chosen = ran.result["cuts"], ran.result["recommended"]
+    assert isinstance(cuts, list)
+    assert isinstance(chosen, list)
+    leaks = {(cut["lower"], cut["upper"]): cut["leak"] for cut in cuts}
+    assert leaks[1, 3]["recovery"] == 0.75
+    assert leaks[2, 3]["recovery"] == 0.25
+    private = next(one for one in chosen if one["goal"] == "most private")
+    assert (private["lower"], private["upper"]) == (2, 3)
+    assert "25%" in private["reason"]
+
+
+def test_a_probe_is_run_at_the_recommended_cuts(
+    world: CliWorld, numbers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ("--probe", str(world.folder / "rows.jsonl"), "--probe-steps", "1")
+    steps = ("--set", "train.rows_per_step=2")
+    words = ("--measurements", str(numbers), *rows, *steps, "--json")
+    ran = run_command(capsys, "plan", str(world.client), *words)
+    assert ran.code == 0, ran.err
+    probed, chosen = ran.result["probe"], ran.result["recommended"]
+    assert isinstance(probed, dict)
+    assert isinstance(chosen, list)
+    cuts = {(one["lower"], one["upper"]) for one in probed["cuts"]}
+    assert cuts == {(one["lower"], one["upper"]) for one in chosen}
+    assert probed["sentence"] in ran.err
 
 
 @pytest.mark.parametrize(
