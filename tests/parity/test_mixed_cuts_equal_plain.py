@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from cutlayer import Client, TrunkServer
 from cutlayer.client.schedule import batch_plan
 from cutlayer.federation.checkpoints import Checkpoint
+from cutlayer.model.adapters import initial_state
 from cutlayer.model.tensor_file import read_tensors
 from tests.cuts_worlds import cut_owners, eight_blocks, lone_adapters, mixed, wide_server
 from tests.federation_worlds import at_once, federation, owners
@@ -166,6 +167,19 @@ def test_equal_cuts_in_mixed_mode_are_the_plain_mode(
             for client in clients:
                 client.close()
     _assert_close(found[1], found[0], atol=1e-7)
+
+
+def test_frozen_a_stays_as_drawn_and_members_send_b_alone(tmp_path: Path) -> None:
+    model, rules = eight_blocks(tmp_path), mixed(strategy={"kind": "fedavg_frozen_a"})
+    with running_server(wide_server(model, tmp_path, rules)) as server:
+        clients = cut_owners(server, model, tmp_path, THREE, adapter__train_a=False, **MINE)
+        at_once([client.train for client in clients])
+        found = _state(server)
+        for client in clients:
+            client.close()
+    drawn = initial_state({key: list(x.shape) for key, x in found.items()}, seed=0)
+    for key, x in found.items():
+        assert torch.equal(x, drawn[key]) == (".lora_A." in key), key
 
 
 def test_every_member_generates_what_the_others_do(tmp_path: Path) -> None:
