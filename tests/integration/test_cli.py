@@ -108,7 +108,7 @@ def test_a_revoked_client_is_refused_with_code_9(served: tuple[CliWorld, str]) -
 
 def test_a_server_with_another_cut_is_refused_with_code_3(served: tuple[CliWorld, str]) -> None:
     world, address = served
-    override = ("--set", f"connection.address={address}", "--set", "model.upper=2")
+    override = ("--set", f"connection.address={address}", "--set", "model.lower=0")
     assert _result("train", "-c", world.client, *override, code=3)["error"] == "SpecMismatch"
 
 

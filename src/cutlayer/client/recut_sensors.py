@@ -18,6 +18,7 @@ import psutil
 from cutlayer.client.link import Connect
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.frame import Frame
+from cutlayer.wire.wrapped import WrappedChannel
 
 __all__ = [
     "LinkMeter",
@@ -104,26 +105,17 @@ class LinkMeter:
             return list(self._calls)
 
 
-class MeteredChannel:
+class MeteredChannel(WrappedChannel):
     """A channel whose answered calls are told to a meter; a failed one says nothing of the link."""
 
     def __init__(self, channel: Channel, meter: LinkMeter) -> None:
-        self._channel, self._meter = channel, meter
-
-    @property
-    def bytes_sent(self) -> int:
-        """See `Channel`."""
-        return self._channel.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        """See `Channel`."""
-        return self._channel.bytes_received
+        super().__init__(channel)
+        self._meter = meter
 
     def call(self, frame: Frame, deadline_s: float | None = None) -> Future[Frame]:
         """See `Channel`."""
         began_s = monotonic()
-        future = self._channel.call(frame, deadline_s)
+        future = self._inner.call(frame, deadline_s)
 
         def tell(done: "Future[Frame]") -> None:
             if not done.cancelled() and done.exception() is None:
@@ -132,10 +124,6 @@ class MeteredChannel:
 
         future.add_done_callback(tell)
         return future
-
-    def close(self) -> None:
-        """See `Channel`."""
-        self._channel.close()
 
 
 class Machine:
