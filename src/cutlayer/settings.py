@@ -87,7 +87,11 @@ def _explain(cls: type[Settings], item: Mapping[str, object]) -> str:
     if item["type"] == "missing":
         return f"{key} is required"
     if item["type"] != "extra_forbidden":
-        return f"{key}={item.get('input')!r}: {item['msg']}"
+        said = str(item["msg"]).removeprefix("Value error, ")
+        # A whole section would bury what is wrong with it.
+        is_section = isinstance(item.get("input"), Mapping)
+        named = key if is_section else f"{key}={item.get('input')!r}"
+        return f"{named}: {said}" if named else said
     known = _known_keys(cls, location[:-1])
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
@@ -97,6 +101,8 @@ def _explain(cls: type[Settings], item: Mapping[str, object]) -> str:
 def _known_keys(cls: type[Settings], path: tuple[object, ...]) -> list[str]:
     node: type[BaseModel] = cls
     for part in path:
+        if isinstance(part, int):
+            continue
         field = node.model_fields.get(str(part))
         annotation = field.annotation if field else None
         # A section that may be absent is a union with None.

@@ -83,3 +83,21 @@ def test_a_missing_policy_is_named(served: _Served, capsys: pytest.CaptureFixtur
     )
     assert ran.code == 2
     assert "tee.policy is missing" in ran.err
+
+
+def test_shared_labels_are_told_with_every_result(
+    served: _Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert served.told["takes_labels"] is True
+    folder = f"run.folder={served.folder / 'shared'}"
+    config = ("--config", str(served.owner), "--set", 'labels="server"', "--set", folder)
+    trained = run_command(capsys, "enclave", "train", *config, "--json")
+    assert trained.code == 0, trained.err
+    assert "labels, losses and the distribution of the text are visible" in " ".join(
+        trained.err.split()
+    )
+    assert trained.result["labels"] == "server"
+    assert "labels SHARED" in str(trained.result["attestation"])
+    told = run_command(capsys, "placement", *config)
+    assert "client-server: each of 4 blocks has one place" in told.out
+    assert "sees LABELS, losses" in told.out

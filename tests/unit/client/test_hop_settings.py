@@ -76,6 +76,14 @@ def test_hops_that_are_no_chain_are_refused(
         _parsed(tmp_path, *hops)
 
 
+def test_a_mistake_is_told_without_all_the_settings_around_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _parsed(tmp_path, FIRST)
+    assert str(caught.value).startswith("test: blocks 3 to 4 have no place")
+    with pytest.raises(ConfigError, match=r"hops.0.lowr is not a setting; did you mean lower"):
+        _parsed(tmp_path, {**FIRST, "lowr": 1})
+
+
 def test_what_does_not_work_with_hops_is_refused_by_name(tmp_path: Path) -> None:
     run = {"folder": str(tmp_path / "run"), "record_file": str(tmp_path / "x")}
     with pytest.raises(ConfigError, match="record_file records one trunk server"):
