@@ -113,6 +113,7 @@ def make_plan(
         rows_source=rows_source,
         numbers=numbers,
         served=served,
+        served_source="all of the model" if sources.server_blocks is None else "given",
         plans=plans,
         feasible=found,
         front=pareto_front(found),

@@ -47,6 +47,8 @@ class PlanResult:
     """Where the numbers of rows come from."""
     numbers: Measurements
     served: range
+    served_source: str
+    """Where the server's blocks come from."""
     plans: Sequence[CutPlan]
     """All cuts."""
     feasible: Sequence[CutPlan]
@@ -122,7 +124,11 @@ def input_rows(result: PlanResult) -> list[tuple[str, str, str]]:
             _UNKNOWN if numbers.baseline is None else f"{numbers.baseline.num_bytes / 1e9:.2f} GB",
             "unknown" if numbers.baseline is None else numbers.baseline.source,
         ),
-        ("server's blocks", f"{result.served.start} to {result.served.stop - 1}", "given or all"),
+        (
+            "server's blocks",
+            f"{result.served.start} to {result.served.stop - 1}",
+            result.served_source,
+        ),
         (
             "rows",
             f"{rows}{workload.mean_length} tokens (longest {workload.longest}), "
