@@ -15,7 +15,7 @@ from cutlayer.model.partition import Cut
 from cutlayer.planner.inputs import Given, parse_blocks, with_given, workload_of
 from cutlayer.planner.leak import Leak, LeakTable, read_leaks, rule_of
 from cutlayer.planner.link_test import measure_link
-from cutlayer.planner.measure import measure_here
+from cutlayer.planner.measure import describe_model, describe_work, measure_here
 from cutlayer.planner.measurements import Measurements, read_measurements, write_measurements
 from cutlayer.planner.plan import CutPlan, LeakAt, check_context, feasible, plan_cuts
 from cutlayer.planner.recommend import ASSUMED, pareto_front, recommend
@@ -182,9 +182,9 @@ def _measured(
     about: tuple[ModelShapes, Workload],
     say: Callable[[str], None],
 ) -> Measurements:
-    if sources.measurements is not None:
-        return read_measurements(sources.measurements)
     shapes, workload = about
+    if sources.measurements is not None:
+        return _read(sources.measurements, shapes)
     if sources.measures:
         say("measuring this machine")
     needs_baseline = given.baseline_memory_gb is None
@@ -196,6 +196,16 @@ def _measured(
     link = measure_link(client, folder)
     source = f"measured here, to {client.connection.address}; the way down taken as the way up"
     return found.model_copy(update={"link": link, "link_source": source})
+
+
+def _read(path: Path, shapes: ModelShapes) -> Measurements:
+    found = read_measurements(path)
+    if found.model and found.model != describe_model(shapes):
+        raise ConfigError(
+            f"{path} was measured for another model ({found.model}), this one is "
+            f"{describe_model(shapes)}; measure again"
+        )
+    return found
 
 
 def _leak_at(table: LeakTable, client: ClientSettings | None) -> LeakAt:
@@ -225,6 +235,8 @@ def _notes(found: list[CutPlan], numbers: Measurements, workload: Workload) -> l
         notes.append("seconds are unknown: the client's ends were not measured")
     if "as if the server" in numbers.server_source:
         notes.append("the server is taken as fast as this machine; give --server-train-s and so on")
+    if numbers.work and numbers.work != describe_work(workload):
+        notes.append(f"times were measured for other work ({numbers.work}); measure again")
     if workload.rows is not None:
         steps = -(-workload.rows // workload.rows_per_step) * workload.epochs
         notes.append(f"{workload.rows} rows, epochs: {workload.epochs}, steps: {steps}")

@@ -18,7 +18,13 @@ from cutlayer.planner.rehearsal import measured_lengths, measured_prompt, rehear
 from cutlayer.planner.shapes import ModelShapes
 from cutlayer.planner.workload import Workload
 
-__all__ = ["available_memory", "describe_machine", "measure_here"]
+__all__ = [
+    "available_memory",
+    "describe_machine",
+    "describe_model",
+    "describe_work",
+    "measure_here",
+]
 
 _CACHE_BYTES = 48_000_000
 """Weights that are read one after the other: more than caches hold, as in a whole part."""
@@ -47,7 +53,12 @@ def measure_here(
         ConfigError: there is no memory for a single block.
     """
     set_threads(workload.threads)
-    found = Measurements(machine=describe_machine(), client_memory=available_memory())
+    found = Measurements(
+        machine=describe_machine(),
+        model=describe_model(shapes),
+        work=describe_work(workload),
+        client_memory=available_memory(),
+    )
     if with_baseline:
         empty = Measured(num_bytes=measure_baseline(workload.threads), source="measured here")
         found = found.model_copy(update={"baseline": empty})
@@ -107,6 +118,19 @@ def describe_machine() -> str:
     total = psutil.virtual_memory().total / 1e9
     name = platform.processor() or platform.machine()
     return f"{name}, {psutil.cpu_count()} cores, {total:.0f} GB"
+
+
+def describe_model(shapes: ModelShapes) -> str:
+    """What times of blocks depend on, in words."""
+    kind = shapes.config.model_type
+    return f"{kind}, {shapes.num_blocks} blocks of width {shapes.hidden_size}, {shapes.dtype}"
+
+
+def describe_work(workload: Workload) -> str:
+    """What times of blocks depend on beside the model, in words."""
+    adapter, threads = workload.adapter, workload.threads or "as torch chooses"
+    kinds = " and ".join(adapter.kinds)
+    return f"{kinds} of rank {adapter.rank}, {workload.streams} streams, threads {threads}"
 
 
 def _num_blocks(shapes: ModelShapes) -> int:

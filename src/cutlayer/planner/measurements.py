@@ -81,6 +81,10 @@ class Measurements(Settings):
     """Of the file."""
     machine: str = ""
     """Whose numbers these are, in words."""
+    model: str = ""
+    """Which model's shapes were timed, in words; empty where none was."""
+    work: str = ""
+    """Which work was timed, in words."""
     client: BlockSpeed = BlockSpeed()
     """A block at the client."""
     client_source: str = "unknown"

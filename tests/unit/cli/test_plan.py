@@ -58,6 +58,11 @@ def test_a_machine_is_measured_and_its_numbers_are_kept(
     words = ("--measurements", str(kept), "--baseline-memory", "0.4")
     again = run_command(capsys, "plan", str(model), *words, *_SMALL, "--json")
     assert again.result["cuts"] == ran.result["cuts"]
+    other = run_command(capsys, "plan", str(model), *words, *_SMALL, "--work", "streams=3")
+    assert "other work" in other.out
+    half = run_command(capsys, "plan", str(model), *words, *_SMALL, "--work", "dtype=bfloat16")
+    assert half.code == 2
+    assert "another model" in half.err
 
 
 def test_a_picture_and_all_cuts_are_drawn_and_shown(
