@@ -49,7 +49,7 @@ def test_a_client_meets_its_server_in_a_real_handshake(
     try:
         address = f"connection.address=127.0.0.1:{server.port}"
         good = run_command(capsys, "doctor", "-c", world.client, "--set", address, "--json")
-        other = ("--set", address, "--set", "model.upper=2", "--json")
+        other = ("--set", address, "--set", "model.upper=4", "--json")
         cut = run_command(capsys, "doctor", "-c", world.client, *other)
         stranger = ("--set", address, "--set", f"model.digest={'0' * 64}", "--json")
         digest = run_command(capsys, "doctor", "-c", world.client, *stranger)
