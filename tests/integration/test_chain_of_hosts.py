@@ -77,6 +77,14 @@ def test_an_owner_trains_generates_and_exports_over_a_server_and_a_member(
         few = ("--set", "sampling.max_new_tokens=4")
         said = command("generate", "ab:", *client, *few)
         assert len(said["replies"]) == 1  # type: ignore[arg-type]
+        shown = command("privacy", "show", *client)
+        assert set(shown["rules"]) == {  # type: ignore[call-overload]
+            "lower cut",
+            "gradients",
+            "lower cut.hop2",
+            "gradients.hop2",
+        }
+        assert "activations.hop2" in shown["num_vectors"]  # type: ignore[operator]
         assert command("export", *client, "-o", tmp_path / "peft")["step"] == 6
         # The hosts are who they are: one does not pass for the other.
         table["hops"][1]["connection"]["server_name"] = "trunk.example.org"

@@ -81,16 +81,18 @@ def plan(
 def show(config: ConfigOption, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """What has left a run so far, its epsilons per unit, and what the budgets still allow."""
     from cutlayer.client.accounts import report_from_files
+    from cutlayer.client.hops import hop_views
     from cutlayer.client.settings import ClientSettings
+    from cutlayer.privacy.hop_names import at_hop
     from cutlayer.settings import load_settings
 
     out = Output(as_json)
     settings = load_settings(ClientSettings, config, set_ or ())
     report = report_from_files(settings)
-    rules = {
-        "lower cut": settings.privacy.activation_rule(),
-        "gradients": settings.privacy.gradient_rule(),
-    }
+    rules = {}
+    for number, view in enumerate(hop_views(settings), start=1):
+        rules[at_hop("lower cut", number)] = view.privacy.activation_rule()
+        rules[at_hop("gradients", number)] = view.privacy.gradient_rule()
     for place, rule in rules.items():
         out.say(f"{place}: {rule.label}; {rule.guarantee}")
     _print_report(out, report)
