@@ -10,7 +10,16 @@ from cutlayer.errors import ConfigError
 from tests.enclave_worlds import enclave_settings
 
 INSIDE = ("connection", "desk", "few", "inner_part", "row_store", "server", "settings")
-OWNERS = {"feeding", "front", "generation", "owner", "owner_settings", "placement_view", "remote", "step"}
+OWNERS = {
+    "feeding",
+    "front",
+    "generation",
+    "owner",
+    "owner_settings",
+    "placement_view",
+    "remote",
+    "step",
+}
 
 
 def _imports(path: Path) -> set[str]:
