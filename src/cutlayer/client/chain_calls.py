@@ -151,7 +151,7 @@ class ChainForward(_ChainCall):
     def _sent_on(self, hop: ChainHop) -> PendingCall:
         names = self._names
         _, released = hop.training.activations.release(
-            self._checked(), self._rows, names.rows, names.weights
+            self._checked(), self._rows, names.rows, names.below
         )
         return hop.trunk.forward(released, self._calls[self.place + 1])
 
@@ -218,6 +218,6 @@ class ChainBackward(_ChainCall):
     def _take_norm(self, reply: Frame) -> None:
         if not self._header.is_last:
             return
-        self._sq_norms.insert(0, trunk_sq_norm(reply))
+        self._sq_norms.insert(0, trunk_sq_norm(reply, self._hop.trunk.checks.peer))
         if len(self._sq_norms) == len(self._route):
             self._note(self._header.step, self._sq_norms)

@@ -6,14 +6,15 @@ It does not know what a call means, compute, or decide what to do about an answe
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
 
-from cutlayer.errors import ProtocolError, TransportError
+from cutlayer.errors import CutlayerError, ProtocolError, TransportError
 from cutlayer.model.agreement import agree
 from cutlayer.model.manifest import Manifest
 from cutlayer.wire.channel import Channel
@@ -99,6 +100,10 @@ class Link:
         self._model = model
         self._reconnect_s = reconnect_s
         self._follows = follows
+        self.peer: str | None = None
+        """Who is at the other end, for errors, where there are several."""
+        self.on_welcome: Callable[[Welcome], None] = lambda welcome: None
+        """Shown every handshake; what it raises refuses the server."""
         self._channel: Channel | None = None
         self._open_calls: list[PendingCall] = []
         self._interrupted = threading.Event()
@@ -123,7 +128,8 @@ class Link:
             SpecMismatch: the sides describe different models, cuts or formats.
             TransportError: no server within `reconnect_s`.
         """
-        return self._retry_until_connected(time.monotonic() + self._reconnect_s)
+        with self._named():
+            return self._retry_until_connected(time.monotonic() + self._reconnect_s)
 
     @property
     def is_connected(self) -> bool:
@@ -181,6 +187,20 @@ class Link:
             return failed
 
     def _wait(self, call: PendingCall) -> Frame:
+        with self._named():
+            return self._answer(call)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors say which peer it was, once."""
+        try:
+            yield
+        except CutlayerError as error:
+            if self.peer is not None and not str(error).startswith(self.peer):
+                error.args = (f"{self.peer}: {error}",)
+            raise
+
+    def _answer(self, call: PendingCall) -> Frame:
         deadline_s = None
         try:
             while True:
@@ -245,6 +265,7 @@ class Link:
         welcome = header_of(reply, Welcome)
         compare(self._model.spec, Spec.from_table(welcome.spec))
         agree(self._model.manifest, welcome.leaves, self._model.digest)
+        self.on_welcome(welcome)
         return welcome
 
     def _drop_channel(self) -> None:

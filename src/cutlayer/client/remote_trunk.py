@@ -53,6 +53,8 @@ class CallNames:
     """One identifier per row."""
     weights: str
     """Identifier of the weights, unique in the owner's run."""
+    below: str
+    """The same of all weights before the upper cut, which may be frozen where others learn."""
 
 
 class RemoteTrunk:
@@ -228,9 +230,9 @@ class RemoteTrunk:
         self._link.close()
 
 
-def trunk_sq_norm(reply: Frame) -> float:
+def trunk_sq_norm(reply: Frame, sender: str = "the server") -> float:
     """The trunk's squared gradient norm from the reply to a step's last BACKWARD."""
-    return required_sq_norm(header_of(reply, BackwardDone).trunk_sq_norm, "server")
+    return required_sq_norm(header_of(reply, BackwardDone).trunk_sq_norm, sender)
 
 
 def required_sq_norm(sent: float | None, sender: str) -> float:
@@ -240,5 +242,5 @@ def required_sq_norm(sent: float | None, sender: str) -> float:
         ProtocolError: it sent none, or one that no gradient has.
     """
     if sent is None or not 0 <= sent < float("inf"):
-        raise ProtocolError(f"the {sender} sent the squared norm {sent}; a finite one is needed")
+        raise ProtocolError(f"{sender} sent the squared norm {sent}; a finite one is needed")
     return sent

@@ -230,7 +230,7 @@ class SplitStep:
             commit=self.pending_commit,
             is_evaluation=is_evaluation,
         )
-        pending = self._trunk.forward(released, call, _names(name, chosen))
+        pending = self._trunk.forward(released, call, self._names(name, chosen))
         # With one call only: that call is repeated until it is answered.
         self.pending_commit = None
         return Passed(h_ND=rows.of(h_ND.detach()), sent_ND=noised_MD), pending
@@ -260,7 +260,7 @@ class SplitStep:
             run_id=name.run_id, step=name.step, micro=micro.number, is_last=micro.is_last
         )
         micro.sent_s = time.time()
-        return self._trunk.backward(released, call, _names(name, micro.batch))
+        return self._trunk.backward(released, call, self._names(name, micro.batch))
 
     def _head_backward(self, name: StepName, micro: _Micro) -> float:
         """Gradient down, head's backward; the trunk's squared norm after the last micro-batch."""
@@ -313,6 +313,10 @@ class SplitStep:
     def _weights(self, name: StepName) -> str:
         return name.weights if self.wants_input_grad else "frozen"
 
+    def _names(self, name: StepName, chosen: Batch) -> CallNames:
+        below = name.weights if self.wants_input_grad or self._parts.trunk_trains else "frozen"
+        return CallNames(rows=_row_names(chosen), weights=name.weights, below=below)
+
 
 def finite(value: float, name: str, step: int) -> float:
     """The value.
@@ -340,10 +344,6 @@ def _sent(call: PendingCall) -> Packed:
 
 def _loss_sum(tail: Tail, y_MD: Tensor, rows: Kept) -> Tensor:
     return loss_sum_at(tail, y_MD, rows.rows, rows.places_S, rows.targets_S)
-
-
-def _names(name: StepName, chosen: Batch) -> CallNames:
-    return CallNames(rows=_row_names(chosen), weights=name.weights)
 
 
 def _row_names(chosen: Batch) -> list[str]:

@@ -191,4 +191,4 @@ def learnt_sq_norm(reply: Frame) -> float:
     """The squared gradient norm from the reply that ends a step's last micro-batch."""
     header = reply.header
     sent = header.sq_norm if isinstance(header, LogitsLearnt | RowsScored) else None
-    return required_sq_norm(sent, "enclave")
+    return required_sq_norm(sent, "the enclave")

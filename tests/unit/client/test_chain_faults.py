@@ -253,3 +253,42 @@ def test_what_stands_beside_results_names_every_hop(model: Path, tmp_path: Path)
             assert engine.status().guarantee == client.guarantee
         finally:
             engine.close()
+
+
+def test_a_hop_above_frozen_blocks_is_given_one_noise_per_row_however_often_it_is_trained_on(
+    model: Path, tmp_path: Path
+) -> None:
+    changes: Table = {"adapter__parts": ["tail"], "train__epochs": 3, "train__micro_batch_rows": 1}
+    changes |= {"train__steps": None}
+    settings = chain_settings(model, tmp_path, privacy=NOISE, **changes)
+    with running_hops(model, tmp_path) as servers, client_of_hops(servers, settings) as client:
+        client.train()
+        vectors = client.ledger.num_vectors
+    assert vectors["activations.hop2"] == vectors["activations"]
+
+
+def test_two_hops_that_are_one_process_are_refused(model: Path, tmp_path: Path) -> None:
+    settings = chain_settings(model, tmp_path)
+    with (
+        running_server(hop_server(model, tmp_path, 1, 5)) as server,
+        client_of_hops([server, server], settings) as client,
+        pytest.raises(ConfigError, match="hops 1 and 2 are one server"),
+    ):
+        client.score([PROMPTS[0]])
+
+
+def test_whatever_a_hop_refuses_is_told_with_its_name(model: Path, tmp_path: Path) -> None:
+    settings = chain_settings(model, tmp_path)
+    with running_hops(model, tmp_path) as servers:
+        narrow = hop_server(model, tmp_path / "narrow", 4, 5)
+        with (
+            running_server(narrow) as other,
+            client_of_hops([servers[0], other], settings) as client,
+            pytest.raises(ConfigError, match=r"hop 2 \(127.0.0.1:2\)"),
+        ):
+            client.train()
+        with client_of_hops(servers, settings) as client:
+            _hops(client)[1]._link._connect = _nobody
+            _hops(client)[1]._link._reconnect_s = 0.0
+            with pytest.raises(TransportError, match=r"hop 2 \(127.0.0.1:2\)"):
+                client.train()
