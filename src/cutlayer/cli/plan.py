@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
+_NEAR = 2.0
+"""A limit further off than this many times the most that a cut takes would squeeze the picture."""
+
 ModelArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL|FILE", help="Model folder, GGUF file, hub id or client.toml."),
@@ -233,9 +236,11 @@ def _draw(result: "PlanResult", path: Path) -> None:
         if plan.seconds.training is not None
     ]
     limit = result.numbers.client_memory
+    most = max((point.memory_bytes for point in points), default=0.0)
+    is_near = limit is not None and limit.num_bytes < _NEAR * most
     write_picture(
         points,
         path,
         title=f"cuts of {Path(result.model).name}",
-        memory_limit_bytes=None if limit is None else limit.num_bytes,
+        memory_limit_bytes=limit.num_bytes if limit is not None and is_near else None,
     )

@@ -155,7 +155,8 @@ def feasible(plans: Sequence[CutPlan], numbers: Measurements) -> list[CutPlan]:
         f"{smallest.client.total / 1e9:.2f} GB at the client, at cut "
         f"{smallest.cut.lower}:{smallest.cut.upper} ({smallest.client.baseline / 1e9:.2f} GB of it "
         f"for a process without a model, {smallest.client.weights / 1e9:.2f} GB weights), with "
-        f"{smallest.server.total / 1e9:.2f} GB at the server"
+        f"{smallest.server.total / 1e9:.2f} GB at the server; fewer rows in a call "
+        "(micro_batch_rows) take less"
     )
 
 
