@@ -13,9 +13,10 @@ from torch import Tensor
 
 from benchmarks.subjects import write_text_llama
 from cutlayer.audit.attack import ATTACKS
-from cutlayer.audit.material import make_bench, on_this_machine
+from cutlayer.audit.material import make_bench
 from cutlayer.audit.settings import AuditPlan
 from cutlayer.audit.trial import Bench, Case
+from cutlayer.client.local_run import on_this_machine
 from cutlayer.client.settings import ClientSettings
 from cutlayer.data.assets import fetch
 from cutlayer.data.domains import domain_settings, domains, write_domain
@@ -100,7 +101,7 @@ def _subject(model: Path, data: Mapping[str, object], **plan: object) -> Subject
     settings = {"client": "client.toml", "utility_rows": 0, "canaries": 0, **plan}
     folder = resolve_model(str(model))
     audit = AuditPlan.model_validate(settings)
-    bench = make_bench(audit, on_this_machine(client, folder), folder, ATTACKS.names)
+    bench = make_bench(audit, on_this_machine(client, folder.path), folder, ATTACKS.names)
     return Subject(bench=bench)
 
 
