@@ -14,8 +14,9 @@ from torch import Tensor
 from cutlayer.client.federation_link import FederationLink
 from cutlayer.client.round_share import RoundShare
 from cutlayer.errors import ConfigError, QuorumNotMet
-from cutlayer.federation.cuts import block_of, fill, num_holders
+from cutlayer.federation.cuts import bared_block, block_of, fill, num_holders
 from cutlayer.federation.secure.attempt import Attempt
+from cutlayer.federation.secure.graph import MIN_COHORT
 from cutlayer.federation.secure.hidden import GroupKey, pad, seal_state
 from cutlayer.federation.secure.member import SecureMember
 from cutlayer.federation.secure.peers import Signer, Verifier
@@ -78,6 +79,7 @@ class Handover:
         self._calls, self._policy, self._begun = calls, policy, begun
         self._credentials, self._share, self._min_holders = credentials, share, min_holders
         self._member: SecureMember | None = None
+        self._asked: tuple[str, ...] = ()
         self._sealed: bytes | None = None
         if policy.secure.enabled:
             attempt = Attempt(
@@ -114,6 +116,7 @@ class Handover:
         keys = self._calls.share_keys(self._member.share_keys())
         secrets = self._calls.share_secrets(self._member.share_secrets(keys))
         self._member.take_secrets(secrets)
+        self._check_partners(secrets.sealed)
 
     def send(self, learnt: Learnt, gate: UpdateGate, start: Mapping[str, Tensor]) -> None:
         """Hand the update in, and help to open the sum of all.
@@ -164,7 +167,8 @@ class Handover:
 
     def _check_holders(self, attempt: Attempt) -> None:
         """Before anything is trained: a sum over few tells much of each."""
-        rarest = self._rarest(attempt.graph.neighbours(self._credentials.name))
+        self._asked = attempt.graph.neighbours(self._credentials.name)
+        rarest = self._rarest(self._asked)
         if rarest is None or rarest[1] >= self._min_holders:
             return
         block, count = rarest
@@ -175,15 +179,29 @@ class Handover:
             "choose such a cut, or lower federation.min_cohort"
         )
 
-    def _check_survivors(self, taken: UpdateTaken) -> None:
-        """The same of those whose updates came, before any of them can be opened."""
-        rarest = self._rarest(taken.survivors)
+    def _check_partners(self, partners: Iterable[str]) -> None:
+        """The same of those who shared secrets: nobody else's update is in the sum."""
+        rarest = self._rarest(partners)
         if rarest is None or rarest[1] >= self._min_holders:
             return
         raise QuorumNotMet(
-            f"block {rarest[0]} is in {rarest[1]} of the updates that came, this owner demands "
-            f"federation.min_cohort={self._min_holders}; it reveals nothing"
+            f"block {rarest[0]} is trained at {rarest[1]} clients of those who shared secrets, "
+            f"this owner demands federation.min_cohort={self._min_holders}; it hands nothing in"
         )
+
+    def _check_survivors(self, taken: UpdateTaken) -> None:
+        """Of every block, the own or not: a threshold of members opens the sum without the rest."""
+        cuts, least = self._share.cuts, max(self._min_holders, MIN_COHORT)
+        asked = {name: cuts[name] for name in {*self._asked, self._credentials.name} & cuts.keys()}
+        gone = asked.keys() - {*taken.survivors, self._credentials.name}
+        left = {name: cut for name, cut in asked.items() if name not in gone}
+        blocks = {block for key in self._share.vector if (block := block_of(key)) is not None}
+        bared = bared_block(blocks, asked, left, least)
+        if bared is not None:
+            raise QuorumNotMet(
+                f"block {bared[0]} is in {bared[1]} of the updates that came, {least} or all that "
+                "were asked are needed to hide each other; this member reveals nothing"
+            )
 
     def _rarest(self, others: Iterable[str]) -> tuple[int, int] | None:
         """The own block that the fewest hold of these and this member, and how many do."""

@@ -22,6 +22,7 @@ from cutlayer.model.cut import Cut
 __all__ = [
     "Cuts",
     "Greeting",
+    "bared_block",
     "block_of",
     "client_part",
     "cut_text",
@@ -95,6 +96,27 @@ def num_holders(own: Cut, blocks: Iterable[int], cuts: Cuts) -> tuple[int, int] 
         return None
     rarest = min(counts, key=lambda block: (counts[block], block))
     return rarest, counts[rarest]
+
+
+def bared_block(
+    blocks: Iterable[int], asked: Cuts, left: Cuts, least: int
+) -> tuple[int, int] | None:
+    """A block whose holders have become too few to hide each other.
+
+    Args:
+        blocks: that some hold and the server may train for others.
+        asked: cuts of those whose updates were to come.
+        left: of those whose updates came.
+        least: holders that are enough; where fewer were asked, all of these.
+
+    Returns:
+        The first such block and how many of its holders are left.
+    """
+    for block in sorted(blocks):
+        num_left = len(holders(block, left))
+        if 0 < num_left < min(least, len(holders(block, asked))):
+            return block, num_left
+    return None
 
 
 def vector_layout(update: Layout, cuts: Cuts) -> dict[str, list[int]]:

@@ -87,7 +87,44 @@ def test_nothing_is_revealed_where_too_few_of_a_block_s_updates_came() -> None:
     fewer = UpdateTaken(survivors=["a", "b", "d"], dropped=["e"], is_secure=True)
     with pytest.raises(QuorumNotMet, match=r"block 1 is in 2 of the updates.*reveals nothing"):
         handover._check_survivors(fewer)
-    _handover("a", 3, cuts)._check_survivors(fewer)
+
+
+@pytest.mark.parametrize("least", [1, 3])
+def test_who_does_not_hold_a_block_helps_nobody_to_open_it_alone(least: int) -> None:
+    """Members without the block are a threshold by themselves: the holders' refusal is not enough.
+
+    Of six that lack block 1 at their client and three that have it, two vanish after all handed in:
+    what is left of the sum at block 1 is the third one's update.
+    """
+    cuts = dict.fromkeys("abcdef", Cut(1, 5)) | dict.fromkeys("xyz", Cut(2, 5))
+    handover = _handover("a", least, cuts)
+    for gone in ("", "b", "bcd", "xyz"):
+        came = sorted(set("bcdefxyz") - set(gone))
+        handover._check_survivors(UpdateTaken(survivors=came, dropped=sorted(gone), is_secure=True))
+    for gone in ("y", "yz"):
+        came = sorted(set("bcdefxyz") - set(gone))
+        with pytest.raises(QuorumNotMet, match=rf"block 1 is in {3 - len(gone)} of the updates"):
+            handover._check_survivors(
+                UpdateTaken(survivors=came, dropped=sorted(gone), is_secure=True)
+            )
+
+
+def test_a_block_that_few_hold_from_the_beginning_stops_nobody_else() -> None:
+    """`z` alone has block 1 and accepts it: others need not, and cannot be stopped by it."""
+    cuts = dict.fromkeys("abc", Cut(1, 5)) | {"z": Cut(2, 5)}
+    for survivors in (["b", "c", "z"], ["b", "z"], ["b", "c"]):
+        dropped = sorted(set("bcz") - set(survivors))
+        taken = UpdateTaken(survivors=survivors, dropped=dropped, is_secure=True)
+        _handover("a", 2, cuts)._check_survivors(taken)
+
+
+def test_nothing_is_handed_in_where_a_block_s_other_holders_shared_no_secrets() -> None:
+    cuts = {"a": Cut(1, 5), "b": Cut(1, 5), "c": Cut(2, 5), "d": Cut(2, 5), "e": Cut(2, 5)}
+    handover = _handover("c", 3, cuts)
+    handover._check_partners(["a", "b", "d", "e"])
+    with pytest.raises(QuorumNotMet, match="block 1 is trained at 2 clients of those who shared"):
+        handover._check_partners(["a", "b", "d"])
+    _handover("a", 3, cuts)._check_partners(["b", "d", "e"])
 
 
 @pytest.mark.parametrize(
