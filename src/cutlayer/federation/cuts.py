@@ -24,6 +24,7 @@ __all__ = [
     "Greeting",
     "bared_block",
     "block_of",
+    "check_shares",
     "client_part",
     "cut_text",
     "fill",
@@ -172,6 +173,26 @@ def share_of(key: str, mean: Mapping[str, Tensor]) -> float:
             "wrong vector; nothing of this sum is used"
         )
     return value
+
+
+def check_shares(mean: Mapping[str, Tensor], value_range: float) -> None:
+    """Refuse means that are larger than those who hold a block can have made them.
+
+    Args:
+        mean: by key, over all weight, and the shares.
+        value_range: largest magnitude of one member's value.
+
+    Raises:
+        ProtocolError: no honest members can have made one of them.
+    """
+    for key, mean_x in mean.items():
+        most = share_of(key, mean) * value_range
+        # Of one rounding in float64.
+        if not is_share(key) and float(mean_x.abs().max()) > most * (1 + 1e-9):
+            raise ProtocolError(
+                f"the mean of block {block_of(key)} exceeds what its members can have sent "
+                f"({most:.3g}): a member sent a wrong vector; nothing of this sum is used"
+            )
 
 
 def cut_text(cut: Cut) -> str:

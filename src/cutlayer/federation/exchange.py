@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cutlayer.errors import ProtocolError
 from cutlayer.federation.aggregation import Update, check_state
-from cutlayer.federation.cuts import Cuts
+from cutlayer.federation.cuts import Cuts, check_shares
 from cutlayer.federation.rounds import Collected
 from cutlayer.federation.rules import Rules
 from cutlayer.federation.secure.attempt import Attempt
@@ -207,6 +207,7 @@ class SecureExchange:
         policy = self._rules.settings.secure
         mean_N, total_weight = dequantise(sum_M, policy, len(survivors))
         mean = unflatten(mean_N, self._layout)
+        check_shares(mean, policy.value_range)
         return Collected(survivors=survivors, mean=mean, total_weight=total_weight)
 
     def _add_masked(self, member: str, tensors: Mapping[str, Tensor]) -> None:

@@ -7,9 +7,16 @@ import msgspec
 import pytest
 import torch
 
-from cutlayer.errors import ConfigError, ProtocolError, SpecMismatch, StorageError
+from cutlayer.errors import (
+    ConfigError,
+    ProtocolError,
+    SpecMismatch,
+    StorageError,
+)
 from cutlayer.federation.chain import first_digest, next_digest, payload_digest
+from cutlayer.federation.cuts import fill
 from cutlayer.federation.settings import FederationSettings
+from cutlayer.federation.state import Layout
 from cutlayer.federation.store import FederationStore
 from cutlayer.model.adapters import AdapterState, initial_state
 from cutlayer.model.cut import Cut
@@ -157,6 +164,30 @@ def test_who_vanishes_before_unmasking_counts_with_its_blocks(tmp_path: Path) ->
     world.members["d"].stops_before = lambda call: isinstance(call, Unmask)
     world.run_to(1)
     _close(world.final(), world.plain_mean([NAMES]))
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "every_step"])
+@pytest.mark.parametrize(("claimed", "value_range"), [(-0.9, 1.0), (40.0, 64.0)])
+def test_who_lies_about_its_share_of_a_block_moves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, claimed: float, value_range: float
+) -> None:
+    """A share near zero would make a mean of any size, one below zero turn it around."""
+
+    def lies(update: AdapterState, layout: Layout, cut: Cut) -> AdapterState:
+        filled = fill(update, layout, cut)
+        if cut == CUTS["d"]:
+            filled["share.block.4"] = torch.tensor([claimed])
+        return filled
+
+    monkeypatch.setattr("tests.unit.federation.cuts_world.fill", lies)
+    strategy = {"kind": kind, "lr": 0.01}
+    secure = {"enabled": True, "value_range": value_range}
+    world = CutWorld(tmp_path, rounds=1, max_attempts=1, strategy=strategy, secure=secure)
+    world.enter(*NAMES)
+    world.advance()
+    world.pump()
+    assert "a member sent a wrong vector" in world.coordinator.status().stopped
+    assert not world.store.rounds()
 
 
 def test_a_replica_that_lost_a_member_s_run_leaves_its_client_s_blocks(tmp_path: Path) -> None:
