@@ -91,9 +91,11 @@ def check_join(
         brought = _without_cut(brought, cut, greeting, trunk)
     if pinned is None:
         check_layout(brought.layout, trunk)
-        return Admitted(pinned=brought, cut=cut)
-    _compare(member, brought.fingerprint, pinned)
-    _compare_layouts(member, brought.layout, pinned)
+    else:
+        _compare(member, brought.fingerprint, pinned)
+        _compare_layouts(member, brought.layout, pinned)
+    if cut is None and trunk and greeting is not None:
+        _check_one_cut(member, greeting)
     return Admitted(pinned=brought, cut=cut)
 
 
@@ -166,6 +168,16 @@ def check_metrics(member: str, call: Publish, last_round: int, known: Collection
         )
     if not all(math.isfinite(value) for value in call.metrics.values()):
         raise ProtocolError(f"{member} published a metric that is NaN or infinite")
+
+
+def _check_one_cut(member: str, greeting: Greeting) -> None:
+    """Rounds begin with all blocks that the server trains, so a member's runs have them all."""
+    if greeting.cut != greeting.served:
+        raise SpecMismatch(
+            f"{member} is cut at {cut_text(greeting.cut)} and this federation trains the server's "
+            f"blocks {cut_text(greeting.served)} as one; use the server's cut, or "
+            "federation.mixed_cuts=true at the server"
+        )
 
 
 def _own_cut(member: str, call: Join, greeting: Greeting) -> Cut:

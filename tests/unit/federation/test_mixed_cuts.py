@@ -23,7 +23,7 @@ from cutlayer.model.cut import Cut
 from cutlayer.settings import parse_settings
 from cutlayer.wire.federation_messages import EnterRound, Join, SendUpdate, Unmask
 from tests.unit.federation.cuts_world import CUTS, WHOLE, CutWorld, greeting, joining
-from tests.unit.federation.rounds_world import World
+from tests.unit.federation.rounds_world import FINGERPRINT, World
 
 NAMES = tuple(CUTS)
 SECURE = {"secure": {"enabled": True}}
@@ -269,6 +269,17 @@ def test_without_mixed_cuts_one_cut_is_everybody_s(tmp_path: Path) -> None:
     joined.poll()
     assert "mixed_cuts" not in world.settings.policy().told()
     assert "mixed_cuts" in CutWorld(tmp_path / "other").settings.policy().told()
+
+
+def test_without_mixed_cuts_nobody_joins_with_less_than_the_server_s_blocks(tmp_path: Path) -> None:
+    """A member that trains nothing at its client brings no layout that would show its cut."""
+    world = World(tmp_path)
+    call = Join(federation="oncology", fingerprint={**FINGERPRINT, "cut": "1:5"}, layout={})
+    for cut in (Cut(2, 4), Cut(1, 4)):
+        with pytest.raises(SpecMismatch, match=rf"{cut.upper} and .* blocks 1:5 as one"):
+            world.coordinator.join("eve", call, world.now_s, greeting(cut))
+    assert world.store.pinned() is None
+    world.coordinator.join("a", call, world.now_s, greeting(Cut(1, 5)))
 
 
 def test_whose_cut_is_not_known_joins_first(tmp_path: Path) -> None:
