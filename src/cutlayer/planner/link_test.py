@@ -10,6 +10,7 @@ from contextlib import suppress
 import torch
 
 from cutlayer.client.attested import attestation_of
+from cutlayer.client.hops import hop_views
 from cutlayer.client.link import Link
 from cutlayer.client.own_model import opener, own_model
 from cutlayer.client.settings import ClientSettings
@@ -41,6 +42,8 @@ def measure_link(settings: ClientSettings, folder: ModelFolder) -> LinkSpeed:
     Raises:
         CutlayerError: whatever would stop training at its first call.
     """
+    # A first hop may hold its own blocks alone.
+    settings = hop_views(settings)[0]
     connection = settings.connection.model_copy(update={"connect_timeout_s": _PATIENCE_S})
     patient = settings.model_copy(update={"connection": connection})
     own = own_model(settings, folder, {})

@@ -21,6 +21,7 @@ from cutlayer.planner.plan import CutPlan, LeakAt, check_context, feasible, plan
 from cutlayer.planner.recommend import ASSUMED, pareto_front, recommend
 from cutlayer.planner.report import PlanResult
 from cutlayer.planner.shapes import ModelShapes, read_shapes
+from cutlayer.planner.uncounted import uncounted
 from cutlayer.planner.workload import Workload
 from cutlayer.privacy.mechanism import PrivacySettings
 from cutlayer.settings import load_settings, parse_settings
@@ -118,7 +119,7 @@ def make_plan(
         feasible=found,
         front=pareto_front(found),
         choices=recommend(found),
-        notes=_notes(found, numbers, workload),
+        notes=_notes(found, numbers, workload) + ([] if client is None else uncounted(client)),
     )
 
 
@@ -139,6 +140,9 @@ def _workload(
         if not isinstance(section, dict) or parent not in ("", "adapter"):
             raise ConfigError(f"--work {text!r}: {parent} is no section; known: adapter")
         section[last] = _value(value.strip())
+        if last == "kinds":
+            # What is written for earlier releases says `kind` where there is one alone.
+            section.pop("kind", None)
         given.add(last)
         source = "given" if key.strip() in ("mean_length", "max_length", "rows") else source
     found = parse_settings(Workload, _fitted(table, given, folder), where="--work")
@@ -221,7 +225,7 @@ def _leak_at(table: LeakTable, client: ClientSettings | None) -> LeakAt:
 def _notes(found: list[CutPlan], numbers: Measurements, workload: Workload) -> list[str]:
     notes = []
     if all(plan.leak is None for plan in found):
-        notes.append(f"leak unknown, {ASSUMED}; measure it with `cutlayer audit run` and --audit")
+        notes.append(f"leak unknown, {ASSUMED}; measure it with `cutlayer audit` and --audit")
     elif any(plan.leak is None for plan in found):
         notes.append(
             f"where the leak is unknown, blocks of the thinner end stand for it: {ASSUMED}"

@@ -67,6 +67,11 @@ def read_shapes(config: PreTrainedConfig, dtype: str, adapter: AdapterSettings) 
     Raises:
         ModelError: the model cannot be cut, or the adapter does not fit it.
     """
+    if "sparse" in adapter.kinds:
+        raise ModelError(
+            "the rows of adapter.kinds sparse are chosen by the weights, which a plan does not "
+            'read; plan with adapter.kinds = ["lora"] in its place'
+        )
     model = meta_model(config)
     read_layout(model)
     is_tied = bool(getattr(config, "tie_word_embeddings", False))

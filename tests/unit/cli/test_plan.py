@@ -163,3 +163,46 @@ def test_a_clients_settings_are_planned_without_its_server_where_the_link_is_giv
     # Without a measured end of the model no time is guessed.
     assert all(cut["training_s_per_1000"] is None for cut in cuts)
     assert "seconds are unknown" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("checks.spot_check_every=4", "weights of the server"),
+        ("privacy.withhold=private", "does not generate"),
+        ("hops", "planned as one trunk"),
+    ],
+)
+def test_what_settings_ask_for_and_a_plan_does_not_count_is_told(
+    change: str, said: str, world: CliWorld, numbers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--measurements", str(numbers)]
+    if change == "hops":
+        hops = "[[hops]]\nlower = 1\nupper = 2\n\n[[hops]]\nlower = 2\nupper = 3\n"
+        hops += 'connection = {address = "127.0.0.1:2"}\nprivacy = {mechanism = "none"}\n'
+        text = world.client.read_text().replace("hops = []\n", "")
+        world.client.write_text(text + "\n" + hops)
+    else:
+        words += ["--set", change]
+    ran = run_command(capsys, "plan", str(world.client), *words, "--json")
+    assert ran.code == 0, ran.err
+    notes = ran.result["notes"]
+    assert isinstance(notes, list)
+    assert any(said in note for note in notes), notes
+
+
+def test_another_kind_of_adapter_is_planned_or_refused_by_name(
+    model: Path, numbers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("plan", str(model), "--measurements", str(numbers), *_SMALL, "--json")
+    assert run_command(capsys, *words, "--work", "adapter.kinds=[prefix]").code == 0
+    ran = run_command(capsys, *words, "--work", "adapter.kinds=[sparse]")
+    assert ran.code == 4
+    assert "chosen by the weights" in ran.err
+
+
+def test_a_plan_names_only_commands_that_there_are(
+    model: Path, numbers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = run_command(capsys, "plan", str(model), "--measurements", str(numbers), *_SMALL)
+    assert "cutlayer audit run" not in ran.out + ran.err
