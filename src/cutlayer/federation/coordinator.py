@@ -234,19 +234,19 @@ class Coordinator:
             stopped="" if self._cycle.stopped is None else str(self._cycle.stopped),
         )
 
-    def trunk_state(self, member: str) -> AdapterState:
-        """The trunk's adapter that the member's next round starts from, as far as its cut goes.
+    def trunk_state(self, member: str, cut: Cut | None = None) -> AdapterState:
+        """The trunk's adapter that the member's next round starts from.
+
+        Args:
+            member: whose.
+            cut: leaves out blocks that are not between its two ends; None is all of the trunk.
 
         Raises:
             ProtocolError: not a member.
         """
         self._check_member(member, self._settings.name)
         history = self._cycle.history
-        return history.rules.trunk_of(history.state, member, self.cut_of(member))
-
-    def cut_of(self, member: str) -> Cut | None:
-        """A member's own cut; None where all have one."""
-        return self._cuts.get(member) if self._settings.mixed_cuts else None
+        return history.rules.trunk_of(history.state, member, cut)
 
     def _check_member(self, member: str, federation: str) -> None:
         if federation != self._settings.name or member not in self._members:

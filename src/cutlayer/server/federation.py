@@ -250,7 +250,9 @@ class FederationService:
         return None
 
     def _adopt(self, member: str, header: Adopt, greeting: Greeting | None) -> Adopted:
-        state, done = self._coordinator.trunk_state(member), self._coordinator.status().round
+        # The run is opened with the connection's cut, whichever the member last joined with.
+        cut = None if greeting is None else greeting.cut
+        state, done = self._coordinator.trunk_state(member, cut), self._coordinator.status().round
         if header.round != done:
             raise ProtocolError(
                 f"round {header.round} cannot be adopted: the federation's last finished round "
@@ -258,7 +260,7 @@ class FederationService:
             )
         adopt(
             self._folder, self._vault, member, header.run_id, header.round,
-            self.settings.adapter, state, None if greeting is None else greeting.cut,
+            self.settings.adapter, state, cut,
         )  # fmt: skip
         return Adopted(step=header.round)
 

@@ -26,7 +26,7 @@ from tests.unit.federation.rounds_world import (
     weight_of,
 )
 
-__all__ = ["CUTS", "SERVED", "WHOLE", "CutMember", "CutWorld", "greeting", "joining"]
+__all__ = ["CUTS", "SERVED", "WHOLE", "CutMember", "CutTrunk", "CutWorld", "greeting", "joining"]
 
 SERVED = Cut(1, 5)
 CUTS = {"a": Cut(1, 5), "b": Cut(2, 5), "c": Cut(2, 4), "d": Cut(3, 4)}

@@ -8,18 +8,23 @@ import torch
 
 from cutlayer.errors import ProtocolError, StorageError
 from cutlayer.federation.coordinator import Coordinator
+from cutlayer.federation.cuts import block_of
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.identity.certificates import Role
+from cutlayer.model.cut import Cut
 from cutlayer.server.audit import Audit
 from cutlayer.server.federation import FederationService
 from cutlayer.server.federation_calls import start_call
 from cutlayer.server.quota import DailyQuota
+from cutlayer.server.run_files import load_adapter_state, run_folder, saved_cut
+from cutlayer.storage.steps import StepStore
 from cutlayer.storage.vault import open_vault
 from cutlayer.wire.channel import Peer
 from cutlayer.wire.codec import get_codec
 from cutlayer.wire.federation_messages import Adopt, EnterRound, Join, Joined
 from cutlayer.wire.frame import Frame
 from cutlayer.wire.messages import Kind
+from tests.unit.federation.cuts_world import CutTrunk, greeting, joining
 from tests.unit.federation.rounds_world import ENDS, FINGERPRINT, ToyTrunk
 
 ENTER = EnterRound(federation="oncology", round=0, digest="", needs_state=True)
@@ -82,6 +87,24 @@ def test_who_is_no_member_cannot_take_the_trunks_adapter_home(
     with pytest.raises(ProtocolError, match="eve is no member"):
         stolen.result(5)
     assert not list(tmp_path.rglob("mine"))
+
+
+def test_an_adopted_run_has_the_blocks_of_the_cut_that_it_will_be_opened_with(
+    tmp_path: Path,
+) -> None:
+    """The connection's, though the member joined with another one on an earlier connection."""
+    settings = FederationSettings(name="oncology", rounds=2, mixed_cuts=True)
+    service, trunk = FederationService(settings, tmp_path, open_vault(None), CutTrunk()), Cut(2, 4)
+    try:
+        joined = Frame(kind=Kind.JOIN, header=joining(Cut(3, 4)))
+        service.submit(_peer("a"), joined, greeting(Cut(3, 4))).result(5)
+        call = Frame(kind=Kind.ADOPT, header=Adopt(federation="oncology", round=0, run_id="mine"))
+        service.submit(_peer("a"), call, greeting(trunk)).result(5)
+    finally:
+        service.close()
+    store = StepStore(run_folder(tmp_path, "a", "mine"), open_vault(None))
+    assert saved_cut(store, 0) == trunk
+    assert {block_of(key) for key in load_adapter_state(store, 0)} == set(trunk.trunk)
 
 
 def test_only_an_update_has_tensors(service: FederationService) -> None:
