@@ -55,7 +55,8 @@ def check_moved(
         sender: for the message.
 
     Raises:
-        ProtocolError: a tensor is missing, unknown, of another shape or type, or not finite.
+        ProtocolError: a tensor is missing, unknown, of another shape or type, not finite, or
+            no moment that AdamW can have.
     """
     shapes = {key: list(shape) for key, shape in layout.items()}
     if weights.keys() != shapes.keys():
@@ -80,6 +81,15 @@ def check_moved(
             )
         if not bool(x.isfinite().all()):
             raise ProtocolError(f"the {sender} sent {name:.150} with NaN or infinite values")
+        if name in moments and not _can_be(name.rpartition(".")[2], x):
+            raise ProtocolError(f"the {sender} sent {name:.150} with values that AdamW never has")
+
+
+def _can_be(kind: str, x: Tensor) -> bool:
+    """Squares and counts of steps: with others the next step makes every weight NaN."""
+    if kind == "step":
+        return bool((x >= 1) & (x == x.floor()))
+    return kind != "exp_avg_sq" or bool((x >= 0).all())
 
 
 def _weight_of(moment: str) -> str:

@@ -229,7 +229,7 @@ class TrunkHost:
 
     def recut(self, owner: str, call: Recut, came: Moved, may_leave: Callable[[], None]) -> Moved:
         """Fork a saved run at another cut; see `recut.Forks.fork`."""
-        return self._table.forks.fork(owner, call, came, may_leave)
+        return self._table.fork(owner, call, came, may_leave)
 
     def open_session(self, owner: str, call: OpenSession, cut: Cut | None = None) -> Session:
         """A session of generation under the adapter that it wants; its cut as in `open_run`."""

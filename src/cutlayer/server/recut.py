@@ -19,7 +19,7 @@ from cutlayer.model.moved_blocks import block_of, check_moved, moments_of, of_bl
 from cutlayer.model.partition import Trunk
 from cutlayer.model.tensor_file import read_tensors
 from cutlayer.server.owner_vaults import vault_of
-from cutlayer.server.run_files import cut_of, run_folder, step_files
+from cutlayer.server.run_files import MAX_NAME_LENGTH, cut_of, run_folder, step_files
 from cutlayer.settings import parse_settings
 from cutlayer.storage.files import explain_os_errors, remove_leftovers, sync_folder
 from cutlayer.storage.steps import StepStore
@@ -92,22 +92,37 @@ class Forks:
         return Moved(weights=gone, moments=moments_of(moments, gone))
 
     def settle(self, owner: str, run_id: str) -> str | None:
-        """The owner opened this run: forget its fork, or the run that it was forked from.
+        """The owner uses this run: forget its fork, or the run that it was forked from.
 
         Returns:
             The run that it was forked from, where that was deleted just now.
         """
-        fork = run_folder(self._folder, owner, fork_id(run_id))
-        if fork.is_dir() and self._forked_from(owner, fork.name) == run_id:
-            _delete(fork)
+        _finish_deletions(run_folder(self._folder, owner, run_id).parent)
+        if len(fork_id(run_id)) <= MAX_NAME_LENGTH:
+            self._forget_fork(owner, run_id)
+        return self.forget_parent(owner, run_id)
+
+    def forget_parent(self, owner: str, run_id: str) -> str | None:
+        """The owner has become this run, as it opens or forks it: what that was made from goes.
+
+        Returns:
+            As `settle`.
+        """
         parent = parent_id(run_id)
         if parent is None:
             return None
         folder = run_folder(self._folder, owner, parent)
-        if not folder.is_dir() or self._forked_from(owner, run_id) != parent:
+        if not folder.is_dir() or self._about(owner, run_id).get("forked_from") != parent:
             return None
         _delete(folder)
         return parent
+
+    def _forget_fork(self, owner: str, run_id: str) -> None:
+        fork = run_folder(self._folder, owner, fork_id(run_id))
+        about = self._about(owner, fork.name) if fork.is_dir() else {"forked_from": None}
+        # One that has no step at all was broken off by a full disk.
+        if not about or about.get("forked_from") == run_id:
+            _delete(fork)
 
     def _new_cut(self, call: Recut) -> Cut:
         new, whole = Cut(call.lower, call.upper), self._whole
@@ -163,9 +178,6 @@ class Forks:
             )
         return StepStore(folder, vault_of(self._vault, owner))
 
-    def _forked_from(self, owner: str, run_id: str) -> object:
-        return self._about(owner, run_id).get("forked_from")
-
     def _about(self, owner: str, run_id: str) -> dict[str, object]:
         """What the newest saved step of a run says of it; empty where it has none. One that was
         trained since its re-cut says nothing of that any more."""
@@ -180,7 +192,14 @@ class Forks:
 
 def _delete(folder: Path) -> None:
     """Away at once: what a crash leaves of it is no run."""
+    _finish_deletions(folder.parent)
     with explain_os_errors(f"remove {folder}"):
         folder.rename(folder.with_name(f".{folder.name}.cutlayer-tmp"))
         sync_folder(folder.parent)
-    remove_leftovers(folder.parent)
+    _finish_deletions(folder.parent)
+
+
+def _finish_deletions(runs: Path) -> None:
+    """Of an owner's folder: what an earlier process was killed in the middle of."""
+    if runs.is_dir():
+        remove_leftovers(runs)

@@ -15,6 +15,7 @@ from cutlayer.model.tensor_file import read_tensors
 from cutlayer.storage.steps import StepStore
 
 __all__ = [
+    "MAX_NAME_LENGTH",
     "check_cut",
     "cut_of",
     "load_adapter_state",
@@ -24,7 +25,9 @@ __all__ = [
     "step_files",
 ]
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+MAX_NAME_LENGTH = 100
+"""Of a run or an owner, in characters."""
+_PLAIN_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_NAME_LENGTH - 1}}}")
 
 
 def step_files(

@@ -14,7 +14,7 @@ from cutlayer.model.cut import Cut
 from cutlayer.model.partition import Trunk
 from cutlayer.server.adapter_limits import check_adapter
 from cutlayer.server.owner_vaults import vault_of
-from cutlayer.server.recut import Forks
+from cutlayer.server.recut import Forks, Moved
 from cutlayer.server.rounds import RoundTable, TrainedBlocks
 from cutlayer.server.run_files import run_folder
 from cutlayer.server.runs import TrainingRun
@@ -23,6 +23,7 @@ from cutlayer.settings import parse_settings
 from cutlayer.storage.steps import StepStore
 from cutlayer.storage.vault import Vault
 from cutlayer.wire.messages import OpenRun
+from cutlayer.wire.recut_messages import Recut
 
 __all__ = ["RunTable"]
 
@@ -63,8 +64,7 @@ class RunTable:
         self._new_name = new_name
         self._clock = clock
         self._rounds = RoundTable(trunk, new_name)
-        self.forks = Forks(trunk, state_folder, vault, limits.max_client_stored_runs)
-        """Saved runs with another cut; opening a run settles which of two is left."""
+        self._forks = Forks(trunk, state_folder, vault, limits.max_client_stored_runs)
 
     def open(self, owner: str, opened: OpenRun, cut: Cut) -> TrainingRun:
         """Load or create a run; an open one of this name begins anew.
@@ -110,7 +110,13 @@ class RunTable:
         folder = run_folder(self._folder, owner, run_id)
         if not folder.is_dir():
             raise StepExpired(f"the server has no run {run_id} of {owner}; train it first")
+        self._close((owner, self._forks.settle(owner, run_id) or ""))
         return StepStore(folder, vault_of(self._vault, owner))
+
+    def fork(self, owner: str, call: Recut, came: Moved, may_leave: Callable[[], None]) -> Moved:
+        """As `recut.Forks.fork`; that a run is forked tells too that its owner has become it."""
+        self._close((owner, self._forks.forget_parent(owner, call.run_id) or ""))
+        return self._forks.fork(owner, call, came, may_leave)
 
     def layout(self, adapter: AdapterSettings) -> Mapping[str, list[int]]:
         """As `federation.trunk_pool.TrunkPool.layout`."""
@@ -147,7 +153,7 @@ class RunTable:
         try:
             store = self._new_store(owner, opened.run_id)
             run = TrainingRun(owner, adapter, opened, store, self._limits, cut)
-            self._close((owner, self.forks.settle(owner, opened.run_id) or ""))
+            self._close((owner, self._forks.settle(owner, opened.run_id) or ""))
             return run
         except BaseException:
             adapter.remove()

@@ -70,6 +70,9 @@ def test_exactly_the_moved_blocks_pass() -> None:
         (lambda w, m: m.update({f"{B}.step": torch.ones(())}), "no moved weight"),
         (lambda w, m: m.update({f"{A}.grad": torch.ones(2, 3)}), "no moved weight"),
         (lambda w, m: m[f"{A}.exp_avg"].fill_(torch.inf), "infinite"),
+        (lambda w, m: m[f"{A}.exp_avg_sq"].fill_(-1.0), "AdamW never has"),
+        (lambda w, m: m[f"{A}.step"].fill_(-1.0), "AdamW never has"),
+        (lambda w, m: m[f"{A}.step"].fill_(1.5), "AdamW never has"),
     ],
 )
 def test_anything_else_is_refused(change: object, message: str) -> None:

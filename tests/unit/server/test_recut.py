@@ -182,3 +182,90 @@ def test_a_fork_needs_no_room_of_its_own_but_a_second_run_s_does(tmp_path: Path)
     _fork(host, Cut(2, 3))
     with pytest.raises(PermissionRefused, match="limit"):
         _opened(host, "second")
+
+
+def _forked_twice_unopened(host: TrunkHost) -> None:
+    """The owner became run.c1 and then run.c2 without opening either."""
+    _opened(host)
+    _train(host, "run", 1)
+    _fork(host, Cut(2, 3))
+    host.recut("clinic", _call(OLD, "run.c1"), _zeros(host), lambda: None)
+
+
+def _zeros(host: TrunkHost) -> Moved:
+    layout = layout_of(host._trunk, SETTINGS, range(1, 2))
+    return Moved(weights={key: torch.zeros(shape) for key, shape in layout.items()}, moments={})
+
+
+def test_forking_a_fork_tells_that_its_owner_has_become_it(tmp_path: Path) -> None:
+    host, _ = _host(tmp_path)
+    _forked_twice_unopened(host)
+    assert _names(tmp_path) == ["run.c1", "run.c2"]
+    assert host.runs() == []
+    # A second step is forked into the same fork.
+    host.recut("clinic", _call(OLD, "run.c1"), _zeros(host), lambda: None)
+    assert _names(tmp_path) == ["run.c1", "run.c2"]
+    _fork(host, Cut(2, 3), run_id="run.c2")
+    assert _names(tmp_path) == ["run.c2", "run.c3"]
+
+
+def test_a_fork_that_is_only_generated_from_or_exported_takes_its_parent_s_place(
+    tmp_path: Path,
+) -> None:
+    host, _ = _host(tmp_path)
+    _opened(host)
+    _train(host, "run", 1)
+    _fork(host, Cut(2, 3))
+    assert _blocks(host.pull_adapter("clinic", "run.c1", 1)) == {2}
+    assert _names(tmp_path) == ["run.c1"]
+    assert host.runs() == []
+
+
+def test_a_deletion_that_was_killed_is_finished_and_stands_in_nobody_s_way(tmp_path: Path) -> None:
+    host, _ = _host(tmp_path)
+    _opened(host)
+    _train(host, "run", 1)
+    _fork(host, Cut(2, 3))
+    left = tmp_path / "state/runs/clinic/.run.c1.cutlayer-tmp"
+    left.mkdir()
+    (left / "state.json").write_bytes(b"{}")
+    _fork(host, Cut(1, 2))
+    assert not left.exists()
+    left.mkdir()
+    (left / "state.json").write_bytes(b"{}")
+    _opened(host, steps=(0, 1))
+    assert not left.exists()
+    assert _names(tmp_path) == ["run"]
+
+
+def test_a_fork_of_which_a_full_disk_left_no_step_is_forgotten(tmp_path: Path) -> None:
+    host, _ = _host(tmp_path)
+    _opened(host)
+    _train(host, "run", 1)
+    StepStore(tmp_path / "state/runs/clinic/run.c1")
+    _opened(host, steps=(0, 1))
+    assert _names(tmp_path) == ["run"]
+
+
+def test_a_run_whose_fork_would_have_too_long_a_name_can_be_opened(tmp_path: Path) -> None:
+    host, _ = _host(tmp_path)
+    name = "a" * 100
+    _opened(host, name)
+    with pytest.raises(ProtocolError, match="no name"):
+        host.recut("clinic", _call(Cut(2, 3), name, 0), NOTHING, lambda: None)
+    assert _names(tmp_path) == [name]
+
+
+def test_a_run_that_its_owner_named_as_a_fork_is_neither_deleted_nor_overwritten(
+    tmp_path: Path,
+) -> None:
+    host, _ = _host(tmp_path)
+    _opened(host, "run.c1")
+    _train(host, "run.c1", 1)
+    _opened(host)
+    _train(host, "run", 1)
+    with pytest.raises(ProtocolError, match=r"another run run\.c1"):
+        _fork(host, Cut(2, 3))
+    _opened(host, "run.c1", steps=(0, 1))
+    _opened(host, steps=(0, 1))
+    assert _names(tmp_path) == ["run", "run.c1"]
