@@ -89,6 +89,7 @@ class Handover:
                 cohort=tuple(begun.cohort),
                 policy=policy.secure,
                 cuts=share.cuts,
+                vector=share.vector,
             )
             self._check_holders(attempt)
             self._member = SecureMember(

@@ -160,6 +160,7 @@ class Cycle:
                 cohort=cohort,
                 policy=settings.secure,
                 cuts=cuts,
+                vector=rules.vector(cuts),
             )
             exchange = SecureExchange(rules, terms, self._verifier)
         deadlines = Deadlines(

@@ -149,7 +149,7 @@ class SecureExchange:
             CutlayerError: as `SecureRound`.
         """
         self._rules = rules
-        self._layout = rules.vector(attempt.cuts)
+        self._layout = attempt.vector
         self._secure = SecureRound(attempt, num_values(self._layout), verifier)
         self._has_liar = False
         self._sealed: dict[str, bytes] = {}

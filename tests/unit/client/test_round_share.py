@@ -10,8 +10,9 @@ from cutlayer.client.federation_link import FederationLink
 from cutlayer.client.handing_in import Credentials, Handover
 from cutlayer.client.round_share import Adapters, check_mixed, round_share
 from cutlayer.errors import ConfigError, ProtocolError, QuorumNotMet
-from cutlayer.federation.cuts import client_part, vector_layout, write_cuts
+from cutlayer.federation.cuts import block_of, client_part, fill, vector_layout, write_cuts
 from cutlayer.federation.settings import FederationSettings
+from cutlayer.federation.state import flatten, num_values
 from cutlayer.model.adapters import initial_state
 from cutlayer.model.cut import Cut
 from cutlayer.wire.federation_messages import Round, UpdateTaken
@@ -57,6 +58,24 @@ def test_all_members_lay_their_vectors_out_alike() -> None:
         assert share.update == client_part(WHOLE, share.cut)
     frozen = round_share(_adapters(CUTS["d"]), _begun(), STATE, freezes_a=True)
     assert not any(".lora_A." in key for key in (*frozen.update, *frozen.vector))
+
+
+def test_tensors_that_a_server_invents_would_part_one_update_from_the_sum() -> None:
+    """Why all sign how their vectors are laid out: the same places are other keys to the victim."""
+    ends = {key: shape for key, shape in WHOLE.items() if block_of(key) == 0}
+    fakes = {place: {f"{place}.weight": [num_values(ends)]} for place in ("AAA", "zzz")}
+    cut, learnt = Cut(1, 5), initial_state(ends, 3)
+    begun, own = _begun(dict.fromkeys("abcd", cut)), Adapters(layout=dict(ends), cut=cut)
+    summed, layouts = torch.zeros(2 * num_values(ends)), []
+    for name in "abcd":
+        fake = fakes["zzz" if name == "a" else "AAA"]
+        told = {**initial_state(ends, 0), **initial_state(fake, 0)}
+        share = round_share(own, begun, told, freezes_a=False)
+        check_mixed(name, own, begun, told)
+        summed += flatten(fill(learnt, share.vector, cut), share.vector)
+        layouts.append(share.vector)
+    torch.testing.assert_close(summed[: num_values(ends)], flatten(learnt, ends))
+    assert layouts[0] != layouts[1] == layouts[2]
 
 
 def test_a_block_that_too_few_hold_is_not_handed_in() -> None:

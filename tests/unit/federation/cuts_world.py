@@ -94,9 +94,9 @@ class CutMember(ToyMember):
             cohort=tuple(begun.cohort),
             policy=settings.secure,
             cuts=self._cuts(),
+            vector=layout_of_vectors(WHOLE, self._cuts()),
         )
-        layout = layout_of_vectors(WHOLE, self._cuts())
-        self.secure = SecureMember(self.name, terms, num_values(layout))
+        self.secure = SecureMember(self.name, terms, num_values(terms.vector))
         self._next(self.secure.share_keys())
 
     def _send(self) -> None:

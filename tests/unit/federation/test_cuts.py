@@ -136,3 +136,6 @@ def test_signatures_bind_everybody_s_cut_and_without_cuts_what_they_ever_did() -
     bound = Attempt(**terms, cuts=CUTS).binding("keys", "a")
     moved = Attempt(**terms, cuts={**CUTS, "d": Cut(2, 4)}).binding("keys", "a")
     assert len({plain, bound, moved}) == 3
+    laid = {name: Attempt(**terms, cuts=CUTS, vector={name: [2]}).binding("keys") for name in "xy"}
+    assert laid["x"] != laid["y"]
+    assert Attempt(**terms, vector={"x": [2]}).binding("keys", "a") == plain

@@ -14,6 +14,7 @@ import msgspec
 from cutlayer.federation.cuts import Cuts, write_cuts
 from cutlayer.federation.secure.graph import Graph, degree_for, threshold_for
 from cutlayer.federation.settings import SecureSettings
+from cutlayer.federation.state import Layout
 
 __all__ = ["Attempt"]
 
@@ -30,6 +31,9 @@ class Attempt:
     policy: SecureSettings
     cuts: Cuts = field(default_factory=dict)
     """Where each of the cohort is cut; empty where all have one cut."""
+    vector: Layout = field(default_factory=dict)
+    """What each of the cohort masks; bound only where cuts differ. There it follows from a state
+    that the server tells, and an update laid out in another way would meet zeros of all others."""
 
     def binding(self, purpose: str, *parts: str | bytes) -> bytes:
         """Unambiguous bytes of a purpose in this attempt.
@@ -62,6 +66,6 @@ class Attempt:
     def _agreed(self) -> tuple[str, int, int, bytes]:
         terms: list[object] = [sorted(self.cohort), self.policy.model_dump(mode="json")]
         if self.cuts:
-            terms.append(write_cuts(self.cuts))
+            terms += [write_cuts(self.cuts), sorted(self.vector.items())]
         told = msgspec.json.encode(terms)
         return self.federation, self.round, self.attempt, hashlib.sha256(told).digest()

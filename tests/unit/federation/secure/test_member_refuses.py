@@ -140,6 +140,25 @@ def test_a_server_cannot_tell_members_different_cuts(credentials: Credentials) -
             misled.share_secrets(keys)
 
 
+def test_a_server_cannot_lay_one_member_s_vector_out_in_another_way(
+    credentials: Credentials,
+) -> None:
+    """By telling others tensors that nobody has: one member's update would meet their zeros."""
+    crowd = signed_crowd(credentials)
+    crowd.attempt = dataclasses.replace(
+        crowd.attempt, cuts=dict.fromkeys(names(3), Cut(1, 3)), vector={"a": [5], "z": [5]}
+    )
+    crowd.members = {
+        name: SecureMember(name, crowd.attempt, 10, *crowd.credentials[name]) for name in names(3)
+    }
+    keys = first_keys(crowd)
+    crowd.members["owner0"].share_secrets(keys)
+    told = dataclasses.replace(crowd.attempt, vector={"A": [5], "a": [5]})
+    misled = SecureMember("owner0", told, 10, *crowd.credentials["owner0"])
+    with pytest.raises(PermissionRefused, match="forged or changed"):
+        misled.share_secrets(keys)
+
+
 def test_a_member_signs_and_verifies_or_neither(credentials: Credentials) -> None:
     crowd = signed_crowd(credentials)
     signer, verifier = crowd.credentials["owner0"]
