@@ -242,3 +242,42 @@ def test_other_machinery_goes_on_at_the_new_cut(
         if is_asked:
             assert client.trunk.checks.num_spot_checks > 0
     assert torch.equal(losses_of(history), losses_of(whole[0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"adapter__alpha": 3.0}, "adapter"),
+        ({"model__dtype": "bfloat16"}, "dtype"),
+        ({"privacy__mechanism": "gaussian", "privacy__scale": 0.1}, "privacy"),
+    ],
+)
+def test_settings_that_could_not_continue_the_run_cannot_re_cut_it_either(
+    model: Path, tmp_path: Path, changes: dict[str, object], name: str
+) -> None:
+    with running_server(wide_server(model, tmp_path)) as server:
+        with client_of(server, owner(model, tmp_path, **SMALL)) as client:
+            client.train()
+        with (
+            client_of(server, owner(model, tmp_path, **{**SMALL, **changes})) as client,
+            pytest.raises(ConfigError, match=f"other {name}"),
+        ):
+            client.recut(lower=2)
+        with client_of(server, owner(model, tmp_path, **SMALL)) as client:
+            assert client.recut(lower=2).step == STEPS
+
+
+def test_a_recut_does_not_make_another_model_the_run_s(model: Path, tmp_path: Path) -> None:
+    """Both sides were given another checkpoint of the same shape."""
+    with (
+        running_server(wide_server(model, tmp_path)) as server,
+        client_of(server, owner(model, tmp_path, **SMALL)) as client,
+    ):
+        client.train()
+    other = tiny_llama_folder(private_folder(tmp_path / "other"), seed=1)
+    with (
+        running_server(wide_server(other, tmp_path)) as server,
+        client_of(server, owner(other, tmp_path, **SMALL)) as client,
+        pytest.raises(ConfigError, match="other model"),
+    ):
+        client.recut(lower=2)

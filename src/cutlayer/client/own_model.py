@@ -19,7 +19,16 @@ from cutlayer.wire.grpc_channel import GrpcChannel
 from cutlayer.wire.messages import OpenRun
 from cutlayer.wire.spec import Spec
 
-__all__ = ["at_cut", "at_run_s_cut", "opener", "own_model", "placed", "run_call", "run_identity"]
+__all__ = [
+    "at_cut",
+    "at_run_s_cut",
+    "model_identity",
+    "opener",
+    "own_model",
+    "placed",
+    "run_call",
+    "run_identity",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -76,16 +85,24 @@ def run_identity(
     settings: ClientSettings, train: TrainSettings, data_digest: str, leaves: Mapping[str, str]
 ) -> dict[str, str]:
     """What must stay the same for a run to be continued, by name."""
-    model, federation = settings.model, settings.federation
+    federation = settings.federation
     return {
         "data": data_digest,
+        **model_identity(settings, leaves),
+        "order": f"{train.seed}:{train.rows_per_step}",
+        **({} if federation is None else {"federation": federation.name}),
+    }
+
+
+def model_identity(settings: ClientSettings, leaves: Mapping[str, str]) -> dict[str, str]:
+    """What of it can be told without rows: what is trained, at which cut and with which noise."""
+    model = settings.model
+    return {
         "adapter": settings_digest(settings.adapter),
         "cut": f"{model.lower}:{model.upper}",
         "privacy": settings_digest(settings.privacy.noise()),
         "model": hash_leaves(leaves),
         "dtype": model.dtype,
-        "order": f"{train.seed}:{train.rows_per_step}",
-        **({} if federation is None else {"federation": federation.name}),
     }
 
 

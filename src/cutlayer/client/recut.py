@@ -13,6 +13,7 @@ import msgspec
 from torch import Tensor
 
 from cutlayer.client.link import Connect, Link, OwnModel, header_of
+from cutlayer.client.own_model import model_identity
 from cutlayer.client.recut_plan import RecutPlan, check_settings
 from cutlayer.client.recut_room import Arrived, inspect, room_on
 from cutlayer.client.run_state import RecutSteps, RunState, SavedStep
@@ -131,6 +132,8 @@ class Recutter:
             )
         adapter = self.settings.adapter
         plan.check_trained(adapter.parts)
+        # Or the re-cut would make what these settings name the run's.
+        self.state.check(model_identity(self.settings, self.leaves))
         if Part.TRUNK in adapter.parts:
             gate.require_consent(plan.to_server)
         arrived = inspect(self.folder, self.settings.model, adapter, plan.runs_to_client, self.room)

@@ -222,6 +222,17 @@ class RunState:
         Raises:
             ConfigError: the folder holds a run that was started with other values.
         """
+        self.check(identity)
+        if not identity.keys() <= self._known.keys():
+            self._known = {**self._known, **identity}
+            self._write_known()
+
+    def check(self, identity: Mapping[str, str]) -> None:
+        """Refuse what `claim` would refuse, and fix nothing.
+
+        Raises:
+            ConfigError: as `claim`.
+        """
         for name, value in identity.items():
             if self._known.get(name, value) != value:
                 more = "; `cutlayer recut` moves the cut of a run" if name == "cut" else ""
@@ -229,9 +240,6 @@ class RunState:
                     f"{self.folder} holds a run that was started with other {name}; choose "
                     f"another run.folder or put the old {name} settings back{more}"
                 )
-        if not identity.keys() <= self._known.keys():
-            self._known = {**self._known, **identity}
-            self._write_known()
 
     @property
     def _num_recuts(self) -> int:
