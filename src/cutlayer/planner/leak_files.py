@@ -29,6 +29,8 @@ _MAX_BYTES = 256 * 2**20
 
 Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[\w.:+-]{1,64}\Z")]
+"""Shown on the terminal of whoever plans with the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class _Share(msgspec.Struct, frozen=True):
 
 
 class _Result(msgspec.Struct, frozen=True):
-    attack: str
+    attack: Name
     aim: str
     recovery: _Share | None = None
 
@@ -105,7 +107,7 @@ class _Trial(msgspec.Struct, frozen=True):
 
 class _Setting(msgspec.Struct, frozen=True):
     label: str
-    by_attack: dict[str, Part]
+    by_attack: dict[Name, Part]
 
 
 def read_measured(paths: Sequence[Path]) -> list[Measured]:
@@ -163,7 +165,7 @@ def _content(path: Path) -> object:
     for text in (data, lines[-1]):
         try:
             return msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
     raise StorageError(
         f"{path} is not JSON; give what cutlayer audit --json printed, or its folder"

@@ -4,11 +4,11 @@ Links are measured in `link_test`.
 """
 
 import platform
-from pathlib import Path
 
 import psutil
 import torch
 
+from cutlayer.client.recut_sensors import available_bytes
 from cutlayer.errors import ConfigError
 from cutlayer.model.threads import set_threads
 from cutlayer.planner.baseline import measure_baseline
@@ -30,7 +30,6 @@ _CACHE_BYTES = 48_000_000
 """Weights that are read one after the other: more than caches hold, as in a whole part."""
 _MOST_BLOCKS = 8
 _ROOM = 1.5
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def measure_here(
@@ -102,15 +101,11 @@ def _with_speeds(
 
 def available_memory() -> Measured:
     """Memory that a client started now could use: what is free, within the container's limit."""
-    free = psutil.virtual_memory().available
-    source = "measured here, available now"
-    try:
-        limit = int(_CGROUP.read_text().strip())
-    except (OSError, ValueError):
-        return Measured(num_bytes=free, source=source)
-    if limit < free:
-        return Measured(num_bytes=limit, source="measured here, the container's limit")
-    return Measured(num_bytes=free, source=source)
+    free = int(psutil.virtual_memory().available)
+    left = available_bytes(of_machine=lambda: free)
+    if left is None or left >= free:
+        return Measured(num_bytes=free, source="measured here, available now")
+    return Measured(num_bytes=left, source="measured here, left of the container's limit")
 
 
 def describe_machine() -> str:

@@ -86,7 +86,20 @@ def test_measurements_survive_their_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": 99}', '{"client": {"forward_s": -1}}', '{"speed": 1}']
+    "text",
+    [
+        "",
+        "[]",
+        '{"format": 99}',
+        '{"client": {"forward_s": -1}}',
+        '{"speed": 1}',
+        '{"client": {"forward_s": Infinity}}',
+        '{"link": {"rtt_s": 0.1, "mbit_per_s": 1e400}}',
+        '{"client_source": "\\u001b[31mmeasured here"}',
+        '{"machine": "' + "x" * 501 + '"}',
+        "[" * 100_000,
+        " " * (1 << 20) + "{}",
+    ],
 )
 def test_a_file_that_holds_no_measurements_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "numbers.json").write_text(text)

@@ -181,6 +181,11 @@ def _wrong_cut(trial: Trial) -> Trial:
         (b"", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
         (b'{"trials": [', "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (
+            b'{"settings": [{"label": "cut 1:2, none, base", "by_attack": {"\\u001b[3m": 0.5}}]}',
+            "is no result of an audit",
+        ),
         (b"3", "holds no audit's results"),
         (b'{"runs": []}', "holds no audit's results"),
         (b"[]", "no setting there"),
