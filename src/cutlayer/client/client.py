@@ -35,7 +35,7 @@ from cutlayer.client.step import SplitStep
 from cutlayer.client.train import Report, Trainer, TrainingData
 from cutlayer.client.witness import witness_of
 from cutlayer.data.load import Dataset
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, StorageError
 from cutlayer.model.adapters import AdapterState
 from cutlayer.model.checkpoint import load_client_parts
 from cutlayer.model.folder import resolve_model
@@ -101,7 +101,8 @@ class Client(DataOwner):
     def close(self) -> None:
         """End the connection and release the run folder."""
         self.trunk.close()
-        release_parts(self.head, self.tail)
+        # None are here where those of a new cut could not be loaded.
+        release_parts(*(vars(self)[name] for name in ("head", "tail") if name in vars(self)))
         self._witness.close()
         self._drafting.save()
         self._state.close()
@@ -222,6 +223,16 @@ class Client(DataOwner):
                 report = watch.serve(self._move_cut)
                 if report is not None:
                     self._arrive(report)
+                self._require_run_s_cut()
+
+    def _require_run_s_cut(self) -> None:
+        """A disk may fail in the moment after it has decided that a re-cut is done."""
+        model, cut = self.settings.model, self._state.cut
+        if cut is not None and cut != Cut(model.lower, model.upper):
+            raise StorageError(
+                f"the run in {self._state.folder} was re-cut to {cut.lower}:{cut.upper}, and then "
+                "its disk failed; start again when it is mended: the run goes on at that cut"
+            )
 
     def _move_cut(self, wish: RecutWish) -> RecutReport:
         """Make the run another cut's; the parts here are still those of the old one."""

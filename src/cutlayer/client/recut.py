@@ -18,7 +18,7 @@ from cutlayer.client.recut_plan import RecutPlan, check_settings
 from cutlayer.client.recut_room import Arrived, inspect, room_on
 from cutlayer.client.run_state import RecutSteps, RunState, SavedStep
 from cutlayer.client.settings import ClientSettings
-from cutlayer.errors import ConfigError, ProtocolError, StepExpired
+from cutlayer.errors import ConfigError, CutlayerError, ProtocolError, StepExpired
 from cutlayer.model.agreement import hash_leaves
 from cutlayer.model.folder import ModelFolder
 from cutlayer.model.moved_blocks import check_moved
@@ -96,8 +96,12 @@ class Recutter:
         step = max(self.state.saved_steps(), default=0)
         if not plan.is_there:
             arrived = self._checked(plan, gate)
-            self._fork(plan, gate, arrived)
-            self.state.finish_recut(new, self._identity(plan, arrived))
+            try:
+                self._fork(plan, gate, arrived)
+                self.state.finish_recut(new, self._identity(plan, arrived))
+            except CutlayerError:
+                self.state.forget_recut()
+                raise
         return RecutReport(
             run_id=self.state.run_id,
             old=(plan.old.lower, plan.old.upper),

@@ -181,6 +181,10 @@ class RunState:
             StepStore(self._recut_folder(self._num_recuts + 1, empty=True), self.vault)
         )
 
+    def forget_recut(self) -> None:
+        """Delete what a re-cut wrote that was broken off; one that was decided stays."""
+        self._recut_folder(self._num_recuts + 1, empty=True)
+
     def finish_recut(self, cut: Cut, identity: Mapping[str, str]) -> None:
         """Become the run with the other cut: all of it, or none of it where this fails.
 
