@@ -26,15 +26,7 @@ from cutlayer.model.adapters import AdapterState, initial_state
 from cutlayer.wire.federation_messages import EnterRound, Join, Joined, Round
 from cutlayer.wire.ring import bytes_of_words
 
-__all__ = [
-    "Adapters",
-    "Membership",
-    "RoundShare",
-    "Standing",
-    "check_mixed",
-    "join",
-    "joined_states",
-]
+__all__ = ["Membership", "Standing", "join", "joined_states"]
 
 _NOTE = "federation.json"
 
