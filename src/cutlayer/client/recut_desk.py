@@ -100,7 +100,9 @@ class Desk:
             )
 
     def _answer(self, request: RecutRequest, answer: _Answer) -> None:
-        _write(self._folder / f"{_ANSWER}.{request.name}", answer)
+        # On a full disk the command hears nothing but that its request is gone: training goes on.
+        with suppress(StorageError):
+            _write(self._folder / f"{_ANSWER}.{request.name}", answer)
         self._dismiss()
 
     def _dismiss(self) -> None:

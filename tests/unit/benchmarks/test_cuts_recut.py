@@ -1,13 +1,11 @@
 """The crash test is seeded, counts right, and can tell a mixture."""
 
-import json
 import os
 from itertools import pairwise
 from multiprocessing import Value
 
 import pytest
 
-from benchmarks import cuts_recut
 from benchmarks.recut_boundaries import Boundaries
 from benchmarks.recut_crashes import CrashRequest, _plan
 from benchmarks.recut_sides import wanted_at
@@ -41,18 +39,3 @@ def test_the_plan_is_seeded_and_moves_every_time() -> None:
     assert all(first != second for first, second in pairwise(cuts))
     assert wanted_at(plan, min(plan) - 1) is None
     assert wanted_at(plan, 10_000) == cuts[-1]
-
-
-def test_two_kills_mix_and_lose_nothing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = CrashRequest(num_steps=6, num_recuts=2, num_crashes=2)
-    monkeypatch.setitem(cuts_recut._SCALES, "smoke", small)
-    result = cuts_recut.main(["--profile", "smoke", "--json"])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
-    assert (result["crashes"], result["recuts"]) == (2, 2)
-    assert (result["mixtures"], result["lost_steps"]) == (0, 0)
-    for name in ("recut_loss_max_rel_diff", "recut_adapter_max_rel_diff"):
-        difference = result[name]
-        assert isinstance(difference, float)
-        assert difference <= 1e-6

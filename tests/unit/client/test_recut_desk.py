@@ -12,7 +12,7 @@ import pytest
 from cutlayer.client.recut import RecutReport
 from cutlayer.client.recut_desk import Desk, ask, is_attended
 from cutlayer.client.recut_watch import RecutWatch, RecutWish
-from cutlayer.errors import ConfigError, SpecMismatch, TransportError
+from cutlayer.errors import ConfigError, SpecMismatch, StorageError, TransportError
 from cutlayer.model.partition import Cut
 from cutlayer.storage.files import private_folder, write_atomic
 
@@ -172,6 +172,23 @@ def test_what_an_earlier_process_left_is_gone(folder: Path) -> None:
     desk = Desk(folder)
     assert [path.name for path in folder.iterdir()] == ["recut.ready"]
     desk.close()
+
+
+def test_an_answer_that_cannot_be_written_ends_no_training(
+    folder: Path, watch: RecutWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[object] = []
+    thread = _asked(folder, found)
+
+    def full(path: Path, data: bytes) -> None:
+        raise StorageError("no space left on device")
+
+    monkeypatch.setattr("cutlayer.client.recut_desk.write_atomic", full)
+    assert watch.serve(lambda wish: REPORT) == REPORT
+    thread.join(20)
+    (error,) = found
+    assert isinstance(error, TransportError)
+    assert not watch.is_wanted()
 
 
 def test_a_policy_is_served_and_told(folder: Path) -> None:
