@@ -35,6 +35,8 @@ class ChainHop:
     trunk: RemoteTrunk
     training: Boundaries
     generation: Boundary
+    max_session_vectors: int | None = None
+    """Vectors that one conversation may release to it."""
     proof: Attestation | None = None
     """Of a hop after the first: what it must prove."""
 

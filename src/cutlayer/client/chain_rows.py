@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cutlayer.client.far_rows import FarCall, SessionRows
 from cutlayer.privacy.boundary import Boundary, Released
+from cutlayer.privacy.budget import SessionBudget
 from cutlayer.privacy.history import ReleasedHistory
 
 __all__ = ["ChainRows"]
@@ -24,18 +25,27 @@ class ChainRows:
     """Implements `SessionRows` over those of every hop."""
 
     def __init__(
-        self, hops: Sequence[SessionRows], gates: Sequence[Boundary], version: str
+        self,
+        hops: Sequence[SessionRows],
+        gates: Sequence[Boundary],
+        version: str,
+        max_session_vectors: int | None = None,
     ) -> None:
         """
         Args:
             hops: the rows at each trunk, the lowest first.
             gates: in front of all but the first, whose gate is the session's own.
             version: identifier of the weights.
+            max_session_vectors: that one conversation may release at each of these gates.
         """
         assert len(gates) == len(hops) - 1
         self._hops = tuple(hops)
         self._gates = tuple(gates)
         self._version = version
+        self._limit = max_session_vectors
+        # A hop whose replies differ a little each time draws new noise at the next one's gate,
+        # though the first has only replays: so each gate counts for itself.
+        self._budgets: dict[int, list[SessionBudget]] = {}
 
     @property
     def num_replays(self) -> int:
@@ -45,10 +55,18 @@ class ChainRows:
     def open_row(self, row: int, max_length: int) -> ReleasedHistory:
         """See `SessionRows`; the history is of what the first hop was given."""
         first, *_ = [hop.open_row(row, max_length) for hop in self._hops]
+        self.begin_conversation(row, 0)
         return first
+
+    def begin_conversation(self, row: int, num_vectors: int) -> None:
+        """See `SessionRows`."""
+        self._budgets[row] = [SessionBudget(self._limit) for _ in self._gates]
+        for budget in self._budgets[row]:
+            budget.spend(num_vectors)
 
     def close_row(self, row: int) -> None:
         """See `SessionRows`."""
+        del self._budgets[row]
         for hop in self._hops:
             hop.close_row(row)
 
@@ -64,8 +82,9 @@ class ChainRows:
         """
         y_ND = self._hops[0].finish(call)
         layout, names = call.released.rows, [_ROW_NAME] * len(call.rows)
-        for hop, gate in zip(self._hops[1:], self._gates, strict=True):
-            _, released = gate.release(y_ND, layout, names, self._version)
+        for number, (hop, gate) in enumerate(zip(self._hops[1:], self._gates, strict=True)):
+            payers = [self._budgets[row][number] for row in call.rows]
+            _, released = gate.release(y_ND, layout, names, self._version, payers)
             y_ND = hop.finish(hop.begin(released, call.rows, call.num_logits))
         return y_ND
 
@@ -75,5 +94,6 @@ class ChainRows:
 
     def close(self) -> None:
         """See `SessionRows`."""
+        self._budgets.clear()
         for hop in self._hops:
             hop.close()

@@ -101,6 +101,7 @@ def hops_of(
                 trunk=trunk,
                 training=hop_training_gates(view, state.privacy, number),
                 generation=hop_generation_gate(view, state.privacy, number),
+                max_session_vectors=view.privacy.generation.max_session_vectors,
                 proof=proof,
             )
         )

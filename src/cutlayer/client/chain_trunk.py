@@ -132,7 +132,9 @@ class ChainTrunk(RemoteTrunk):
     def session_rows(self, run_id: str | None, step: int | None, version: str) -> SessionRows:
         """See `RemoteTrunk.session_rows`."""
         rows = [trunk.session_rows(run_id, step, version) for trunk in self.hops]
-        return ChainRows(rows, [hop.generation for hop in self._hops[1:]], version)
+        later = self._hops[1:]
+        limit = later[0].max_session_vectors
+        return ChainRows(rows, [hop.generation for hop in later], version, limit)
 
     def open_session(
         self, max_lengths: Sequence[int], run_id: str | None, step: int | None

@@ -77,6 +77,9 @@ class SessionRows(Protocol):
     def open_row(self, row: int, max_length: int) -> ReleasedHistory:
         """Begin an empty row; what it releases first is kept in the history."""
 
+    def begin_conversation(self, row: int, num_vectors: int) -> None:
+        """From now on a new conversation pays for a row, also for what has been released."""
+
     def close_row(self, row: int) -> None:
         """Forget a row here and there."""
 
@@ -127,6 +130,9 @@ class FarRows:
         """See `SessionRows`; the other side hears of it with its first vectors."""
         opened = self._rows[row] = _FarRow(max_length=max_length)
         return opened.history
+
+    def begin_conversation(self, row: int, num_vectors: int) -> None:
+        """Nothing: whoever holds the gate in front of this trunk counts."""
 
     def close_row(self, row: int) -> None:
         """See `SessionRows`."""

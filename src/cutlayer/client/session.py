@@ -107,6 +107,7 @@ class GenerationSession:
         state = self._rows[row]
         state.budget = SessionBudget(self._model.max_session_vectors)
         state.budget.spend(state.length)
+        self._far.begin_conversation(row, state.length)
 
     def close_row(self, row: int) -> None:
         """Forget a row on all sides."""

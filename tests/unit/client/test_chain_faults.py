@@ -1,5 +1,6 @@
 """Hops that restart, lag behind, lose rows or misbehave: one hop's trouble stays exactly-once."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,11 +15,11 @@ from cutlayer.client.remote_trunk import RemoteTrunk
 from cutlayer.client.session import Feed
 from cutlayer.client.settings import SamplingSettings
 from cutlayer.client.train import Report
-from cutlayer.errors import ConfigError, PeerMisbehaved, StepExpired, TransportError
+from cutlayer.errors import BudgetExceeded, ConfigError, PeerMisbehaved, StepExpired, TransportError
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.messages import Kind
 from tests.chain_worlds import chain_settings, client_of_hops, hop_server, running_hops, six_blocks
-from tests.hostile_trunks import LyingChannel
+from tests.hostile_trunks import Answer, LyingChannel
 from tests.worlds import Table, loopback, running_server
 
 NOISE: Table = {"mechanism": "gaussian", "scale": 0.02}
@@ -292,3 +293,34 @@ def test_whatever_a_hop_refuses_is_told_with_its_name(model: Path, tmp_path: Pat
             _hops(client)[1]._link._reconnect_s = 0.0
             with pytest.raises(TransportError, match=r"hop 2 \(127.0.0.1:2\)"):
                 client.train()
+
+
+def test_a_conversation_pays_for_each_hop_though_the_first_has_only_replays(
+    model: Path, tmp_path: Path
+) -> None:
+    own = {"privacy__mechanism": "gaussian", "privacy__scale": 0.02}
+    limit = {"privacy__generation": {"max_session_vectors": 8}}
+    settings = chain_settings(model, tmp_path, privacy=NOISE, **own, **limit)
+    replies = itertools.count(1)
+
+    def other_bits(answer: Answer) -> torch.Tensor:
+        return answer.honest_ND * (1 + 1e-5 * next(replies))
+
+    with running_hops(model, tmp_path) as servers:
+
+        def restless() -> Channel:
+            return LyingChannel(loopback(servers[0]), other_bits, frozenset({Kind.DECODE}))
+
+        second = partial(loopback, servers[1])
+        with Client(settings, connect=restless, connect_hops=[second]) as client:
+            session = client.session([30])
+            session.step([Feed(row=0, tokens=PROMPTS[0])])
+            for _ in range(2):
+                session.truncate(0, 0)
+                with pytest.raises(BudgetExceeded, match=r"generation\.hop2"):
+                    session.step([Feed(row=0, tokens=PROMPTS[0])])
+            vectors = client.ledger.num_vectors
+            assert vectors == {"generation": len(PROMPTS[0]), "generation.hop2": len(PROMPTS[0])}
+            session.truncate(0, 0)
+            session.begin_conversation(0)
+            session.step([Feed(row=0, tokens=PROMPTS[0])])
