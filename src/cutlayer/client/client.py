@@ -236,6 +236,7 @@ class Client(DataOwner):
 
     def _move_cut(self, wish: RecutWish) -> RecutReport:
         """Make the run another cut's; the parts here are still those of the old one."""
+        self.trunk.checks.require_trust()
         model, recut = self.settings.model, self.settings.recut
         recutter = Recutter(
             settings=self.settings,
