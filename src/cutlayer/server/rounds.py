@@ -3,10 +3,11 @@
 It does not choose members, aggregate (`federation`) or train (`runs`), and writes nothing to disk.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cutlayer.errors import ConfigError, ProtocolError, StepExpired
+from cutlayer.federation.cuts import block_of
 from cutlayer.model.adapters import Adapter, AdapterSettings, AdapterState, attach, layout_of
 from cutlayer.model.partition import Trunk
 from cutlayer.wire.messages import OpenRun
@@ -17,6 +18,8 @@ __all__ = ["RoundTable", "TrainedBlocks"]
 @dataclass(frozen=True, kw_only=True)
 class _Round:
     settings: AdapterSettings
+    layout: Mapping[str, Sequence[int]]
+    """Of the adapter on all blocks of the trunk; to find it may take a walk over all weights."""
     states: dict[str, AdapterState]
 
 
@@ -63,17 +66,19 @@ class RoundTable:
             ConfigError: the round is known with other adapter settings.
             ProtocolError: a state does not fit the trunk.
         """
-        shapes = layout_of(self._trunk, settings)
-        known_shapes = {(key, tuple(shape)) for key, shape in shapes.items()}
+        known = self._rounds.get(run_id)
+        if known is None:
+            known = _Round(settings=settings, layout=layout_of(self._trunk, settings), states={})
+        if known.settings != settings:
+            raise ConfigError(f"round {run_id} has begun with other adapter settings")
+        shapes = {(key, tuple(shape)) for key, shape in known.layout.items()}
         for member, state in states.items():
-            if not {(k, tuple(v.shape)) for k, v in state.items()} <= known_shapes:
+            if not {(k, tuple(v.shape)) for k, v in state.items()} <= shapes:
                 raise ProtocolError(
                     f"round {run_id}: the start state of {member} does not fit this trunk's "
                     "blocks and adapter settings"
                 )
-        known = self._rounds.setdefault(run_id, _Round(settings=settings, states={}))
-        if known.settings != settings:
-            raise ConfigError(f"round {run_id} has begun with other adapter settings")
+        self._rounds[run_id] = known
         known.states.update(states)
 
     def end(self, run_id: str) -> None:
@@ -104,7 +109,7 @@ class RoundTable:
                 f"round {opened.run_id} trains {known.settings.model_dump(mode='json')}, this "
                 f"client {settings.model_dump(mode='json')}; take the federation's settings"
             )
-        if layout_of(self._trunk, settings, trained.blocks).keys() != start.keys():
+        if {key for key in known.layout if block_of(key) in trained.blocks} != start.keys():
             raise ProtocolError(
                 f"round {opened.run_id} was begun for {owner} with other blocks than "
                 f"{trained.blocks.start}:{trained.blocks.stop}; join again with the new cut"

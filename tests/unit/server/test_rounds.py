@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import ConfigError, ProtocolError, StepExpired
+from cutlayer.federation.cuts import block_of
 from cutlayer.federation.trunk_pool import UpdateKind
-from cutlayer.model.adapters import AdapterState, attach
+from cutlayer.model.adapters import AdapterSettings, AdapterState, attach, layout_of
+from cutlayer.model.partition import Cut, Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.server.host import TrunkHost
 from cutlayer.wire.messages import Commit
@@ -234,3 +236,27 @@ def test_own_run_of_a_round_s_name_is_not_collected(tmp_path: Path) -> None:
     host.commit("a", Commit(run_id=ROUND, commit=finished(1, 7), save=False, step=1))
     for kind in UpdateKind:
         assert not host.collect(ROUND, ["a"], kind)
+
+
+def test_what_the_trunk_s_adapter_consists_of_is_found_once_in_a_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sparse adapter's rows are chosen by the norms of all weights, which takes a while."""
+    walks = []
+
+    def counted(part: Trunk, settings: AdapterSettings) -> dict[str, list[int]]:
+        walks.append(part)
+        return layout_of(part, settings)
+
+    monkeypatch.setattr("cutlayer.server.rounds.layout_of", counted)
+    trunk = tiny_trunk(tmp_path)
+    host, state, held = tiny_host(tmp_path, trunk), random_state(trunk, 1), trunk.block_range
+    cuts = {"a": Cut(held.start, held.stop), "b": Cut(held.start, held.start + 1)}
+    for member, cut in cuts.items():
+        own = {key: x for key, x in state.items() if block_of(key) in cut.trunk}
+        host.begin_round(ROUND, SETTINGS, {member: own})
+    for member, cut in cuts.items():
+        assert host.open_run(member, opening(ROUND, federation="fed"), cut) == 0
+    with pytest.raises(ProtocolError, match=f"for b with other blocks than {held.start}:"):
+        host.open_run("b", opening(ROUND, federation="fed"), cuts["a"])
+    assert len(walks) == 1
