@@ -5,6 +5,7 @@ It does not keep who was greeted nor audit it (`connection`, `front_connection`)
 
 from dataclasses import dataclass, replace
 
+from cutlayer.errors import SpecMismatch
 from cutlayer.federation.cuts import Greeting
 from cutlayer.model.agreement import agree
 from cutlayer.model.cut import Cut
@@ -65,7 +66,9 @@ def agree_on(model: ServedModel, hello: Hello) -> Agreement:
     for codec in (theirs.codec_up, theirs.codec_down):
         get_codec(codec)
     own = replace(model.spec, codec_up=theirs.codec_up, codec_down=theirs.codec_down)
-    if not model.has_one_cut and _is_served(own, theirs):
+    if _is_served(own, theirs):
+        if model.has_one_cut:
+            _check_one_cut(own, theirs)
         own = replace(own, lower=theirs.lower, upper=theirs.upper)
     compare(own, theirs)
     whole = agree(model.manifest, hello.leaves, model.digest)
@@ -77,6 +80,15 @@ def agree_on(model: ServedModel, hello: Hello) -> Agreement:
     )
     cut = Cut(own.lower, own.upper)
     return Agreement(theirs=theirs, cut=cut, root=whole.root(), welcome=welcome)
+
+
+def _check_one_cut(own: Spec, theirs: Spec) -> None:
+    if (own.lower, own.upper) != (theirs.lower, theirs.upper):
+        raise SpecMismatch(
+            f"this server runs blocks {own.lower} to {own.upper} as one, not those from "
+            f"{theirs.lower} to {theirs.upper} alone; set model.lower={own.lower} and "
+            f"model.upper={own.upper}"
+        )
 
 
 def _is_served(own: Spec, theirs: Spec) -> bool:

@@ -74,5 +74,6 @@ def test_a_client_may_cut_anywhere_within_the_trunk() -> None:
 
 def test_a_trunk_of_several_processes_has_one_cut() -> None:
     wide = replace(MODEL, spec=replace(SPEC, n_block=6, lower=1, upper=5), has_one_cut=True)
-    with pytest.raises(SpecMismatch, match="lower"):
+    with pytest.raises(SpecMismatch, match="runs blocks 1 to 5 as one, not those from 2 to 5"):
         agree_on(wide, _hello(replace(wide.spec, lower=2)))
+    assert agree_on(wide, _hello(wide.spec)).cut == Cut(1, 5)
