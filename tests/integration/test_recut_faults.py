@@ -11,7 +11,9 @@ from cutlayer import Client
 from cutlayer.client.run_state import StepRecord
 from cutlayer.client.train import Report
 from cutlayer.errors import ModelError, StorageError
-from cutlayer.model.partition import Cut
+from cutlayer.model.checkpoint import load_client_parts
+from cutlayer.model.folder import ModelFolder
+from cutlayer.model.partition import Cut, Head, Tail
 from cutlayer.storage.files import private_folder
 from tests.recut_worlds import leave_request, losses_of, owner, wide_server
 from tests.tiny_models import tiny_llama_folder
@@ -118,8 +120,16 @@ def test_a_client_whose_new_blocks_cannot_be_loaded_ends_in_order(
             assert client.train().step == STEPS
 
 
-def test_the_parts_of_the_old_cut_leave_the_memory(world: Client) -> None:
+def test_the_parts_of_the_old_cut_leave_the_memory_before_the_new_ones_come(
+    world: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, seen = world.settings.run.folder, list[weakref.ref[torch.nn.Module]]()
+
+    def load(folder: ModelFolder, cut: Cut, dtype: str, device: str) -> tuple[Head, Tail]:
+        assert [part() for part in seen] == [None, None]
+        return load_client_parts(folder, cut, dtype, device)
+
+    monkeypatch.setattr("cutlayer.client.client.load_client_parts", load)
 
     def ask() -> None:
         seen.extend(weakref.ref(part) for part in (world.head, world.tail))
@@ -131,3 +141,24 @@ def test_the_parts_of_the_old_cut_leave_the_memory(world: Client) -> None:
     seen[:] = [weakref.ref(part) for part in (world.head, world.tail)]
     world.recut(lower=1, share_adapter=True)
     assert [part() for part in seen] == [None, None]
+
+
+def test_a_command_that_began_before_a_recut_and_came_after_it_is_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = owner(model, tmp_path, **SMALL)
+    with running_server(wide_server(model, tmp_path)) as server:
+        with client_of(server, settings) as client:
+            client.train()
+
+        def load(folder: ModelFolder, cut: Cut, dtype: str, device: str) -> tuple[Head, Tail]:
+            monkeypatch.undo()
+            with client_of(server, settings) as other:
+                other.recut(lower=2)
+            return load_client_parts(folder, cut, dtype, device)
+
+        monkeypatch.setattr("cutlayer.client.client.load_client_parts", load)
+        with pytest.raises(StorageError, match="start again"):
+            client_of(server, settings)
+        with client_of(server, settings) as client:
+            assert client.settings.model.lower == 2

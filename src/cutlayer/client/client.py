@@ -20,7 +20,7 @@ from cutlayer.client.gates import generation_gate, training_gates
 from cutlayer.client.generate import Generator
 from cutlayer.client.hops import chain_identity, hop_views, told_guarantee
 from cutlayer.client.link import Link
-from cutlayer.client.own_model import at_cut, at_run_s_cut, opener, own_model
+from cutlayer.client.own_model import at_cut, at_run_s_cut, cut_of, opener, own_model
 from cutlayer.client.owner import DataOwner
 from cutlayer.client.parts import TrainedParts
 from cutlayer.client.recut import RecutReport, Recutter
@@ -28,7 +28,7 @@ from cutlayer.client.recut_desk import Desk
 from cutlayer.client.recut_policy import RecutPolicy
 from cutlayer.client.recut_sensors import LinkMeter, Machine, metered
 from cutlayer.client.recut_watch import RecutWatch, RecutWish
-from cutlayer.client.run_state import Progress, RunState
+from cutlayer.client.run_state import Progress, RunState, saved_cut
 from cutlayer.client.session import GenerationSession, SplitModel
 from cutlayer.client.settings import ClientSettings, TrainSettings
 from cutlayer.client.step import SplitStep
@@ -81,6 +81,11 @@ class Client(DataOwner):
         self._folder = resolve_model(settings.model.path, settings.model.revision)
         self._load_parts()
         self._state = RunState(settings.run)
+        if saved_cut(settings.run) not in (None, cut_of(settings)):
+            self._state.close()
+            raise StorageError(
+                f"the run in {settings.run.folder} was re-cut while this command began; start again"
+            )
         note_in(self._state, self.attestation)
         self._own = own_model(hop_views(settings)[0], self._folder, self._leaves)
         self._witness = witness_of(settings, self._own, self._leaves)
@@ -213,8 +218,7 @@ class Client(DataOwner):
 
     def _with_recuts(self, train: Callable[[Callable[[], bool]], Progress]) -> Progress:
         """Train to the end; where somebody wants it, the cut moves between steps, or rounds."""
-        recut, model = self.settings.recut, self.settings.model
-        policy = RecutPolicy(recut, Cut(model.lower, model.upper), Machine(self._meter))
+        policy = RecutPolicy(self.settings.recut, cut_of(self.settings), Machine(self._meter))
         with RecutWatch(Desk(self._state.folder), policy) as watch:
             while True:
                 progress = train(watch.is_wanted)
@@ -227,11 +231,11 @@ class Client(DataOwner):
 
     def _require_run_s_cut(self) -> None:
         """A disk may fail in the moment after it has decided that a re-cut is done."""
-        model, cut = self.settings.model, self._state.cut
-        if cut is not None and cut != Cut(model.lower, model.upper):
+        cut = self._state.cut
+        if cut not in (None, cut_of(self.settings)):
             raise StorageError(
-                f"the run in {self._state.folder} was re-cut to {cut.lower}:{cut.upper}, and then "
-                "its disk failed; start again when it is mended: the run goes on at that cut"
+                f"the run in {self._state.folder} was re-cut, and then its disk failed; start "
+                "again when it is mended: the run goes on at its new cut"
             )
 
     def _move_cut(self, wish: RecutWish) -> RecutReport:
@@ -269,7 +273,7 @@ class Client(DataOwner):
 
     def _load_parts(self) -> None:
         settings, model = self.settings, self.settings.model
-        cut = Cut(model.lower, model.upper)
+        cut = cut_of(settings)
         self.head, self.tail = load_client_parts(self._folder, cut, model.dtype, model.device)
         mask_parts(settings.masked, self.head, self.tail)
         self.head.decode_threads = self.tail.decode_threads = model.decode_threads

@@ -22,6 +22,7 @@ from cutlayer.wire.spec import Spec
 __all__ = [
     "at_cut",
     "at_run_s_cut",
+    "cut_of",
     "model_identity",
     "opener",
     "own_model",
@@ -39,6 +40,11 @@ def at_cut(settings: ClientSettings, cut: Cut) -> ClientSettings:
     return settings.model_copy(update={"model": model})
 
 
+def cut_of(settings: ClientSettings) -> Cut:
+    """Where these settings cut."""
+    return Cut(settings.model.lower, settings.model.upper)
+
+
 def at_run_s_cut(settings: ClientSettings) -> ClientSettings:
     """The settings with the cut where the run's last re-cut left it; theirs may be older.
 
@@ -46,7 +52,7 @@ def at_run_s_cut(settings: ClientSettings) -> ClientSettings:
         StorageError: the run's file cannot be read.
     """
     model, cut = settings.model, saved_cut(settings.run)
-    if cut is None or cut == Cut(model.lower, model.upper):
+    if cut is None or cut == cut_of(settings):
         return settings
     _log.warning(
         "the run in %s was re-cut to lower=%d, upper=%d, which it keeps; the settings still say "
