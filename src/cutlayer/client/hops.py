@@ -14,6 +14,7 @@ from cutlayer.settings import settings_digest
 from cutlayer.wire.endpoints import ConnectionSettings
 
 __all__ = [
+    "NO_HOPS",
     "chain_identity",
     "hop_view",
     "hop_views",
@@ -21,6 +22,9 @@ __all__ = [
     "placement_of",
     "told_guarantee",
 ]
+
+NO_HOPS = {"hops": "none", "hops' privacy": "none"}
+"""A run of one trunk server is not continued over several."""
 
 
 def placement_of(settings: ClientSettings, num_blocks: int) -> Placement:
@@ -58,12 +62,12 @@ def told_guarantee(settings: ClientSettings) -> str:
 
 
 def chain_identity(settings: ClientSettings) -> dict[str, str]:
-    """What of the hops must stay the same for a run to be continued, by name; empty for a U."""
-    return identity_of(settings.hops, hop_views(settings)[1:])
+    """What of the hops must stay the same for a run to be continued, by name."""
+    return identity_of(settings.hops, hop_views(settings)[1:]) or NO_HOPS
 
 
 def identity_of(hops: Sequence[HopSettings], views: Sequence[ClientSettings]) -> dict[str, str]:
-    """As `chain_identity`.
+    """As `chain_identity`; empty where there are no hops.
 
     Args:
         hops: all of them.

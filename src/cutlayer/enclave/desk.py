@@ -64,7 +64,7 @@ class EnclaveDesk:
         host: TrunkHost,
         rows: RowStore,
         max_logits: int = 1 << 28,
-        takes_labels: bool = True,
+        takes_labels: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """

@@ -19,7 +19,7 @@ from cutlayer.client.gates import (
     hop_training_gates,
     training_gates,
 )
-from cutlayer.client.hops import identity_of
+from cutlayer.client.hops import NO_HOPS, identity_of
 from cutlayer.client.link import Link
 from cutlayer.client.own_model import opener, own_model
 from cutlayer.client.owner import DataOwner
@@ -155,7 +155,7 @@ class EnclaveClient(DataOwner):
 
     def _split_step(self, settings: TrainSettings) -> EnclaveStep:
         gates = self._training_gates()
-        self._state.claim(identity_of(self.settings.hops, self._views))
+        self._state.claim(identity_of(self.settings.hops, self._views) or NO_HOPS)
         self.feeder = RowFeeder(
             self.front,
             self.enclave,

@@ -55,5 +55,12 @@ def _last(hop: Hop, settings: EnclaveClientSettings, view: ClientSettings) -> Ho
             "logits of replies, and which places of a row are scored",
             _LABELS[settings.labels],
             "all adapters and their optimizer",
+            *_unproved(settings),
         ),
     )
+
+
+def _unproved(settings: EnclaveClientSettings) -> tuple[str, ...]:
+    if settings.tee.required or settings.labels is LabelPlace.SERVER:
+        return ()
+    return ("all of this WITHOUT PROOF of what it runs: tee.required is false",)

@@ -65,6 +65,8 @@ def test_labels_at_a_server_are_said_loudly(
     assert ran.result["shares_labels"] is shared
     assert ran.result["shape"] == "client-server-" + ("server" if shared else "enclave")
     assert ("labels and the distribution of the text are visible" in ran.err) == shared
+    # These settings waive the proof: whoever stands in the enclave's place may be anybody.
+    assert ("WITHOUT PROOF" in ran.err) == (not shared)
 
 
 @pytest.mark.parametrize(

@@ -324,3 +324,25 @@ def test_a_conversation_pays_for_each_hop_though_the_first_has_only_replays(
             session.truncate(0, 0)
             session.begin_conversation(0)
             session.step([Feed(row=0, tokens=PROMPTS[0])])
+
+
+@pytest.mark.parametrize("begins_as_chain", [True, False])
+def test_a_run_of_a_chain_and_one_of_a_single_server_do_not_continue_each_other(
+    model: Path, tmp_path: Path, begins_as_chain: bool
+) -> None:
+    chain = chain_settings(model, tmp_path, train__steps=1)
+    single = chain.model_copy(update={"hops": ()})
+    with (
+        running_hops(model, tmp_path) as hops,
+        running_server(hop_server(model, tmp_path / "single", 1, 5)) as server,
+    ):
+        begun, other = (chain, hops), (single, [server])
+        if not begins_as_chain:
+            begun, other = other, begun
+        with client_of_hops(begun[1], begun[0]) as client:
+            client.train()
+        with (
+            client_of_hops(other[1], other[0]) as client,
+            pytest.raises(ConfigError, match="other hops"),
+        ):
+            client.train()

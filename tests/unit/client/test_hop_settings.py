@@ -47,7 +47,7 @@ def test_each_hop_is_a_u_of_its_own_with_what_it_does_not_say_as_in_the_settings
 def test_without_hops_the_settings_are_a_u_and_name_no_chain(tmp_path: Path) -> None:
     settings = client_settings(MODEL, tmp_path)
     assert hop_views(settings) == (settings,)
-    assert chain_identity(settings) == {}
+    assert set(chain_identity(settings).values()) == {"none"}
     assert placement_of(settings, 4).shape == "client-server-client"
     one = _parsed(tmp_path, {"place": "member", "lower": 1, "upper": 5})
     assert placement_of(one, 6).shape == "client-member-client"
