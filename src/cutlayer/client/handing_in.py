@@ -14,7 +14,7 @@ from torch import Tensor
 from cutlayer.client.federation_link import FederationLink
 from cutlayer.client.round_share import RoundShare
 from cutlayer.errors import ConfigError, QuorumNotMet
-from cutlayer.federation.cuts import bared_block, block_of, fill, num_holders
+from cutlayer.federation.cuts import bared_block, blocks_of, fill, num_holders
 from cutlayer.federation.secure.attempt import Attempt
 from cutlayer.federation.secure.graph import MIN_COHORT
 from cutlayer.federation.secure.hidden import GroupKey, pad, seal_state
@@ -22,6 +22,7 @@ from cutlayer.federation.secure.member import SecureMember
 from cutlayer.federation.secure.peers import Signer, Verifier
 from cutlayer.federation.settings import FederationPolicy
 from cutlayer.federation.state import flatten, num_values
+from cutlayer.model.cut import Cut
 from cutlayer.privacy.update_gate import UpdateGate
 from cutlayer.wire.federation_messages import Round, SendUpdate, UpdateTaken, round_run_id
 
@@ -169,46 +170,43 @@ class Handover:
     def _check_holders(self, attempt: Attempt) -> None:
         """Before anything is trained: a sum over few tells much of each."""
         self._asked = attempt.graph.neighbours(self._credentials.name)
-        rarest = self._rarest(self._asked)
-        if rarest is None or rarest[1] >= self._min_holders:
-            return
-        block, count = rarest
-        raise ConfigError(
-            f"block {block} is trained at {count} clients that this owner can see, this one "
-            f"included, and it demands federation.min_cohort={self._min_holders}: the sum would "
-            "tell too much of each. Re-cut so that the server has the block, or wait until others "
-            "choose such a cut, or lower federation.min_cohort"
-        )
+        few = self._too_few(self._asked)
+        if few is not None:
+            raise ConfigError(
+                f"block {few[0]} is trained at {few[1]} clients that this owner can see, this one "
+                f"included, and it demands federation.min_cohort={self._min_holders}: the sum "
+                "would tell too much of each. Re-cut so that the server has the block, or wait "
+                "until others choose such a cut, or lower federation.min_cohort"
+            )
 
     def _check_partners(self, partners: Iterable[str]) -> None:
         """The same of those who shared secrets: nobody else's update is in the sum."""
-        rarest = self._rarest(partners)
-        if rarest is None or rarest[1] >= self._min_holders:
-            return
-        raise QuorumNotMet(
-            f"block {rarest[0]} is trained at {rarest[1]} clients of those who shared secrets, "
-            f"this owner demands federation.min_cohort={self._min_holders}; it hands nothing in"
-        )
+        few = self._too_few(partners)
+        if few is not None:
+            raise QuorumNotMet(
+                f"block {few[0]} is trained at {few[1]} clients of those who shared secrets, this "
+                f"owner demands federation.min_cohort={self._min_holders}; it hands nothing in"
+            )
 
     def _check_survivors(self, taken: UpdateTaken) -> None:
         """Of every block, the own or not: a threshold of members opens the sum without the rest."""
-        cuts, least = self._share.cuts, max(self._min_holders, MIN_COHORT)
-        asked = {name: cuts[name] for name in {*self._asked, self._credentials.name} & cuts.keys()}
-        gone = asked.keys() - {*taken.survivors, self._credentials.name}
-        left = {name: cut for name, cut in asked.items() if name not in gone}
-        blocks = {block for key in self._share.vector if (block := block_of(key)) is not None}
-        bared = bared_block(blocks, asked, left, least)
+        least = max(self._min_holders, MIN_COHORT)
+        asked, left = self._cuts_of(self._asked), self._cuts_of(taken.survivors)
+        bared = bared_block(blocks_of(self._share.vector), asked, left, least)
         if bared is not None:
             raise QuorumNotMet(
                 f"block {bared[0]} is in {bared[1]} of the updates that came, {least} or all that "
                 "were asked are needed to hide each other; this member reveals nothing"
             )
 
-    def _rarest(self, others: Iterable[str]) -> tuple[int, int] | None:
-        """The own block that the fewest hold of these and this member, and how many do."""
-        share, among = self._share, {*others, self._credentials.name}
-        if not share.cuts:
-            return None
-        cuts = {name: cut for name, cut in share.cuts.items() if name in among}
-        blocks = {block for key in share.update if (block := block_of(key)) is not None}
-        return num_holders(share.cut, blocks, cuts)
+    def _too_few(self, others: Iterable[str]) -> tuple[int, int] | None:
+        """An own block that too few of these and this member hold, and how many do."""
+        share = self._share
+        rarest = num_holders(share.cut, blocks_of(share.update), self._cuts_of(others))
+        is_enough = not share.cuts or rarest is None or rarest[1] >= self._min_holders
+        return None if is_enough else rarest
+
+    def _cuts_of(self, others: Iterable[str]) -> dict[str, Cut]:
+        """Cuts of these and this member; none where all have one."""
+        among = {*others, self._credentials.name}
+        return {name: cut for name, cut in self._share.cuts.items() if name in among}

@@ -24,6 +24,7 @@ __all__ = [
     "Greeting",
     "bared_block",
     "block_of",
+    "blocks_of",
     "check_shares",
     "client_part",
     "cut_text",
@@ -63,6 +64,11 @@ def block_of(key: str) -> int | None:
     """The global index of an adapter tensor's block; None where it is of no block."""
     found = _BLOCK.search(key)
     return None if found is None else int(found[1])
+
+
+def blocks_of(layout: Layout) -> set[int]:
+    """Global indices of all blocks that a layout has tensors of."""
+    return {block for key in layout if (block := block_of(key)) is not None}
 
 
 def client_part(layout: Layout, cut: Cut) -> dict[str, list[int]]:
@@ -133,7 +139,7 @@ def vector_layout(update: Layout, cuts: Cuts) -> dict[str, list[int]]:
     """
     if not cuts:
         return {key: list(shape) for key, shape in sorted(update.items())}
-    counts = {block: len(holders(block, cuts)) for block in _blocks(update)}
+    counts = {block: len(holders(block, cuts)) for block in blocks_of(update)}
     held = {
         key: list(shape)
         for key, shape in sorted(update.items())
@@ -237,10 +243,6 @@ def _checked(member: str, pair: list[int]) -> Cut:
 
 def _is_at_client(block: int | None, cut: Cut) -> bool:
     return block is None or block not in cut.trunk
-
-
-def _blocks(layout: Layout) -> set[int]:
-    return {block for key in layout if (block := block_of(key)) is not None}
 
 
 def _share_block(key: str) -> int:
