@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cutlayer.client.run_file import deepest_head
 from cutlayer.client.settings import ClientSettings
 from cutlayer.errors import ConfigError
 from cutlayer.model.partition import Part
@@ -25,6 +26,7 @@ __all__ = [
     "account_path",
     "check_gradients",
     "keep_account",
+    "renew_account",
     "report_from_files",
     "report_of_run",
     "shared_boundaries",
@@ -57,7 +59,8 @@ def shared_boundaries(settings: ClientSettings) -> frozenset[str]:
     shared = {str(BudgetedBoundary.GRADIENTS)}
     if settings.privacy.keep_share > 0:
         shared.add(str(BudgetedBoundary.ACTIVATIONS))
-    if settings.model.lower > 0 and Part.HEAD in settings.adapter.parts:
+    head_trains = Part.HEAD in settings.adapter.parts
+    if head_trains and max(settings.model.lower, deepest_head(settings.run)) > 0:
         shared |= {str(BudgetedBoundary.ACTIVATIONS), str(BudgetedBoundary.GENERATION)}
     return frozenset(shared | _shared_at_hops(settings, shared))
 
@@ -85,6 +88,17 @@ def keep_account(settings: ClientSettings, run: RunPrivacy) -> None:
     has_epsilon = any(rule.event(1).form is not None for rule in rules)
     if has_epsilon or privacy.budget.limits or privacy.account_file or path.exists():
         run.ledger.guarded_by(OwnerAccount(path, privacy.budget, shared_boundaries(settings)))
+
+
+def renew_account(settings: ClientSettings, run: RunPrivacy) -> None:
+    """After a re-cut other releases concern every row: an account that is asked hears of it.
+
+    Raises:
+        StorageError: as `keep_account`.
+    """
+    if run.ledger.is_guarded:
+        budget, shared = settings.privacy.budget, shared_boundaries(settings)
+        run.ledger.guarded_by(OwnerAccount(account_path(settings), budget, shared))
 
 
 def check_gradients(settings: ClientSettings) -> None:

@@ -8,7 +8,7 @@ import gc
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from cutlayer.client.accounts import report_of_run
+from cutlayer.client.accounts import keep_account, renew_account, report_of_run
 from cutlayer.client.attested import attestation_of, note_in
 from cutlayer.client.chain_attested import of_all_hops
 from cutlayer.client.chain_setup import trunk_of
@@ -28,7 +28,8 @@ from cutlayer.client.recut_desk import Desk
 from cutlayer.client.recut_policy import RecutPolicy
 from cutlayer.client.recut_sensors import LinkMeter, Machine, metered
 from cutlayer.client.recut_watch import RecutWatch, RecutWish
-from cutlayer.client.run_state import Progress, RunState, saved_cut
+from cutlayer.client.run_file import saved_cut
+from cutlayer.client.run_state import Progress, RunState
 from cutlayer.client.session import GenerationSession, SplitModel
 from cutlayer.client.settings import ClientSettings, TrainSettings
 from cutlayer.client.step import SplitStep
@@ -241,6 +242,7 @@ class Client(DataOwner):
     def _move_cut(self, wish: RecutWish) -> RecutReport:
         """Make the run another cut's; the parts here are still those of the old one."""
         self.trunk.checks.require_trust()
+        keep_account(self.settings, self._state.privacy)
         model, recut = self.settings.model, self.settings.recut
         recutter = Recutter(
             settings=self.settings,
@@ -260,6 +262,7 @@ class Client(DataOwner):
         if not report.is_moved:
             return
         self.settings = at_cut(self.settings, Cut(*report.new))
+        renew_account(self.settings, self._state.privacy)
         release_parts(self.head, self.tail)
         # Gone before the new ones come: both together may not fit into memory.
         del self.head, self.tail, self._parts

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from cutlayer.client.attested import Attestation, attestation_of
 from cutlayer.client.link import Connect, OwnModel
-from cutlayer.client.run_state import saved_cut
+from cutlayer.client.run_file import saved_cut
 from cutlayer.client.settings import ClientSettings, TrainSettings
 from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings

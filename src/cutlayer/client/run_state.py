@@ -18,6 +18,7 @@ import msgspec
 from safetensors.torch import save
 from torch import Tensor
 
+from cutlayer.client.run_file import DEEPEST, RUN_FILE, cut_of, deepest_of, read_note
 from cutlayer.client.settings import RunSettings
 from cutlayer.errors import ConfigError, StorageError
 from cutlayer.model.partition import Cut
@@ -27,12 +28,11 @@ from cutlayer.storage.audit_log import AuditLog
 from cutlayer.storage.files import (
     explain_os_errors,
     private_folder,
-    read_private,
     sync_folder,
     write_atomic,
 )
 from cutlayer.storage.steps import StepStore
-from cutlayer.storage.vault import Vault, open_run_vault, open_vault
+from cutlayer.storage.vault import open_run_vault, open_vault
 from cutlayer.wire.recut_messages import fork_id
 
 __all__ = [
@@ -42,12 +42,11 @@ __all__ = [
     "RunState",
     "SavedStep",
     "StepRecord",
-    "saved_cut",
 ]
 
 MEMBERS_CUTS = "members' cuts"
 """What a run is claimed with once it is known whether its federation has one cut: equal, mixed."""
-_RUN_FILE, _STEPS, _DOOMED = "run.json", "steps", ".cutlayer-tmp"
+_STEPS, _DOOMED = "steps", ".cutlayer-tmp"
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +111,7 @@ class RunState:
     @property
     def cut(self) -> Cut | None:
         """Where the run was begun, or where its last re-cut left it; None before any training."""
-        return _cut_of(self._known)
+        return cut_of(self._known)
 
     @property
     def has_equal_cuts(self) -> bool:
@@ -196,9 +195,10 @@ class RunState:
             "served_id": fork_id(self.run_id),
             "generation": str(self._num_recuts + 1),
             "cut": f"{cut.lower}:{cut.upper}",
+            DEEPEST: str(max(deepest_of(self._known), cut.lower)),
         }
         try:
-            self.write_note(_RUN_FILE, {**self._known, **identity, **changed})
+            self.write_note(RUN_FILE, {**self._known, **identity, **changed})
         finally:
             # Even where the write failed at its very end: what is on disk has decided.
             self._known = self._read_known()
@@ -213,7 +213,7 @@ class RunState:
         """
         if not (self.folder / name).exists():
             return {}
-        return _read_note(self.folder, name, self.vault)
+        return read_note(self.folder, name, self.vault)
 
     def write_note(self, name: str, table: Mapping[str, str]) -> None:
         """Keep a small private table, durably."""
@@ -271,14 +271,14 @@ class RunState:
                 sync_folder(self.folder)
 
     def _read_known(self) -> dict[str, str]:
-        if not (self.folder / _RUN_FILE).exists():
+        if not (self.folder / RUN_FILE).exists():
             self._known = {"run_id": secrets.token_hex(12)}
             self._write_known()
             return self._known
-        return self.read_note(_RUN_FILE)
+        return self.read_note(RUN_FILE)
 
     def _write_known(self) -> None:
-        self.write_note(_RUN_FILE, self._known)
+        self.write_note(RUN_FILE, self._known)
 
 
 class RecutSteps:
@@ -293,37 +293,6 @@ class RecutSteps:
     ) -> None:
         """Make a step durable, as `RunState.save` does."""
         self._store.save(progress.step, _step_files(progress, tensors), is_pinned)
-
-
-def saved_cut(settings: RunSettings) -> Cut | None:
-    """Where the last re-cut of a run left it; None where there was none. It locks nothing.
-
-    Raises:
-        StorageError: the run's file is damaged or open to others.
-    """
-    if not (settings.folder / _RUN_FILE).exists():
-        return None
-    vault = open_run_vault(settings.folder, open_vault(settings.key_file))
-    known = _read_note(settings.folder, _RUN_FILE, vault)
-    return _cut_of(known) if "generation" in known else None
-
-
-def _read_note(folder: Path, name: str, vault: Vault) -> dict[str, str]:
-    path = folder / name
-    try:
-        return msgspec.json.decode(vault.open(read_private(path), name), type=dict[str, str])
-    except msgspec.DecodeError as error:
-        raise StorageError(f"{path} is damaged; restore it from a copy") from error
-
-
-def _cut_of(known: Mapping[str, str]) -> Cut | None:
-    if "cut" not in known:
-        return None
-    lower, _, upper = known["cut"].partition(":")
-    if not (lower.isdecimal() and upper.isdecimal()):
-        named = f"{_RUN_FILE} names the cut {known['cut']!r:.40}"
-        raise StorageError(f"{named}, which is none; restore it from a copy")
-    return Cut(int(lower), int(upper))
 
 
 def _step_files(

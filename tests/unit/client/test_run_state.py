@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cutlayer.client import run_state
-from cutlayer.client.run_state import Progress, RunState, saved_cut
+from cutlayer.client.run_file import saved_cut
+from cutlayer.client.run_state import Progress, RunState
 from cutlayer.client.settings import RunSettings
 from cutlayer.errors import ConfigError, StorageError
 from cutlayer.model.partition import Cut
