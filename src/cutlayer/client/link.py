@@ -69,14 +69,16 @@ class PendingCall:
     def tensor(self, name: str) -> Tensor:
         """One tensor of the reply, decoded."""
         reply = self.result()
-        if name not in reply.tensors:
-            raise ProtocolError(f"{reply.kind.name} came without tensor {name!r}")
-        (sent,) = self.frame.tensors.values()
-        if reply.tensors[name].shape != sent.shape:
-            raise ProtocolError(
-                f"{reply.kind.name} has shape {reply.tensors[name].shape}, sent was {sent.shape}"
-            )
-        return decode(reply.tensors[name]).float()
+        with self._link._named():
+            if name not in reply.tensors:
+                raise ProtocolError(f"{reply.kind.name} came without tensor {name!r}")
+            (sent,) = self.frame.tensors.values()
+            found = reply.tensors[name]
+            if found.shape != sent.shape:
+                raise ProtocolError(
+                    f"{reply.kind.name} has shape {found.shape}, sent was {sent.shape}"
+                )
+            return decode(found).float()
 
 
 class Link:

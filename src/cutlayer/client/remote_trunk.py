@@ -120,14 +120,16 @@ class RemoteTrunk:
         call = Commit(run_id=run_id, commit=finished, save=True, step=step, pin=pin)
         saved = header_of(self._link.send(Kind.COMMIT, call).result(), Committed).step
         if saved != step:
-            raise ProtocolError(f"the server saved step {saved} where {step} was asked for")
+            raise ProtocolError(f"{self.checks.peer} saved step {saved} where {step} was asked for")
 
     def finish(self, run_id: str, step: int, finished: Step | None) -> None:
         """Have the server finish `step`, the last one, without saving it."""
         call = Commit(run_id=run_id, commit=finished, save=False, step=step)
         reached = header_of(self._link.send(Kind.COMMIT, call).result(), Committed).step
         if reached != step:
-            raise ProtocolError(f"the server stands at step {reached} where {step} was finished")
+            raise ProtocolError(
+                f"{self.checks.peer} stands at step {reached} where {step} was finished"
+            )
 
     def pull_adapter(self, run_id: str, step: int) -> AdapterState:
         """The trunk adapter of a saved step of one's own run."""

@@ -3,15 +3,17 @@
 import random
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cutlayer import Client, TrunkServer
-from cutlayer.errors import TransportError
+from cutlayer.errors import ProtocolError, TransportError
 from cutlayer.wire.channel import Channel
 from cutlayer.wire.frame import Frame
-from cutlayer.wire.messages import Kind
+from cutlayer.wire.messages import Committed, Kind
+from cutlayer.wire.wrapped import WrappedChannel
 from tests.chain_worlds import THREE, chain_settings, client_of_hops, running_hops, six_blocks
 from tests.worlds import loopback
 
@@ -81,3 +83,38 @@ def test_links_that_break_anywhere_change_no_loss_and_cost_no_second_release(
             assert client.ledger.num_vectors == vectors
     assert losses == pytest.approx(expected, rel=1e-6)
     assert sum(counts) > 10
+
+
+class _Bare(WrappedChannel):
+    """A channel whose replies of one kind are not what was asked for."""
+
+    def __init__(self, inner: Channel, asked: Kind) -> None:
+        super().__init__(inner)
+        self._asked = asked
+
+    def call(self, frame: Frame, deadline_s: float | None = None) -> "Future[Frame]":
+        if frame.kind is not self._asked:
+            return self._inner.call(frame, deadline_s)
+        self._inner.call(frame, deadline_s).exception()
+        bare: Future[Frame] = Future()
+        bare.set_result(Frame(kind=Kind.COMMITTED, header=Committed(step=99)))
+        return bare
+
+
+@pytest.mark.parametrize("asked", [Kind.FORWARD, Kind.COMMIT])
+def test_a_reply_that_makes_no_sense_is_told_with_the_hops_name(
+    tmp_path: Path, asked: Kind
+) -> None:
+    model = six_blocks(tmp_path)
+    settings = chain_settings(model, tmp_path, train__steps=1)
+    with running_hops(model, tmp_path) as servers:
+        first = partial(loopback, servers[0])
+        with (
+            Client(
+                settings,
+                connect=first,
+                connect_hops=[lambda: _Bare(loopback(servers[1]), asked)],
+            ) as client,
+            pytest.raises(ProtocolError, match=r"hop 2 \(127.0.0.1:2\)"),
+        ):
+            client.train()
