@@ -269,3 +269,24 @@ def test_a_run_that_its_owner_named_as_a_fork_is_neither_deleted_nor_overwritten
     _opened(host, "run.c1", steps=(0, 1))
     _opened(host, steps=(0, 1))
     assert _names(tmp_path) == ["run", "run.c1"]
+
+
+def test_forks_do_not_fill_the_disk(tmp_path: Path) -> None:
+    host, _ = _host(tmp_path, max_client_stored_runs=3, max_client_runs=3)
+    for name in ("a", "b", "c"):
+        _opened(host, name)
+    host.recut("clinic", _call(Cut(2, 3), "a", 0), NOTHING, lambda: None)
+    host.recut("clinic", _call(Cut(1, 2), "a", 0), NOTHING, lambda: None)
+    with pytest.raises(PermissionRefused, match="limit"):
+        host.recut("clinic", _call(Cut(2, 3), "b", 0), NOTHING, lambda: None)
+    assert _names(tmp_path) == ["a", "a.c1", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["..", "a/../../other/run", "../other/run", "", "a\n", ".run"])
+def test_no_name_leads_out_of_the_owner_s_folder(tmp_path: Path, name: str) -> None:
+    host, _ = _host(tmp_path)
+    _opened(host)
+    with pytest.raises((ProtocolError, StepExpired)):
+        host.recut("clinic", _call(Cut(2, 3), name), NOTHING, lambda: None)
+    assert [path.name for path in (tmp_path / "state" / "runs").iterdir()] == ["clinic"]
+    assert _names(tmp_path) == ["run"]
