@@ -88,6 +88,7 @@ def plan(
     probe: _Rows = None,
     probe_seconds: _ProbeSeconds = None,
     probe_steps: Annotated[int, typer.Option(help="Optimizer steps of the probe at a cut.")] = 20,
+    probe_seeds: Annotated[int, typer.Option(help="Fine-tunes of the probe at a cut.")] = 1,
     measure: _Measure = True,
     measurements: _Numbers = None,
     save_measurements: _SaveNumbers = None,
@@ -130,7 +131,7 @@ def plan(
         from cutlayer.planner.probe import ProbeBudget
 
         client_of(sources)
-        budget = ProbeBudget(steps=probe_steps, seconds=probe_seconds)
+        budget = ProbeBudget(steps=probe_steps, seconds=probe_seconds, seeds=probe_seeds)
     result = make_plan(sources, given, out.say)
     values = _print(result, out, shows_all)
     if probe is not None:

@@ -99,6 +99,7 @@ def test_a_probe_is_run_at_the_recommended_cuts(
     world: CliWorld, numbers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = ("--probe", str(world.folder / "rows.jsonl"), "--probe-steps", "1")
+    rows += ("--probe-seeds", "2")
     steps = ("--set", "train.rows_per_step=2")
     words = ("--measurements", str(numbers), *rows, *steps, "--json")
     ran = run_command(capsys, "plan", str(world.client), *words)
@@ -109,6 +110,7 @@ def test_a_probe_is_run_at_the_recommended_cuts(
     cuts = {(one["lower"], one["upper"]) for one in probed["cuts"]}
     assert cuts == {(one["lower"], one["upper"]) for one in chosen}
     assert probed["sentence"] in ran.err
+    assert all(len(one["losses"]) == 2 for one in probed["cuts"])
 
 
 @pytest.mark.parametrize(
