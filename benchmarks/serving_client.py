@@ -193,7 +193,7 @@ def _run_steps(client: Client, steps: Steps) -> tuple[list[float], list[float]]:
         feed = Feed(row=row, tokens=[1 + place % 200 for place in range(length)])
         begin_s = time.perf_counter()
         pending = session.begin([feed])
-        pending.call.result()
+        pending.call.call.result()
         trunk_seconds.append(time.perf_counter() - begin_s)
         session.finish(pending)
         seconds.append(time.perf_counter() - begin_s)
