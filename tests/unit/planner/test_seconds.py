@@ -1,6 +1,5 @@
 """Predicted seconds: what is computed adds up, what overlaps does not, what waits is waited for."""
 
-
 import pytest
 from transformers import PreTrainedConfig
 
