@@ -4,16 +4,15 @@ They were learnt from private rows, and whoever holds them may rebuild some of t
 without the owner's consent. Vectors of rows leave elsewhere (`boundary`). It does not send.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 
 from torch import Tensor
 
 from cutlayer.errors import ConfigError
-from cutlayer.privacy.boundary import BoundaryName, is_identifier
-from cutlayer.privacy.ledger import Ledger, Release
-from cutlayer.privacy.mechanism import PrivacyEvent
+from cutlayer.privacy.boundary import BoundaryName
+from cutlayer.privacy.ledger import Ledger
+from cutlayer.privacy.whole_release import account_whole, digest_of
 from cutlayer.wire.codec import Packed, get_codec
 from cutlayer.wire.recut_messages import named_tensors
 
@@ -89,23 +88,6 @@ class MovedGate:
         raw = get_codec("raw")
         tensors = {key: raw.encode(x) for key, x in named_tensors(weights, moments).items()}
         if tensors:
-            self._account(name, _digest(tensors))
+            # Sent again after a crash, the same bytes tell nothing new.
+            account_whole(self._ledger, BoundaryName.ADAPTERS, "none", name, digest_of(tensors))
         return ReleasedAdapter(tensors=tensors, gate=_GATE)
-
-    def _account(self, name: str, content: str) -> None:
-        if not is_identifier(name):
-            raise ConfigError(f"{BoundaryName.ADAPTERS}: {name!r:.80} is no identifier of a step")
-        # Sent again after a crash, the same bytes tell nothing new.
-        key = hashlib.sha256(f"{BoundaryName.ADAPTERS}|{name}|{content}".encode()).hexdigest()[:32]
-        event = PrivacyEvent(mechanism="none", scale=None, num_vectors=1)
-        releases = [Release(key=key, num_vectors=1)]
-        self._ledger.account(BoundaryName.ADAPTERS, event, name, releases)
-
-
-def _digest(tensors: Mapping[str, Packed]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        for buffer in tensors[name].buffers:
-            digest.update(buffer)
-    return digest.hexdigest()

@@ -3,16 +3,15 @@
 Vectors of rows leave elsewhere (`boundary`). It aggregates nothing and does not send.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 
 from torch import Tensor
 
 from cutlayer.errors import ConfigError
-from cutlayer.privacy.boundary import BoundaryName, is_identifier
-from cutlayer.privacy.ledger import Ledger, Release
-from cutlayer.privacy.mechanism import PrivacyEvent
+from cutlayer.privacy.boundary import BoundaryName
+from cutlayer.privacy.ledger import Ledger
+from cutlayer.privacy.whole_release import account_whole, digest_of
 from cutlayer.wire.codec import Packed, get_codec
 from cutlayer.wire.ring import pack_ring, words_of
 
@@ -63,7 +62,7 @@ class UpdateGate:
         tensors = {"masked": pack_ring(masked_M)}
         if sealed is not None:
             tensors["sealed"] = pack_ring(words_of(sealed))
-        self._account(BoundaryName.UPDATES, "masked_sum", name, _digest(tensors))
+        account_whole(self._ledger, BoundaryName.UPDATES, "masked_sum", name, digest_of(tensors))
         return ReleasedUpdate(tensors=tensors, gate=_GATE)
 
     def plain(self, update: Mapping[str, Tensor], name: str) -> ReleasedUpdate:
@@ -75,7 +74,7 @@ class UpdateGate:
         self.require_plain_accepted()
         raw = get_codec("raw")
         tensors = {key: raw.encode(x) for key, x in update.items()}
-        self._account(BoundaryName.UPDATES, "none", name, _digest(tensors))
+        account_whole(self._ledger, BoundaryName.UPDATES, "none", name, digest_of(tensors))
         return ReleasedUpdate(tensors=tensors, gate=_GATE)
 
     def require_plain_accepted(self) -> None:
@@ -95,22 +94,7 @@ class UpdateGate:
         """What of these numbers may be shown; None where the owner shows none."""
         if not self._publishes:
             return None
-        self._account(BoundaryName.METRICS, "none", name, repr(sorted(values.items())))
+        account_whole(
+            self._ledger, BoundaryName.METRICS, "none", name, repr(sorted(values.items()))
+        )
         return dict(values)
-
-    def _account(self, boundary: BoundaryName, mechanism: str, name: str, content: str) -> None:
-        if not is_identifier(name):
-            raise ConfigError(f"{boundary}: {name!r:.80} is no identifier of a round")
-        # A coordinator that was set back uses a round's name twice; other content is no replay.
-        key = hashlib.sha256(f"{boundary}|{name}|{content}".encode()).hexdigest()[:32]
-        event = PrivacyEvent(mechanism=mechanism, scale=None, num_vectors=1)
-        self._ledger.account(boundary, event, name, [Release(key=key, num_vectors=1)])
-
-
-def _digest(tensors: Mapping[str, Packed]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        for buffer in tensors[name].buffers:
-            digest.update(buffer)
-    return digest.hexdigest()
