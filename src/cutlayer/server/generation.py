@@ -22,7 +22,7 @@ from cutlayer.model.partition import Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.server.batches import FAILURES, Failure, TrunkCall, TrunkResult, together
 from cutlayer.server.engine import Inference, TrunkEngine
-from cutlayer.server.run_files import check_cut, load_adapter_state, saved_cut, saved_settings
+from cutlayer.server.run_files import check_cut, load_saved_adapter
 from cutlayer.server.run_table import RunTable
 from cutlayer.server.sessions import Passage, RowCall, Session, SessionLimits, SessionTable
 from cutlayer.settings import parse_settings
@@ -167,12 +167,12 @@ class Generation:
             check_cut(run_id, self._adapters[key].cut, cut)
             return key
         self._require_room(owner)
-        check_cut(run_id, saved_cut(store, step), cut)
-        settings = parse_settings(AdapterSettings, saved_settings(store, step), key)
-        state = load_adapter_state(store, step)
+        saved = load_saved_adapter(store, step)
+        check_cut(run_id, saved.cut, cut)
+        settings = parse_settings(AdapterSettings, saved.settings, key)
         adapter = attach(self._trunk, settings, self._new_name(), cut.trunk)
         try:
-            adapter.load(state)
+            adapter.load(saved.state)
         except BaseException:
             adapter.remove()
             raise

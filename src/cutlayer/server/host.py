@@ -33,7 +33,7 @@ from cutlayer.server.engine import Gradients, Inference, TrunkEngine
 from cutlayer.server.generation import Generation, check_hidden
 from cutlayer.server.graphs import Graph, GraphBudget
 from cutlayer.server.recut import Moved
-from cutlayer.server.run_files import load_adapter_state
+from cutlayer.server.run_files import load_saved_adapter
 from cutlayer.server.run_table import RunTable
 from cutlayer.server.runs import TrainingRun
 from cutlayer.server.scheduler import WorkKind
@@ -225,7 +225,7 @@ class TrunkHost:
 
     def pull_adapter(self, owner: str, run_id: str, step: int) -> AdapterState:
         """The trunk adapter of a saved step of the owner's own run."""
-        return load_adapter_state(self._table.store(owner, run_id), step)
+        return load_saved_adapter(self._table.store(owner, run_id), step).state
 
     def recut(self, owner: str, call: Recut, came: Moved, may_leave: Callable[[], None]) -> Moved:
         """Fork a saved run at another cut; see `recut.Forks.fork`."""

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save
@@ -16,12 +17,11 @@ from cutlayer.storage.steps import StepStore
 
 __all__ = [
     "MAX_NAME_LENGTH",
+    "SavedAdapter",
     "check_cut",
     "cut_of",
-    "load_adapter_state",
+    "load_saved_adapter",
     "run_folder",
-    "saved_cut",
-    "saved_settings",
     "step_files",
 ]
 
@@ -60,25 +60,28 @@ def step_files(
     }
 
 
-def load_adapter_state(store: StepStore, step: int) -> AdapterState:
+@dataclass(frozen=True, kw_only=True)
+class SavedAdapter:
+    """The trunk adapter of a saved step."""
+
+    settings: dict[str, object]
+    """As plain values."""
+    cut: Cut | None
+    """As `cut_of` reads it."""
+    state: AdapterState
+
+
+def load_saved_adapter(store: StepStore, step: int) -> SavedAdapter:
     """The trunk adapter that a saved step holds."""
-    return read_tensors(store.load(step), "adapter.safetensors")
-
-
-def saved_settings(store: StepStore, step: int) -> dict[str, object]:
-    """The adapter settings of a saved step, as plain values."""
-    settings = json.loads(store.load(step)["state.json"])["adapter"]
-    assert isinstance(settings, dict)
-    return settings
-
-
-def saved_cut(store: StepStore, step: int) -> Cut | None:
-    """The cut of a saved step; None where an older release saved it, for the only one it had."""
-    return cut_of(json.loads(store.load(step)["state.json"]))
+    files = store.load(step)
+    about = json.loads(files["state.json"])
+    state = read_tensors(files, "adapter.safetensors")
+    return SavedAdapter(settings=about["adapter"], cut=cut_of(about), state=state)
 
 
 def cut_of(about: Mapping[str, object]) -> Cut | None:
-    """What `state.json` says of the cut; None as in `saved_cut`."""
+    """What `state.json` says of the cut; None where an older release saved it, for the only one
+    that it had."""
     found = about.get("cut")
     return None if not isinstance(found, list) else Cut(*found)
 

@@ -16,7 +16,7 @@ from cutlayer.server.audit import Audit
 from cutlayer.server.federation import FederationService
 from cutlayer.server.federation_calls import start_call
 from cutlayer.server.quota import DailyQuota
-from cutlayer.server.run_files import load_adapter_state, run_folder, saved_cut
+from cutlayer.server.run_files import load_saved_adapter, run_folder
 from cutlayer.storage.steps import StepStore
 from cutlayer.storage.vault import open_vault
 from cutlayer.wire.channel import Peer
@@ -103,8 +103,8 @@ def test_an_adopted_run_has_the_blocks_of_the_cut_that_it_will_be_opened_with(
     finally:
         service.close()
     store = StepStore(run_folder(tmp_path, "a", "mine"), open_vault(None))
-    assert saved_cut(store, 0) == trunk
-    assert {block_of(key) for key in load_adapter_state(store, 0)} == set(trunk.trunk)
+    assert load_saved_adapter(store, 0).cut == trunk
+    assert {block_of(key) for key in load_saved_adapter(store, 0).state} == set(trunk.trunk)
 
 
 def test_only_an_update_has_tensors(service: FederationService) -> None:

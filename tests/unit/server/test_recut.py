@@ -14,7 +14,7 @@ from cutlayer.model.moved_blocks import block_of
 from cutlayer.model.partition import Cut, Part, Trunk
 from cutlayer.server.host import TrunkHost
 from cutlayer.server.recut import Moved
-from cutlayer.server.run_files import load_adapter_state, saved_cut
+from cutlayer.server.run_files import load_saved_adapter
 from cutlayer.storage.steps import StepStore
 from cutlayer.wire.messages import Commit, OpenRun, Step
 from cutlayer.wire.recut_messages import Recut, fork_id
@@ -76,15 +76,18 @@ def test_a_block_goes_to_the_client_with_its_moments_and_comes_back(tmp_path: Pa
     host, _ = _host(tmp_path)
     _opened(host)
     _train(host, "run", 1)
-    before = load_adapter_state(_store(tmp_path, "run"), 1)
+    before = load_saved_adapter(_store(tmp_path, "run"), 1).state
     went = _fork(host, Cut(2, 3))
     assert (_blocks(went.weights), len(went.moments)) == ({1}, 3 * len(went.weights))
     assert all(torch.equal(before[key], x) for key, x in went.weights.items())
-    left = load_adapter_state(_store(tmp_path, "run.c1"), 1)
-    assert (_blocks(left), saved_cut(_store(tmp_path, "run.c1"), 1)) == ({2}, Cut(2, 3))
+    left = load_saved_adapter(_store(tmp_path, "run.c1"), 1).state
+    assert (_blocks(left), load_saved_adapter(_store(tmp_path, "run.c1"), 1).cut) == (
+        {2},
+        Cut(2, 3),
+    )
     _opened(host, "run.c1", Cut(2, 3), (0, 1))
     assert _fork(host, OLD, went, "run.c1") == NOTHING
-    again = load_adapter_state(_store(tmp_path, "run.c2"), 1)
+    again = load_saved_adapter(_store(tmp_path, "run.c2"), 1).state
     assert sorted(again) == sorted(before)
     assert all(torch.equal(before[key], x) for key, x in again.items())
     assert _opened(host, "run.c2", OLD, (0, 1))
@@ -129,7 +132,7 @@ def test_a_repeated_fork_is_the_same_and_one_of_another_cut_takes_its_place(tmp_
     first, second = _fork(host, Cut(2, 3)), _fork(host, Cut(2, 3))
     assert all(torch.equal(first.weights[key], second.weights[key]) for key in first.weights)
     _fork(host, Cut(1, 2))
-    assert saved_cut(_store(tmp_path, "run.c1"), 1) == Cut(1, 2)
+    assert load_saved_adapter(_store(tmp_path, "run.c1"), 1).cut == Cut(1, 2)
     assert _store(tmp_path, "run.c1").steps() == [1]
 
 
