@@ -18,7 +18,7 @@ import cutlayer.audit.attacks  # noqa: F401 - registers them
 from cutlayer.audit.attack import ATTACKS
 from cutlayer.audit.grid import TrialSpec, grid
 from cutlayer.audit.material import make_bench, resolve
-from cutlayer.audit.plots import require_matplotlib, utility_of
+from cutlayer.audit.plots import require_pictures, utility_of
 from cutlayer.audit.report import About, write_report
 from cutlayer.audit.results import Store, Trial
 from cutlayer.audit.search import Answer, Tried, search
@@ -71,7 +71,7 @@ class Audit:
             ConfigError: unknown names, no rows, or a package is missing.
             StorageError: the folder is of another audit.
         """
-        require_matplotlib()
+        require_pictures()
         self._plan, self._watcher = plan, watcher
         names = attack_names(plan.attacks)
         client = load_settings(ClientSettings, plan.client)

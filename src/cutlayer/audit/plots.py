@@ -3,7 +3,6 @@
 PNG files stand alone; the SVG text has the reading page's own colours. It computes no score.
 """
 
-import importlib
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cutlayer.audit.results import Trial
-from cutlayer.errors import ConfigError
+from cutlayer.figures import figure_style, require_matplotlib
 from cutlayer.storage.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Point", "front", "pictures", "points", "require_matplotlib", "utility_of", "write_png"]
+__all__ = ["Point", "front", "pictures", "points", "require_pictures", "utility_of", "write_png"]
 
 _INK = "#0a0b0c"
 """A colour that no curve has: it becomes the page's text colour."""
@@ -42,19 +41,13 @@ class Point:
     """More is better: choice accuracy, else 1 / perplexity."""
 
 
-def require_matplotlib() -> None:
+def require_pictures() -> None:
     """Fail before work where no picture can be drawn.
 
     Raises:
-        ConfigError: the package is not installed.
+        ConfigError: matplotlib is not installed.
     """
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError as error:
-        raise ConfigError(
-            "the report's pictures need the package matplotlib, which is not installed: "
-            "pip install 'cutlayer[audit]'"
-        ) from error
+    require_matplotlib("the report's pictures need")
 
 
 def points(trials: Sequence[Trial]) -> list[Point]:
@@ -126,24 +119,7 @@ def _svg(draw: Callable[[], "Figure"]) -> str:
 
 
 def _style(ink: str) -> AbstractContextManager[None]:
-    import matplotlib
-
-    colours = dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink
-    )
-    plain = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "cutlayer",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": ink,
-        "grid.alpha": 0.15,
-        "legend.frameon": False,
-    }
-    style: AbstractContextManager[None] = matplotlib.rc_context({**colours, **plain})
-    return style
+    return figure_style(ink, 0.15)
 
 
 def _recovery(trials: Sequence[Trial]) -> "Figure":

@@ -145,11 +145,11 @@ def plan(
 def _check_picture(path: Path | None) -> None:
     """Minutes of measuring must not end at a package or a folder that is not there."""
     from cutlayer.errors import ConfigError
-    from cutlayer.planner.picture import require_matplotlib
+    from cutlayer.planner.picture import require_pictures
 
     if path is None:
         return
-    require_matplotlib()
+    require_pictures()
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"cannot draw {path}; name a file in a folder that exists")
 

@@ -3,15 +3,14 @@
 It predicts nothing and chooses no cut (`front`): marks and labels come with the points.
 """
 
-import importlib
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cutlayer.errors import ConfigError
+from cutlayer.figures import figure_style, require_matplotlib
 from cutlayer.model.partition import Cut
 from cutlayer.storage.files import write_atomic
 
@@ -22,10 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-__all__ = ["Point", "require_matplotlib", "write_picture"]
+__all__ = ["Point", "require_pictures", "write_picture"]
 
 _GB = 1e9
 _INK, _GREY, _LINE = "#1d2127", "#8b929b", "#2f7ed8"
+_NEEDS = "the picture needs"
+_GRID = {"axes.grid": True, "axes.axisbelow": True}
 _NEAR = 1.2
 """A limit is drawn up to so many times the greatest memory."""
 _LEAK_COLOURS = "plasma_r"
@@ -59,19 +60,13 @@ class Point:
     """Goals for which it is recommended."""
 
 
-def require_matplotlib() -> None:
-    """Fail before work where no picture can be drawn.
+def require_pictures() -> None:
+    """Fail before work where no plan can be drawn.
 
     Raises:
-        ConfigError: the package is not installed.
+        ConfigError: matplotlib is not installed.
     """
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError as error:
-        raise ConfigError(
-            "the picture needs the package matplotlib, which is not installed: "
-            "pip install 'cutlayer[audit]'"
-        ) from error
+    require_matplotlib(_NEEDS)
 
 
 def write_picture(
@@ -99,36 +94,14 @@ def write_picture(
         raise ConfigError(f"the picture {path} must end with .png or .svg")
     if not points:
         raise ConfigError("there is no cut to draw")
-    require_matplotlib()
+    require_pictures()
     data = io.BytesIO()
-    with _style():
+    with figure_style(_INK, 0.12, _GRID):
         figure = _figure(points, title, memory_limit_bytes, what)
         # No date: the same plan gives the same file.
         plain = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(data, format=kind, dpi=150, facecolor="white", metadata=plain)
     write_atomic(path, data.getvalue())
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    inks = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    plain = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "cutlayer",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": _INK,
-        "grid.alpha": 0.12,
-        "legend.frameon": False,
-    }
-    with matplotlib.rc_context({**dict.fromkeys(inks, _INK), **plain}):
-        yield
 
 
 def _figure(
