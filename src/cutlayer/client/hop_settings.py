@@ -4,14 +4,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from cutlayer.errors import ConfigError
 from cutlayer.model.chain import Hop, PlaceKind, check_trunks
 from cutlayer.privacy.mechanism import NoiseSettings
 from cutlayer.settings import Settings
-from cutlayer.wire.codec import get_codec
-from cutlayer.wire.endpoints import TlsFiles
+from cutlayer.wire.endpoints import CodecName, TlsFiles
 
 __all__ = [
     "HopConnectionSettings",
@@ -37,19 +36,10 @@ class HopConnectionSettings(Settings):
     """host:port of its trunk server."""
     server_name: str | None = None
     """Name that its certificate must have, where it is not the address's host."""
-    codec: str = "bf16"
+    codec: CodecName = "bf16"
     """Codec of released tensors in both directions: raw, bf16, fp8, int8."""
     tls: TlsFiles | None = None
     """Files of mutual TLS for this hop; absent takes those of [connection]."""
-
-    @field_validator("codec")
-    @classmethod
-    def _is_known(cls, codec: str) -> str:
-        try:
-            get_codec(codec)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return codec
 
 
 class HopTeeSettings(Settings):

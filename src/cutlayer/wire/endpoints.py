@@ -6,8 +6,9 @@ It does not connect, and does not know what a certificate says about its holder 
 import ipaddress
 import ssl
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from cutlayer.errors import ConfigError
 from cutlayer.settings import Settings
@@ -15,6 +16,7 @@ from cutlayer.wire.codec import get_codec
 from cutlayer.wire.frame import FrameLimits
 
 __all__ = [
+    "CodecName",
     "ConnectionSettings",
     "ListenSettings",
     "TlsFiles",
@@ -22,6 +24,18 @@ __all__ = [
     "is_loopback",
     "read_tls",
 ]
+
+
+def _known_codec(name: str) -> str:
+    try:
+        get_codec(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+CodecName = Annotated[str, AfterValidator(_known_codec)]
+"""The name of a codec that there is."""
 
 
 class TlsFiles(Settings):
@@ -70,21 +84,12 @@ class ConnectionSettings(_EndpointSettings):
 
     server_name: str | None = None
     """Name that the server's certificate must have, where it is not the address's host."""
-    codec: str = "bf16"
+    codec: CodecName = "bf16"
     """Codec of released tensors in both directions: raw, bf16, fp8, int8."""
     deadline_s: float = Field(default=120.0, gt=0.0)
     """Seconds without one byte of progress until a call fails."""
     connect_timeout_s: float = Field(default=10.0, gt=0.0)
     """Seconds to reach the server, refused attempts included."""
-
-    @field_validator("codec")
-    @classmethod
-    def _is_known(cls, codec: str) -> str:
-        try:
-            get_codec(codec)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return codec
 
 
 class ListenSettings(_EndpointSettings):
