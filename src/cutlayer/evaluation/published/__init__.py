@@ -1,0 +1,1 @@
+"""The tasks of published tables: their files, their templates, their official scores."""

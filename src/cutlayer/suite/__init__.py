@@ -1,0 +1,1 @@
+"""Whether split training learns as well as unsplit training: many runs, their store, a report."""
