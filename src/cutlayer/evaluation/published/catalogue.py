@@ -1,0 +1,19 @@
+"""Every published task under its name, so that commands and suites find them all.
+
+It reads and scores nothing. A new task is a module that registers itself, and one line here.
+"""
+
+# Each import registers its tasks.
+
+from cutlayer.evaluation.published.question import TASKS, PublishedTask
+
+__all__ = ["published_task"]
+
+
+def published_task(name: str) -> PublishedTask:
+    """The task called `name`.
+
+    Raises:
+        ConfigError: no task has that name; the message lists those there are.
+    """
+    return TASKS.get(name)
