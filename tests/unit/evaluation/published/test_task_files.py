@@ -1,0 +1,217 @@
+"""Questions out to files and predictions back: every mistake is named, nothing is mixed up."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+import cutlayer.evaluation.published.catalogue  # noqa: F401
+from cutlayer.data.load import load_dataset
+from cutlayer.data.sources import read_records
+from cutlayer.data.template import RowLimits
+from cutlayer.errors import ConfigError, DataError
+from cutlayer.evaluation.published.question import TASKS, Question
+from cutlayer.evaluation.published.task_files import (
+    Provenance,
+    TaskFolder,
+    open_task,
+    predictions_of,
+    write_task,
+)
+from cutlayer.evaluation.published.templates import Form
+from cutlayer.evaluation.report import choice_outcome, predictions
+from cutlayer.evaluation.tasks import ChoiceItem, GenerateItem, read_items
+
+ABOUT = Provenance(source="made up", is_demo_scale=True, seed=3)
+
+
+def _topic(number: int, topic: str = "tech") -> Question:
+    return Question(
+        key=f"t/{number}",
+        fields={"text": f"Robot number {number} {{sings}}"},
+        choices=("sports", "tech"),
+        answers=(topic,),
+        label=topic,
+    )
+
+
+def _turn(number: int) -> Question:
+    fields = {"story": "Ann has a cat.", "history": "", "question": "What has she?"}
+    return Question(
+        key=f"s/{number}", group="s", fields=fields, answers=("a cat", "cat"), label="made-up"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both tasks, whatever else is registered."""
+
+    class Made:
+        about, main_metric, max_new_tokens, hub = "made up", "f1", 7, None
+
+    for name in ("topics", "coqa"):
+        monkeypatch.setitem(TASKS._entries, name, Made())
+
+
+def _topics(folder: Path, form: Form = Form.PLAIN) -> TaskFolder:
+    test = [_topic(1), _topic(2, "sports")]
+    return write_task("topics", [_topic(3)], test, folder, form, ABOUT)
+
+
+def test_choices_become_items_with_their_leading_space(tmp_path: Path) -> None:
+    task = _topics(tmp_path / "task")
+    first, second = read_items(task.test)
+    assert isinstance(first, ChoiceItem)
+    assert isinstance(second, ChoiceItem)
+    assert first.prompt.text is not None
+    assert first.prompt.text.startswith("News: Robot number 1 {sings}\nTopic (")
+    assert first.choices == (" sports", " tech")
+    assert (first.answer, second.answer) == (1, 0)
+    (row,) = read_records(task.train)
+    assert row.fields["completion"] == " tech"
+    assert row.fields["label"] == "tech"
+
+
+def test_replies_end_at_a_newline_and_keep_every_answer(tmp_path: Path) -> None:
+    task = write_task("coqa", [_turn(1)], [_turn(2)], tmp_path, Form.PLAIN, ABOUT)
+    (item,) = read_items(task.test)
+    assert isinstance(item, GenerateItem)
+    assert item.prompt.text == "Ann has a cat.\n\nQ: What has she?\nA:"
+    assert (item.answers, item.stop, item.max_new_tokens) == (("a cat", "cat"), ("\n",), 7)
+
+
+def test_chat_form_has_turns_and_no_leading_space(tmp_path: Path) -> None:
+    task = _topics(tmp_path, Form.CHAT)
+    item = read_items(task.test)[0]
+    assert isinstance(item, ChoiceItem)
+    assert item.choices == ("sports", "tech")
+    assert [turn["role"] for turn in item.prompt.messages] == ["user"]
+    (row,) = read_records(task.train)
+    turns = row.fields["messages"]
+    assert isinstance(turns, list)
+    assert turns[-1] == {"role": "assistant", "content": "tech"}
+    assert task.data_settings().messages == "messages"
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(["a"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+
+
+def test_training_rows_score_the_answer_alone(tmp_path: Path) -> None:
+    tokenizer = _tokenizer()
+    choice = _topics(tmp_path / "topics")
+    reply = write_task("coqa", [_turn(1)], [_turn(2)], tmp_path / "coqa", Form.PLAIN, ABOUT)
+    for task, expected in ((choice, " tech"), (reply, f" a cat{tokenizer.eos_token}")):
+        rows = load_dataset(task.data_settings(40), tokenizer, RowLimits(context_length=40))
+        scored = [label for label in rows.train[0].labels if label >= 0]
+        assert tokenizer.decode(scored) == expected
+
+
+def test_a_written_task_opens_again(tmp_path: Path) -> None:
+    written = _topics(tmp_path)
+    task = open_task(tmp_path)
+    assert task == written
+    assert (task.about.num_train, task.about.num_test, task.about.seed) == (1, 2, 3)
+    questions = task.questions()
+    assert [question.key for question in questions] == ["t/1", "t/2"]
+    assert [question.answers for question in questions] == [("tech",), ("sports",)]
+    assert not questions[0].fields
+
+
+def test_a_folder_that_is_no_task_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no task folder, it lacks task\.json, train\.jsonl"):
+        open_task(tmp_path)
+    _topics(tmp_path)
+    (tmp_path / "task.json").write_text('{"task": ')
+    with pytest.raises(DataError, match=r"task\.json is damaged"):
+        open_task(tmp_path)
+
+
+def test_keys_of_another_length_are_refused(tmp_path: Path) -> None:
+    task = _topics(tmp_path)
+    lines = task.keys.read_text().splitlines(keepends=True)
+    task.keys.write_text(lines[0])
+    with pytest.raises(DataError, match=r"has 1 lines, task\.json says 2"):
+        task.questions()
+    task.keys.write_text('{"key": 1}\n')
+    with pytest.raises(DataError, match=r"keys\.jsonl:1"):
+        task.questions()
+
+
+def test_what_cannot_be_scored_is_not_written(tmp_path: Path) -> None:
+    hidden = Question(key="h", fields={"text": "x"}, choices=("sports", "tech"), answers=())
+    lacking = Question(key="l", choices=("sports", "tech"), answers=("tech",))
+    other = Question(key="o", fields={"text": "x"}, choices=("a", "b"), answers=("c",))
+    for question, match in (
+        (hidden, "question h has no answer; published test splits keep"),
+        (lacking, "question l has no text 'text'"),
+        (other, "an answer of question o is no choice"),
+        (_turn(1), "question s/1 has choices and others not|question s/1 has no text"),
+    ):
+        with pytest.raises(DataError, match=match):
+            write_task("topics", [], [_topic(1), question], tmp_path / "n", Form.PLAIN, ABOUT)
+    with pytest.raises(DataError, match="no test question"):
+        write_task("topics", [_topic(1)], [], tmp_path / "n", Form.PLAIN, ABOUT)
+    with pytest.raises(ConfigError, match="topicz"):
+        write_task("topicz", [], [_topic(1)], tmp_path / "n", Form.PLAIN, ABOUT)
+    assert not (tmp_path / "n").exists()
+
+
+def _predicted(path: Path, task: TaskFolder, scores: Sequence[Sequence[float]]) -> Path:
+    outcomes = [
+        choice_outcome(f"{task.test}:{line}", values, ("sports", "tech"), 1)
+        for line, values in enumerate(scores, 1)
+    ]
+    path.write_bytes(b"".join(predictions(outcomes)))
+    return path
+
+
+def test_predictions_come_back_as_choices(tmp_path: Path) -> None:
+    task = _topics(tmp_path)
+    path = _predicted(tmp_path / "p.jsonl", task, [(-1.0, -2.0), (-3.0, -0.5)])
+    found = predictions_of(path, task.questions())
+    assert [prediction.text for prediction in found] == ["sports", "tech"]
+    assert found[0].log_likelihoods == (-1.0, -2.0)
+
+
+def test_replies_come_back_as_text(tmp_path: Path) -> None:
+    task = write_task("coqa", [], [_turn(1)], tmp_path, Form.PLAIN, ABOUT)
+    path = tmp_path / "p.jsonl"
+    _write(path, {"where": "test.jsonl:1", "kind": "generate", "reply": "cat", "scores": {}})
+    assert predictions_of(path, task.questions())[0].text == "cat"
+    _write(path, {"where": "test.jsonl:1", "kind": "choice", "choice": 0})
+    with pytest.raises(DataError, match="no reply"):
+        predictions_of(path, task.questions())
+
+
+def _write(path: Path, *lines: Mapping[str, object]) -> None:
+    path.write_text("".join(json.dumps(dict(line)) + "\n" for line in lines))
+
+
+def test_predictions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    task = _topics(tmp_path)
+    path = _predicted(tmp_path / "p.jsonl", task, [(-1.0, -2.0)])
+    with pytest.raises(DataError, match="1 predictions for 2 questions; score the task's whole"):
+        predictions_of(path, task.questions())
+    _predicted(path, task, [(-1.0, -2.0), (-3.0, -0.5)])
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    with pytest.raises(DataError, match="not about line 1"):
+        predictions_of(path, task.questions())
+    line = {"kind": "choice", "choice": 2, "log_likelihoods": [-1, -2, -3]}
+    _write(path, {"where": "t:1", **line}, {"where": "t:2", **line})
+    with pytest.raises(DataError, match="3 log-likelihoods for 2 choices"):
+        predictions_of(path, task.questions())
+    _write(path, {"reply": "x"}, {"reply": "y"})
+    with pytest.raises(DataError, match="no line of cutlayer eval --out"):
+        predictions_of(path, task.questions())
