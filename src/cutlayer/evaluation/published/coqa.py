@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cutlayer.data.sources import Record
 from cutlayer.errors import DataError
-from cutlayer.evaluation.published.original_files import file_of, json_file, records_of
+from cutlayer.evaluation.published.original_files import file_of, json_file, records_of, texts_of
 from cutlayer.evaluation.published.question import (
     TASKS,
     HubName,
@@ -33,10 +33,10 @@ _FILES = {
 class Coqa:
     """Free-form answers over a conversation.
 
-    `Question.fields`: story, question and history (lines `Q: ...` and `A: ...` in turn, each with
-    its line end, empty at first). `Question.answers`: those of all human annotators, the main one
-    first; the official score leaves one out at a time, so that equal ones stay. A turn without any
-    answer can be neither learnt nor scored: it is not asked, but stays in the history.
+    `Question.fields`: story, question and history (lines `Q: ...` and `A: ...` in turn, empty at
+    first). `Question.answers`: those of all human annotators, the main one first; the official
+    score leaves one out at a time, so that equal ones stay. A turn without any answer can be
+    neither learnt nor scored: it is not asked, but stays in the history.
 
     Source: Reddy et al., CoQA (arXiv 1808.07042); the files of its release 1.0.
     """
@@ -80,7 +80,7 @@ def _original_turns(story: Record) -> Iterator[Question]:
 
 
 def _hub_turns(record: Record, story_id: str) -> Iterator[Question]:
-    questions = _strings(record.value("questions"), record, "questions")
+    questions = texts_of(record.value("questions"), f"{record.where}: questions")
     answers = _hub_answers(record)
     _check_numbers(record, questions, answers)
     return _turns(record, story_id, questions, [answers])
@@ -105,11 +105,11 @@ def _turns(
             yield Question(
                 key=f"{story_id}/{turn + 1}",
                 group=story_id,
-                fields={"story": text, "history": "".join(history), "question": question},
+                fields={"story": text, "history": "\n".join(history), "question": question},
                 answers=given,
                 label=source,
             )
-        history += [f"Q: {_one_line(question)}\n", f"A: {_one_line(given[0])}\n"]
+        history += [f"Q: {_one_line(question)}", f"A: {_one_line(given[0])}"]
 
 
 def _one_line(text: str) -> str:
@@ -137,16 +137,10 @@ def _additional_answers(story: Record) -> list[list[str]]:
 
 def _hub_answers(record: Record) -> list[str]:
     """The hub has one object of lists; the same written as JSON is often a list of objects."""
-    value = record.value("answers")
+    value, where = record.value("answers"), f"{record.where}: answers"
     if isinstance(value, dict):
-        return _strings(Record(value, record.where).value("input_text"), record, "input_text")
-    return [turn.text("input_text") for turn in records_of(value, f"{record.where}: answers")]
-
-
-def _strings(value: object, record: Record, column: str) -> list[str]:
-    if not isinstance(value, list):
-        raise DataError(f"{record.where}: column {column!r} is no list of texts")
-    return [Record({column: item}, record.where).text(column) for item in value]
+        return texts_of(Record(value, where).value("input_text"), f"{where}.input_text")
+    return [turn.text("input_text") for turn in records_of(value, where)]
 
 
 def _check_numbers(story: Record, questions: Sequence[str], answers: Sequence[str]) -> None:

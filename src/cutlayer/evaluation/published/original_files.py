@@ -10,7 +10,7 @@ from pathlib import Path
 from cutlayer.data.sources import Record, read_records
 from cutlayer.errors import DataError
 
-__all__ = ["file_of", "json_file", "json_lines", "records_of", "text_file"]
+__all__ = ["file_of", "json_file", "json_lines", "records_of", "text_file", "texts_of"]
 
 _REMEDY = "if the file is truncated, fetch it again"
 
@@ -98,6 +98,23 @@ def records_of(values: object, where: str) -> list[Record]:
             raise DataError(f"{where}[{number}] is no object; fetch the file again")
         records.append(Record(value, f"{where}[{number}]"))
     return records
+
+
+def texts_of(values: object, where: str) -> list[str]:
+    """The texts of a list within a JSON file.
+
+    Args:
+        values: what should be a list of texts.
+        where: file and path of the list, for messages.
+
+    Raises:
+        DataError: no list, or a member that is no text.
+    """
+    if not isinstance(values, list):
+        raise DataError(f"{where} is no list; fetch the file again")
+    named = {str(number): value for number, value in enumerate(values)}
+    record = Record(named, where)
+    return [record.text(name) for name in named]
 
 
 def _nothing_found(folder: Path, names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from cutlayer.evaluation.published.original_files import (
     json_lines,
     records_of,
     text_file,
+    texts_of,
 )
 
 
@@ -109,3 +110,11 @@ def test_records_within_a_file_know_their_place() -> None:
         records_of({"a": 1}, "f.json: data")
     with pytest.raises(DataError, match=r"f\.json: data\[1\] is no object"):
         records_of([{}, 7], "f.json: data")
+
+
+def test_texts_within_a_file_are_checked_one_by_one() -> None:
+    assert texts_of(["a", "b"], "f.json: ids") == ["a", "b"]
+    with pytest.raises(DataError, match=r"f\.json: ids is no list"):
+        texts_of("ab", "f.json: ids")
+    with pytest.raises(DataError, match=r"f\.json: ids: column '1' is a value of type int"):
+        texts_of(["a", 7], "f.json: ids")
