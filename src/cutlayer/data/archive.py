@@ -42,6 +42,8 @@ class Selection:
     """Refuse to unpack more than this in all."""
     inner_archive: str | None = None
     """Member that is itself the archive to look in."""
+    files: tuple[str, ...] = ()
+    """Paths below the folder: these alone, and each of them; empty takes all with the suffix."""
 
 
 def extract(archive: Path, selection: Selection, target: Path) -> None:
@@ -52,12 +54,14 @@ def extract(archive: Path, selection: Selection, target: Path) -> None:
     """
     with _explained(archive), archive.open("rb") as file:
         if selection.inner_archive is None:
-            num_files = _extract(file, selection, target)
+            found = _extract(file, selection, target)
         else:
             inner = _read_member(file, selection.inner_archive, selection.max_bytes)
-            num_files = _extract(io.BytesIO(inner), selection, target)
-    if num_files == 0:
-        raise StorageError(f"{archive} holds no *{selection.suffix} in {selection.folder}")
+            found = _extract(io.BytesIO(inner), selection, target)
+    missing = [name for name in selection.files if PurePosixPath(name) not in found]
+    if missing or not found:
+        wanted = ", ".join(missing) or f"*{selection.suffix}"
+        raise StorageError(f"{archive} holds no {wanted} in {selection.folder}")
 
 
 @contextmanager
@@ -68,14 +72,15 @@ def _explained(archive: Path) -> Iterator[None]:
         raise StorageError(f"{archive} is damaged: {error}; fetch it again") from error
 
 
-def _extract(file: BinaryIO, selection: Selection, target: Path) -> int:
-    num_files, budget = 0, selection.max_bytes
+def _extract(file: BinaryIO, selection: Selection, target: Path) -> set[PurePosixPath]:
+    found: set[PurePosixPath] = set()
+    budget = selection.max_bytes
     for name, content in _members(file):
         path = _wanted(name, selection)
         if path is not None:
             budget -= _copy(content, target / path, budget, name)
-            num_files += 1
-    return num_files
+            found.add(path)
+    return found
 
 
 def _wanted(name: str, selection: Selection) -> PurePosixPath | None:
@@ -86,7 +91,7 @@ def _wanted(name: str, selection: Selection) -> PurePosixPath | None:
     inner = path.relative_to(selection.folder)
     if inner.is_absolute() or ".." in inner.parts or "\\" in name or not inner.parts:
         raise StorageError(f"archive member {name!r} would be written outside its folder")
-    return inner
+    return inner if not selection.files or inner.as_posix() in selection.files else None
 
 
 def _copy(content: BinaryIO, path: Path, budget: int, name: str) -> int:

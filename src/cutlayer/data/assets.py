@@ -116,6 +116,30 @@ _ALL = (
         licence="MIT",
         about="summaries of 250 papers: train.jsonl, val.jsonl, test.jsonl",
     ),
+    Asset(
+        name="evaluation",
+        release=Release(
+            package="bigbench",
+            version="1.0.0",
+            sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+            is_source=True,
+        ),
+        selection=Selection(
+            folder="bigbench-1.0.0/bigbench/benchmark_tasks",
+            suffix=".json",
+            max_bytes=40_000_000,
+            files=(
+                "coqa_conversational_question_answering/coqa.test.json",
+                "factuality_of_summary/cnn_dm.json",
+                "factuality_of_summary/xsum.json",
+                "gem/xsum/task.json",
+                "natural_instructions/subtask058_multirc_question_answering/task.json",
+            ),
+        ),
+        content_sha256="b1cc3333d00b5180803c795a207b054bbc39101d01a4c47dfbd3db0eea0aa6ea",
+        licence="no licence file: fetched, never passed on",
+        about="CoQA, XSum, CNN/DailyMail and MultiRC, demo-scale, five files (358 MB to fetch)",
+    ),
 )
 
 ASSETS = {asset.name: asset for asset in _ALL}

@@ -111,3 +111,25 @@ def test_a_flipped_byte_inside_a_member_is_noticed(tmp_path: Path) -> None:
     archive.write_bytes(raw)
     with pytest.raises(StorageError, match="is damaged"):
         extract(archive, WANTED, tmp_path / "target")
+
+
+def _chosen(*files: str) -> Selection:
+    return Selection(folder="pkg/data", suffix=".txt", max_bytes=1000, files=files)
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_named_files_alone_are_written(form: str, tmp_path: Path) -> None:
+    members = {f"pkg/data/{name}": b"x" for name in ("a/1.txt", "b/2.txt", "b/3.txt", "1.txt")}
+    if form == "zip":
+        archive = _zip(tmp_path / "a.whl", **members)
+    else:
+        infos = [(tarfile.TarInfo(name), content) for name, content in members.items()]
+        archive = _tar(tmp_path / "a.tar.gz", *infos)
+    extract(archive, _chosen("b/3.txt", "a/1.txt"), tmp_path / "target")
+    assert sorted(_files(tmp_path / "target")) == ["a/1.txt", "b/3.txt"]
+
+
+def test_a_named_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    archive = _zip(tmp_path / "a.whl", **{"pkg/data/1.txt": b"x"})
+    with pytest.raises(StorageError, match=r"holds no 2\.txt, b/3\.txt in pkg/data"):
+        extract(archive, _chosen("1.txt", "2.txt", "b/3.txt"), tmp_path / "target")

@@ -119,3 +119,9 @@ def test_every_asset_is_pinned_by_version_and_two_hashes() -> None:
         assert name == asset.name
         assert asset.release.version
         assert len(asset.release.sha256) == len(asset.content_sha256) == 64
+
+
+def test_the_evaluation_asset_takes_its_five_files_alone() -> None:
+    selection = ASSETS["evaluation"].selection
+    assert len(selection.files) == 5
+    assert all(name.endswith(selection.suffix) for name in selection.files)
