@@ -76,6 +76,12 @@ class ThreadWorld:
                 raise
         return {name: future.result() for name, future in futures.items()}
 
+    @property
+    def num_bytes(self) -> tuple[int, int]:
+        """Bytes that all owners together have sent and received so far, rounds included."""
+        channels = list(self._channels)
+        return sum(c.bytes_sent for c in channels), sum(c.bytes_received for c in channels)
+
     def cut_off(self) -> None:
         """End every owner's connection; nobody connects again."""
         self._is_over.set()
@@ -141,7 +147,7 @@ class ProcessWorld:
 
 
 @contextmanager
-def thread_world(settings: ServerSettings, timeline: Timeline, say: Say) -> Iterator[World]:
+def thread_world(settings: ServerSettings, timeline: Timeline, say: Say) -> Iterator[ThreadWorld]:
     """A server in this process; it is gone when the block ends."""
     server = TrunkServer(settings, tracer=timeline.of("server"))
     world = ThreadWorld(server, timeline, say)
