@@ -4,7 +4,11 @@ It reads and scores nothing. A new task is a module that registers itself, and o
 """
 
 # Each import registers its tasks.
-import cutlayer.evaluation.published.coqa  # noqa: F401
+import cutlayer.evaluation.published.coqa
+import cutlayer.evaluation.published.multirc
+import cutlayer.evaluation.published.record
+import cutlayer.evaluation.published.summaries
+import cutlayer.evaluation.published.superglue  # noqa: F401
 from cutlayer.evaluation.published.question import TASKS, PublishedTask
 
 __all__ = ["published_task"]
