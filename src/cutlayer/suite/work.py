@@ -162,7 +162,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _end_with_parent() -> None:
     """Stdin is a pipe that the suite holds open: it ends when the suite is killed."""
-    sys.stdin.buffer.read()
+    # Not sys.stdin: its lock would be held when Python ends.
+    while os.read(0, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
