@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from cutlayer.data.resemblance import Resembling, words_of
 from cutlayer.data.row_files import write_row_files
 from cutlayer.data.settings import DataSettings
 from cutlayer.errors import DataError
@@ -21,8 +22,10 @@ __all__ = [
     "SENTIMENTS",
     "DomainData",
     "DomainRecord",
+    "distinct_records",
     "domain_settings",
     "domains",
+    "snippets",
     "write_domain",
 ]
 
@@ -40,8 +43,6 @@ SENTIMENTS = ("negative", "positive")
 _MIN_SCORE = 1.0
 """Raters scored from -4 to 4; nearer to zero they did not agree."""
 _MIN_WORDS, _MAX_WORDS = 4, 14
-_RESEMBLANCE = 0.6
-"""Share of common words from which two texts count as one."""
 _PROMPT = "{text}\nSentiment:"
 _COMPLETION = " {sentiment}"
 
@@ -84,15 +85,46 @@ def domains(
     for name, count in (("num_train", num_train), ("num_heldout", num_heldout)):
         if count < len(SENTIMENTS) or count % len(SENTIMENTS):
             raise DataError(f"{name}={count}: each sentiment has half of the rows; give 2, 4, ...")
-    pools = {name: list(_distinct(_read(folder, name))) for name in names}
+    pools = {name: list(distinct_records(_clear(folder, name))) for name in names}
     heldout = {name: _balanced(pools[name], num_heldout, name) for name in names}
-    kept = _Resembling(record for records in heldout.values() for record in records)
+    kept = Resembling(record.text for records in heldout.values() for record in records)
     chosen: dict[str, DomainData] = {}
     for name in names:
-        others = (record for record in _by_seed(pools[name], seed) if record not in kept)
+        others = (record for record in _by_seed(pools[name], seed) if record.text not in kept)
         train = _by_seed(_balanced(others, num_train, name), seed)
         chosen[name] = DomainData(train=train, heldout=heldout[name])
     return chosen
+
+
+def snippets(folder: Path, name: str) -> Iterator[tuple[float, str]]:
+    """Score, from -4 to 4, and text of every line of one file.
+
+    Args:
+        folder: the asset `sentiment`.
+        name: the owner, a key of `DOMAINS`.
+
+    Raises:
+        DataError: an unknown owner, a missing or damaged file.
+    """
+    if name not in DOMAINS:
+        raise DataError(f"no owner {name!r} in the asset; there are {', '.join(DOMAINS)}")
+    path = folder / DOMAINS[name]
+    with explain_os_errors(f"read {path}"):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not lines:
+        raise DataError(f"{path} is missing or empty; fetch the asset sentiment again")
+    for number, line in enumerate(lines, start=1):
+        yield _parse(line, f"{path}:{number}")
+
+
+def distinct_records(records: Iterable[DomainRecord]) -> Iterator[DomainRecord]:
+    """One record per set of words, in an order that no file and no seed touches."""
+    seen: set[frozenset[str]] = set()
+    for record in sorted(records, key=lambda record: _rank("", record)):
+        words = words_of(record.text)
+        if words and words not in seen:
+            seen.add(words)
+            yield record
 
 
 def write_domain(data: DomainData, folder: Path) -> tuple[Path, Path]:
@@ -112,33 +144,9 @@ def domain_settings(train: Path, heldout: Path) -> DataSettings:
     )
 
 
-class _Resembling:
-    """Records, and whether another one says nearly the same."""
-
-    def __init__(self, records: Iterable[DomainRecord]) -> None:
-        self._words = [_words(record.text) for record in records]
-
-    def __contains__(self, record: DomainRecord) -> bool:
-        words = _words(record.text)
-        return any(len(words & other) >= _RESEMBLANCE * len(words | other) for other in self._words)
-
-
-def _words(text: str) -> frozenset[str]:
-    letters = "".join(c if c.isalnum() else " " for c in text.casefold())
-    return frozenset(letters.split())
-
-
-def _read(folder: Path, name: str) -> Iterator[DomainRecord]:
+def _clear(folder: Path, name: str) -> Iterator[DomainRecord]:
     """The clear and short snippets of one file."""
-    if name not in DOMAINS:
-        raise DataError(f"no owner {name!r} in the asset; there are {', '.join(DOMAINS)}")
-    path = folder / DOMAINS[name]
-    with explain_os_errors(f"read {path}"):
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if not lines:
-        raise DataError(f"{path} is missing or empty; fetch the asset sentiment again")
-    for number, line in enumerate(lines, start=1):
-        score, text = _parse(line, f"{path}:{number}")
+    for score, text in snippets(folder, name):
         if abs(score) >= _MIN_SCORE and _MIN_WORDS <= len(text.split()) <= _MAX_WORDS:
             yield DomainRecord(text, SENTIMENTS[score > 0])
 
@@ -150,16 +158,6 @@ def _parse(line: str, where: str) -> tuple[float, str]:
         return float(score), " ".join(html.unescape(text).split())
     except ValueError as error:
         raise DataError(f"{where} is not id, score and text; fetch the asset again") from error
-
-
-def _distinct(records: Iterable[DomainRecord]) -> Iterator[DomainRecord]:
-    """One record per set of words, in an order that no file and no seed touches."""
-    seen: set[frozenset[str]] = set()
-    for record in sorted(records, key=lambda record: _rank("", record)):
-        words = _words(record.text)
-        if words and words not in seen:
-            seen.add(words)
-            yield record
 
 
 def _balanced(records: Iterable[DomainRecord], count: int, name: str) -> list[DomainRecord]:

@@ -20,6 +20,7 @@ __all__ = [
     "TOPICS",
     "TopicData",
     "TopicRecord",
+    "openings",
     "topic_settings",
     "topic_tasks",
     "topics",
@@ -79,7 +80,7 @@ def topics(
     """
     if num_heldout % len(TOPICS):
         raise DataError(f"num_heldout={num_heldout} is no multiple of {len(TOPICS)} topics")
-    articles = _unique(article for topic in TOPICS for article in _read(folder, topic, num_words))
+    articles = _articles(folder, num_words)
     train: list[_Article] = []
     heldout: list[TopicRecord] = []
     for place, topic in enumerate(TOPICS):
@@ -98,6 +99,19 @@ def topics(
         train=[article.record for article in _by_seed(train, seed)],
         heldout=heldout,
     )
+
+
+def openings(folder: Path, num_words: int = 30) -> list[TopicRecord]:
+    """Beginnings of all different articles, in an order that no seed and no file name touches.
+
+    Args:
+        folder: the asset `bbcnews`.
+        num_words: of each beginning.
+
+    Raises:
+        DataError: a topic's folder is missing or empty.
+    """
+    return [article.record for article in _articles(folder, num_words)]
 
 
 def write_topics(data: TopicData, folder: Path) -> tuple[Path, Path]:
@@ -140,6 +154,10 @@ def _task(example: Example, choices: tuple[tuple[int, ...], ...]) -> ChoiceTask:
         raise DataError(f"row {example.row_id} does not end with one of the five topics")
     prompt = tuple(example.tokens[: len(example.tokens) - len(answer)])
     return ChoiceTask(prompt, choices, choices.index(answer))
+
+
+def _articles(folder: Path, num_words: int) -> list[_Article]:
+    return _unique(article for topic in TOPICS for article in _read(folder, topic, num_words))
 
 
 def _read(folder: Path, topic: str, num_words: int) -> list[_Article]:
