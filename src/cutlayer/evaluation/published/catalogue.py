@@ -7,8 +7,10 @@ It reads and scores nothing. A new task is a module that registers itself, and o
 import cutlayer.evaluation.published.coqa
 import cutlayer.evaluation.published.multirc
 import cutlayer.evaluation.published.record
+import cutlayer.evaluation.published.sentiment
 import cutlayer.evaluation.published.summaries
-import cutlayer.evaluation.published.superglue  # noqa: F401
+import cutlayer.evaluation.published.superglue
+import cutlayer.evaluation.published.topics  # noqa: F401
 from cutlayer.evaluation.published.question import TASKS, PublishedTask
 
 __all__ = ["published_task"]
