@@ -3,14 +3,14 @@
 It opens no file. A `Record` reads its plain text columns itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cutlayer.data.sources import Record
 from cutlayer.errors import DataError
 from cutlayer.evaluation.published.original_files import records_of
 from cutlayer.evaluation.published.question import Question, Split
 
-__all__ = ["NO_YES", "check_keys", "inner", "inners", "integer", "named_label"]
+__all__ = ["NO_YES", "inner", "inners", "integer", "named_label", "read_distinct"]
 
 NO_YES = ("no", "yes")
 """The choices of a task whose labels are false and true, in the order of 0 and 1."""
@@ -78,20 +78,27 @@ def named_label(record: Record, names: Sequence[str], split: Split) -> str | Non
     return found
 
 
-def check_keys(questions: Iterable[Question], what: str) -> list[Question]:
-    """The questions, whose keys must differ: each ties a prediction to its answer.
+def read_distinct(
+    records: Iterable[Record], read: Callable[[Record], Question], what: str
+) -> list[Question]:
+    """A question per record, whose keys must differ: each ties a prediction to its answer.
 
     Args:
-        questions: of one split.
+        records: of one split.
+        read: makes one question.
         what: the columns that keys are made of, for the error.
 
     Raises:
-        DataError: two questions have the same key.
+        DataError: two questions have the same key, and what `read` raises.
     """
     by_key: dict[str, Question] = {}
-    for question in questions:
+    for record in records:
+        question = read(record)
         if question.key in by_key:
-            raise DataError(f"two records are {question.key}; {what} must differ")
+            raise DataError(
+                f"{record.where}: a second record {question.key}; {what} must differ from those of "
+                "all records before"
+            )
         by_key[question.key] = question
     return list(by_key.values())
 

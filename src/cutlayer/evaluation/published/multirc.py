@@ -9,11 +9,11 @@ from pathlib import Path
 from cutlayer.data.sources import Record
 from cutlayer.evaluation.published.columns import (
     NO_YES,
-    check_keys,
     inner,
     inners,
     integer,
     named_label,
+    read_distinct,
 )
 from cutlayer.evaluation.published.question import (
     TASKS,
@@ -52,8 +52,8 @@ class MultiRc:
 
     def read_records(self, records: Iterable[Record], split: Split) -> list[Question]:
         """Every record; keys are the split and the three numbers of `idx`."""
-        questions = (_question(record, split) for record in records)
-        return check_keys(questions, "the three numbers of their idx together")
+        numbers = "the three numbers of its idx together"
+        return read_distinct(records, lambda record: _question(record, split), numbers)
 
     def score(self, questions: Sequence[Question], predictions: Sequence[Prediction]) -> Scored:
         """F1 over options, exact match over questions, and accuracy of each option."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cutlayer.data.sources import Record
 from cutlayer.errors import DataError
-from cutlayer.evaluation.published.columns import check_keys, inner, inners, integer
+from cutlayer.evaluation.published.columns import inner, inners, integer, read_distinct
 from cutlayer.evaluation.published.original_files import texts_of
 from cutlayer.evaluation.published.question import (
     TASKS,
@@ -49,8 +49,8 @@ class ReCoRd:
 
     def read_records(self, records: Iterable[Record], split: Split) -> list[Question]:
         """Every record; keys are the split and the two numbers of `idx`."""
-        questions = (_question(record, split) for record in records)
-        return check_keys(questions, "the two numbers of their idx together")
+        numbers = "the two numbers of its idx together"
+        return read_distinct(records, lambda record: _question(record, split), numbers)
 
     def score(self, questions: Sequence[Question], predictions: Sequence[Prediction]) -> Scored:
         """F1 and exact match with the best answer."""

@@ -12,10 +12,10 @@ from cutlayer.data.sources import Record
 from cutlayer.errors import DataError
 from cutlayer.evaluation.published.columns import (
     NO_YES,
-    check_keys,
     inner,
     integer,
     named_label,
+    read_distinct,
 )
 from cutlayer.evaluation.published.original_files import file_of, json_lines
 from cutlayer.evaluation.published.question import (
@@ -77,7 +77,7 @@ class SuperGlueChoice:
 
     def read_records(self, records: Iterable[Record], split: Split) -> list[Question]:
         """Every record; keys are the split and `idx`."""
-        return check_keys((self._question(record, split) for record in records), "their idx")
+        return read_distinct(records, lambda record: self._question(record, split), "its idx")
 
     def score(self, questions: Sequence[Question], predictions: Sequence[Prediction]) -> Scored:
         """Accuracy."""

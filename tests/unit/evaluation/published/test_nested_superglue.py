@@ -177,7 +177,11 @@ def test_test_splits_keep_their_answers_back(tmp_path: Path) -> None:
         (', "label": 0', "", r"answers\[1\]: no column 'label'"),
         ('"questions"', '"question"', r"train.jsonl:1: passage: no column 'questions'"),
         ('"text": "Ann"', '"text": null', r"answers\[0\]: column 'text' is null"),
-        ('"idx": 11', '"idx": 10', "two records are train/3/5/10; the three numbers of their idx"),
+        (
+            '"idx": 11',
+            '"idx": 10',
+            r"answers\[1\]: a second record train/3/5/10; the three numbers",
+        ),
     ],
 )
 def test_what_is_wrong_in_multirc_is_named(
@@ -197,7 +201,11 @@ def test_what_is_wrong_in_multirc_is_named(
         ('"text": "Rome"', '"text": "Paris"', r"qas\[1\]: no answer is one of the entities"),
         ('"text": "Rome"', '"text": 4', r"qas\[1\]: answers\[0\]: column 'text' is"),
         ('"qas"', '"queries"', r"train.jsonl:1: no column 'qas'"),
-        ('"idx": 5', '"idx": 4', "two records are train/3/4; the two numbers of their idx"),
+        (
+            '"idx": 5',
+            '"idx": 4',
+            r"qas\[1\]: a second record train/3/4; the two numbers of its idx",
+        ),
     ],
 )
 def test_what_is_wrong_in_record_is_named(

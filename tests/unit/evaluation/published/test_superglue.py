@@ -158,7 +158,7 @@ def test_each_column_is_needed_and_has_its_type(task: str) -> None:
 def test_a_truncated_or_doubled_line_is_named(task: str, tmp_path: Path) -> None:
     folder, row = _ORIGINAL[task]
     _write(tmp_path, folder, row, row)
-    with pytest.raises(DataError, match="two records are validation/7; their idx must differ"):
+    with pytest.raises(DataError, match=r"val.jsonl:2: a second record validation/7; its idx must"):
         _original(task, tmp_path)
     path = tmp_path / folder / "val.jsonl"
     path.write_text(f"{json.dumps(row)}\n{json.dumps(row)[:-9]}")
