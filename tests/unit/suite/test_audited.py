@@ -1,0 +1,45 @@
+"""An audit of the suite finds what leaves in the open, and less of what noise covers."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cutlayer.evaluation.published.task_files import TaskFolder
+from cutlayer.suite import audited
+from cutlayer.suite.audited import run_audited
+from cutlayer.suite.spec import Method, RunSpec
+from tests.tiny_models import tiny_llama_folder
+from tests.unit.suite.tiny_tasks import tiny_spec, tiny_task
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> TaskFolder:
+    return tiny_task(tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture
+def spec(model: Path, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
+    monkeypatch.setattr(audited, "SECONDS", 3.0)
+    return tiny_spec(model, Method.AUDIT)
+
+
+def test_without_noise_all_is_recovered(spec: RunSpec, task: TaskFolder, tmp_path: Path) -> None:
+    figures = run_audited(spec, task, tmp_path / "work", 1, None)
+    assert figures.recovery is not None
+    assert figures.recovery > 0.9
+    assert figures.predictions == ()
+    assert figures.guarantee == "no noise: none"
+
+
+def test_much_noise_leaves_little(spec: RunSpec, task: TaskFolder, tmp_path: Path) -> None:
+    noisy = msgspec.structs.replace(spec, mechanism="gaussian", scale=50.0)
+    figures = run_audited(noisy, task, tmp_path / "work", 1, None)
+    assert figures.recovery is not None
+    assert figures.recovery < 0.7
+    assert figures.guarantee == "no guarantee (unclipped)"
