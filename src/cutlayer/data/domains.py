@@ -7,6 +7,7 @@ trains on a row that resembles one of any owner's held-out rows.
 
 import hashlib
 import html
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,11 +110,7 @@ def snippets(folder: Path, name: str) -> Iterator[tuple[float, str]]:
     if name not in DOMAINS:
         raise DataError(f"no owner {name!r} in the asset; there are {', '.join(DOMAINS)}")
     path = folder / DOMAINS[name]
-    with explain_os_errors(f"read {path}"):
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if not lines:
-        raise DataError(f"{path} is missing or empty; fetch the asset sentiment again")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path), start=1):
         yield _parse(line, f"{path}:{number}")
 
 
@@ -151,13 +148,31 @@ def _clear(folder: Path, name: str) -> Iterator[DomainRecord]:
             yield DomainRecord(text, SENTIMENTS[score > 0])
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        with explain_os_errors(f"read {path}"):
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except UnicodeDecodeError as error:
+        # Not the codec's message: it may quote the file's bytes.
+        raise DataError(
+            f"{path}: byte {error.start} is not UTF-8; fetch the asset sentiment again"
+        ) from None
+    if not lines:
+        raise DataError(f"{path} is missing or empty; fetch the asset sentiment again")
+    return lines
+
+
 def _parse(line: str, where: str) -> tuple[float, str]:
     """Score and text of `id <tab> score <tab> text`."""
     try:
         _, score, text = line.split("\t")
-        return float(score), " ".join(html.unescape(text).split())
-    except ValueError as error:
-        raise DataError(f"{where} is not id, score and text; fetch the asset again") from error
+        value = float(score)
+        if not math.isfinite(value):
+            raise ValueError("no score")
+    except ValueError:
+        # Not the error's message: it quotes the line.
+        raise DataError(f"{where} is not id, score and text; fetch the asset again") from None
+    return value, " ".join(html.unescape(text).split())
 
 
 def _balanced(records: Iterable[DomainRecord], count: int, name: str) -> list[DomainRecord]:

@@ -91,6 +91,11 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
         _movies(tmp_path)
     with pytest.raises(DataError, match=r"GroundTruth.txt:2 is not id, score and text"):
         _movies(_write(tmp_path, ["1\t2\ta good film this is", "no tabs"]))
+    with pytest.raises(DataError, match=r"GroundTruth.txt:1 is not id, score and text"):
+        _movies(_write(tmp_path, ["1\tnan\ta good film this is"]))
+    (tmp_path / DOMAINS["movies"]).write_bytes(b"1\t2\ta caf\xe9 film")
+    with pytest.raises(DataError, match=r"GroundTruth.txt: byte 9 is not UTF-8"):
+        _movies(tmp_path)
     with pytest.raises(DataError, match="movies has only 1 of 2 balanced rows"):
         _movies(_write(tmp_path, ["1\t2\ta good film this is"]))
     with pytest.raises(DataError, match="num_train=3: each sentiment has half"):

@@ -85,8 +85,11 @@ def test_what_cannot_be_split_is_named(tmp_path: Path) -> None:
 
 
 def test_records_with_columns_text_and_label_are_read() -> None:
-    rows = [{"text": "fine film", "label": 1}, {"text": "dull film", "label": "negative"}]
-    questions = _SENTIMENT.read_records((Record(row, "row") for row in rows), Split.TRAIN)
+    records = [
+        Record({"text": "fine film", "label": 1}, "row 1"),
+        Record({"text": "dull film", "label": "negative"}, "row 2"),
+    ]
+    questions = _SENTIMENT.read_records(records, Split.TRAIN)
     assert [question.answers for question in questions] == [("positive",), ("negative",)]
     assert [question.key for question in questions] == ["train/1", "train/2"]
     (topic,) = _TOPICS.read_records(
