@@ -9,8 +9,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.evaluation.published.catalogue import published_task
 from cutlayer.evaluation.published.question import Question, Split
 from cutlayer.evaluation.published.task_files import Provenance, TaskFolder, write_task
-from cutlayer.evaluation.published.templates import form_of
-from cutlayer.suite.recipe import open_model
+from cutlayer.evaluation.published.templates import Form, form_of
 from cutlayer.suite.spec import RunSpec
 
 __all__ = ["HUB", "PACKAGED", "prepare", "questions_of", "scored_split"]
@@ -38,6 +37,7 @@ def prepare(spec: RunSpec, folder: Path, cache: Path | None) -> TaskFolder:
     """
     from cutlayer.evaluation.published.packaged import choose
 
+    # Rows first: what is wrong with them is known before a model is loaded.
     sizes = spec.sizes
     train, test = choose(
         questions_of(spec.task, spec.source, cache),
@@ -47,8 +47,7 @@ def prepare(spec: RunSpec, folder: Path, cache: Path | None) -> TaskFolder:
         sizes.max_words,
     )
     about = Provenance(source=spec.source, is_demo_scale=spec.source == PACKAGED, seed=spec.seed)
-    form = form_of(open_model(spec, cache).tokenizer())
-    return write_task(spec.task, train, test, folder / "task", form, about)
+    return write_task(spec.task, train, test, folder / "task", _form(spec, cache), about)
 
 
 def questions_of(name: str, source: str, cache: Path | None) -> dict[Split, list[Question]]:
@@ -94,3 +93,11 @@ def questions_of(name: str, source: str, cache: Path | None) -> dict[Split, list
 def scored_split(name: str) -> Split:
     """The split that published tables score: the others' test answers are kept by their authors."""
     return Split.TEST if name in _WITH_OWN_TEST else Split.VALIDATION
+
+
+def _form(spec: RunSpec, cache: Path | None) -> Form:
+    from cutlayer.suite.recipe import open_model
+
+    if spec.form != "auto":
+        return Form(spec.form)
+    return form_of(open_model(spec, cache).tokenizer())

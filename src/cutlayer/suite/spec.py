@@ -5,7 +5,7 @@ Two specs that are equal are the same run: the store keeps one result of each.
 
 import hashlib
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -59,6 +59,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Where rows come from: packaged, hub, or a folder with the original files."""
     model: str = "asset:smollm2"
     """Folder, GGUF file, hub id or asset:NAME."""
+    form: Literal["plain", "chat", "auto"] = "plain"
+    """How the model is spoken to; auto: chat where its tokenizer has a chat template."""
     head_blocks: int = 2
     """Blocks of the head, p."""
     tail_blocks: int = 2
@@ -94,6 +96,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             parts += [f"{self.owners}-{kind}", self.strategy.replace("_", "-")]
         if (self.head_blocks, self.tail_blocks) != (2, 2):
             parts.append(f"p{self.head_blocks}-q{self.tail_blocks}")
+        if self.form != "plain":
+            parts.append(self.form)
         if self.adapter != "lora":
             parts.append(self.adapter)
         if self.codec != "raw":
