@@ -26,7 +26,7 @@ from benchmarks.official_examples import (
     summaries,
 )
 from benchmarks.official_rows import cb_rows, multirc_rows, record_rows, spoilt, summary_rows
-from benchmarks.official_scripts import ask, ask_coqa, rouge_items, take_out
+from benchmarks.official_scripts import SCRIPTS, ask, ask_coqa, rouge_items, take_out
 from benchmarks.report import emit, parse_arguments, print_table
 from cutlayer.errors import DataError
 from cutlayer.evaluation.published.catalogue import published_task
@@ -118,11 +118,11 @@ def _recorded() -> Iterator[Comparison]:
 def _measured(folder: Path) -> Iterator[Comparison]:
     """Every script run, on the small rows and on many."""
     for task in ("cb", "multirc", "record"):
-        script = take_out(task, folder / task)
+        script = take_out(SCRIPTS[task], folder / task)
         for rows, asked in (("small", examples()[task]), ("made up", _many(task))):
             yield _compared(task, rows, asked, _official(task, script, asked))
-    yield from _rouge(take_out("rouge", folder / "rouge"))
-    yield from _coqa(take_out("coqa", folder / "coqa"), folder)
+    yield from _rouge(take_out(SCRIPTS["rouge"], folder / "rouge"))
+    yield from _coqa(take_out(SCRIPTS["coqa"], folder / "coqa"), folder)
 
 
 def _compared(task: str, rows: str, asked: Asked, official: Scored) -> Comparison:

@@ -132,16 +132,20 @@ SCRIPTS: Mapping[str, Script] = {
 """By task."""
 
 
-def take_out(task: str, folder: Path) -> Path:
-    """Fetch, verify and unpack the task's script below `folder`.
+def take_out(script: Script, folder: Path, archive: Path | None = None) -> Path:
+    """Fetch, verify and unpack a script below `folder`.
+
+    Args:
+        script: one of `SCRIPTS`.
+        folder: becomes its home.
+        archive: the package, where it was fetched by hand.
 
     Raises:
         TransportError: the registry cannot be reached.
         StorageError: the package or the script is another one than pinned.
     """
-    script = SCRIPTS[task]
-    with download(script.release, None, _TIMEOUT_S) as archive:
-        extract(archive, script.selection, folder)
+    with download(script.release, archive, _TIMEOUT_S) as package:
+        extract(package, script.selection, folder)
     path = folder / script.path
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != script.sha256:
