@@ -22,7 +22,7 @@ from cutlayer.settings import load_settings
 from cutlayer.simulation.settings_text import settings_text
 from cutlayer.storage.files import explain_os_errors, write_atomic
 
-__all__ = ["Trained", "main", "train_in_own_process"]
+__all__ = ["Trained", "main", "read_trained", "train_in_own_process"]
 
 _LAST_LINES = 5
 
@@ -69,7 +69,7 @@ def train_in_own_process(owner: ClientSettings, folder: Path) -> Trained:
     if not result.exists():
         lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
         raise ProtocolError(f"the owner's process ended with exit code {code}: {' / '.join(lines)}")
-    return _read(result)
+    return read_trained(result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +104,12 @@ def _train(settings: ClientSettings) -> Trained:
         )
 
 
-def _read(result: Path) -> Trained:
+def read_trained(result: Path) -> Trained:
+    """What `main` wrote.
+
+    Raises:
+        CutlayerError: what the training ended with.
+    """
     raw = result.read_bytes()
     try:
         return msgspec.json.decode(raw, type=Trained)

@@ -111,7 +111,7 @@ def server_settings(
         "model": model_table(spec, place),
         "listen": {"address": _LOOPBACK, **(listen or {"plaintext": True})},
         "state": {"folder": str(place.folder / "server")},
-        "drain_s": 5.0,
+        "drain_s": 1.0,
     }
     return parse_settings(ServerSettings, table, _where(spec))
 
