@@ -12,6 +12,7 @@ import pytest
 from cutlayer.errors import DataError
 from cutlayer.evaluation.published.catalogue import published_task
 from cutlayer.evaluation.published.question import Split
+from cutlayer.evaluation.published.templates import Form, template_of
 
 _OTHERS: tuple[object, ...] = (None, True, -1, 2**70, 1.5, "x", "\ud800", "", [], [[]], {}, [{}])
 _NLI = {"premise": "It rains.", "hypothesis": "It is wet.", "idx": 7}
@@ -74,6 +75,20 @@ def _damaged(value: object) -> Iterator[object]:
     if isinstance(value, list):
         for place, inner in enumerate(value):
             yield from ([*value[:place], other, *value[place + 1 :]] for other in _damaged(inner))
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("name", sorted(_ROWS))
+def test_the_template_finds_its_texts_and_tells_choices_apart(
+    name: str, form: Form, tmp_path: Path
+) -> None:
+    _, row = _ROWS[name]
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    (question,) = published_task(name).read_original(tmp_path, Split.TRAIN)
+    template = template_of(name)
+    assert template.asked(question, form)
+    written = {template.written(choice, form) for choice in question.choices}
+    assert len(written) == len(question.choices)
 
 
 @pytest.mark.parametrize("split", Split)
