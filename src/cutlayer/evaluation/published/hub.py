@@ -45,11 +45,21 @@ def hub_questions(task_name: str, split: Split, cache: Path | None = None) -> li
     task = published_task(task_name)
     if task.hub is None:
         raise ConfigError(f"no hub has the task {task_name}; take its packaged or original files")
+    _check_not_local(task.hub)
     splits = _load(task.hub, cache)
     if split.value not in splits:
         known = ", ".join(splits)
         raise DataError(f"{_spelt(task.hub)} has no split {split.value!r}; its splits are {known}")
     return task.read_records(_records(splits[split.value], f"{_spelt(task.hub)} {split}"), split)
+
+
+def _check_not_local(hub: HubName) -> None:
+    """`datasets` prefers a folder of that name in the working folder, without a word."""
+    if Path(hub.repository).exists():
+        raise ConfigError(
+            f"the working folder holds {hub.repository}, which would be read in place of the "
+            "hub's; run elsewhere, or give that folder as the source of original files"
+        )
 
 
 def _records(rows: "Dataset", where: str) -> Iterator[Record]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cutlayer.data.sources import Record
 from cutlayer.errors import DataError
+from cutlayer.evaluation.published.columns import read_distinct
 from cutlayer.evaluation.published.original_files import file_of, json_file, text_file, texts_of
 from cutlayer.evaluation.published.question import (
     TASKS,
@@ -73,12 +74,12 @@ class XSum:
             raise DataError(f"{path} holds no JSON object of splits; fetch it again")
         keys = texts_of(Record(splits, str(path)).value(split.value), f"{path}: {split.value}")
         _check_page_numbers(keys, path)
-        pages = folder / "bbc-summary-data"
+        pages = path.parent / "bbc-summary-data"
         return [_bbc_question(pages / f"{key}.summary", key) for key in keys]
 
     def read_records(self, records: Iterable[Record], split: Split) -> list[Question]:
         """Rows with the columns document, summary and id."""
-        return [_hub_question(record, "document", "summary") for record in records]
+        return _hub_questions(records, "document", "summary")
 
     def score(self, questions: Sequence[Question], predictions: Sequence[Prediction]) -> Scored:
         """ROUGE-1, -2, -L and -Lsum."""
@@ -105,22 +106,25 @@ class CnnDailyMail:
         """Articles of `cnn/stories` and `dailymail/stories` whose addresses the split lists."""
         name = _URL_LISTS[split]
         path = file_of(folder, [name, f"url_lists/{name}"])
-        found = [_story_question(story) for story in _stories(folder, path)]
+        root = folder if folder.is_dir() else path.parent
+        found = [_story_question(story) for story in _stories(root, path)]
         return [question for question in found if question.fields["document"]]
 
     def read_records(self, records: Iterable[Record], split: Split) -> list[Question]:
         """Rows with the columns article, highlights and id."""
-        return [_hub_question(record, "article", "highlights") for record in records]
+        return _hub_questions(records, "article", "highlights")
 
     def score(self, questions: Sequence[Question], predictions: Sequence[Prediction]) -> Scored:
         """ROUGE-1, -2, -L and -Lsum."""
         return score_rouge(questions, predictions)
 
 
-def _hub_question(record: Record, document: str, summary: str) -> Question:
-    return _question(
-        record.text("id"), record.text(document), record.text(summary), where=record.where
-    )
+def _hub_questions(records: Iterable[Record], document: str, summary: str) -> list[Question]:
+    def read(record: Record) -> Question:
+        texts = (record.text(name) for name in ("id", document, summary))
+        return _question(*texts, where=record.where)
+
+    return read_distinct(records, read, "its id")
 
 
 def _question(

@@ -298,3 +298,12 @@ def test_a_task_that_no_hub_has_says_what_to_take(monkeypatch: pytest.MonkeyPatc
         hub_questions("coqa", Split.TRAIN)
     with pytest.raises(ConfigError, match=r"no published task is called 'squad'; known: .*coqa"):
         hub_questions("squad", Split.TRAIN)
+
+
+def test_a_folder_that_would_shadow_the_hub_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stanfordnlp" / "coqa").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="working folder holds stanfordnlp/coqa"):
+        hub_questions("coqa", Split.TRAIN)

@@ -93,6 +93,17 @@ def test_each_split_of_xsum_has_its_pages(tmp_path: Path) -> None:
         assert keys(XSum().read_original(folder, split)) == SPLITS[split.value]
 
 
+def test_the_list_of_a_split_may_be_given_itself(tmp_path: Path) -> None:
+    folder = xsum_folder(tmp_path)
+    path = folder / "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json"
+    assert XSum().read_original(path, Split.TEST) == XSum().read_original(folder, Split.TEST)
+    cnn_folder(tmp_path)
+    cnn = CnnDailyMail()
+    assert cnn.read_original(folder / "all_test.txt", Split.TEST) == cnn.read_original(
+        folder, Split.TEST
+    )
+
+
 def test_cnn_s_highlights_are_lines_and_captions_get_a_period(tmp_path: Path) -> None:
     folder = cnn_folder(tmp_path)
     first, second = CnnDailyMail().read_original(folder, Split.TRAIN)
@@ -240,3 +251,10 @@ def test_a_hub_record_of_another_form_is_refused(changes: dict[str, object], mes
         XSum().read_records([Record(row, "row 7")], Split.TRAIN)
     with pytest.raises(DataError, match="no column 'article'"):
         CnnDailyMail().read_records([Record({"id": "1"}, "row 7")], Split.TRAIN)
+
+
+def test_an_id_that_comes_twice_is_named() -> None:
+    fields = {"document": "text", "summary": "sum", "id": "1"}
+    records = [Record(fields, where) for where in ("row 7", "row 8")]
+    with pytest.raises(DataError, match="row 8: a second record 1; its id must differ"):
+        XSum().read_records(records, Split.TRAIN)
