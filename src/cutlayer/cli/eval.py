@@ -1,4 +1,7 @@
-"""`cutlayer eval`: scores a task file through the split model. The work is in `evaluation`."""
+"""`cutlayer eval`: scores a task file through the split model; its subcommands stand in own files.
+
+The work is in `evaluation`.
+"""
 
 import time
 from pathlib import Path
@@ -6,19 +9,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cutlayer.cli.options import ConfigOption, JsonOption, SetOption
+from cutlayer.cli import eval_task
+from cutlayer.cli.options import JsonOption, SetOption
 from cutlayer.cli.output import Output, format_bytes
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
     from cutlayer.evaluation.report import Evaluation
 
-__all__ = ["evaluate"]
+__all__ = ["app", "evaluate"]
+
+app = typer.Typer(
+    invoke_without_command=True,
+    help="Score a task file through the split model, or make one of a published task.",
+)
+app.command("task")(eval_task.task)
+app.command("score")(eval_task.score)
 
 _SECONDS_BETWEEN_LINES = 10.0
 
+ConfigFileOption = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="Settings in TOML form.")
+]
 TasksOption = Annotated[
-    Path, typer.Option("--tasks", metavar="FILE", help="Items to score, JSON lines.")
+    Path | None, typer.Option("--tasks", metavar="FILE", help="Items to score, JSON lines.")
 ]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="The first N items alone.")
@@ -38,9 +52,11 @@ BatchOption = Annotated[
 ]
 
 
+@app.callback()
 def evaluate(
-    config: ConfigOption,
-    tasks: TasksOption,
+    context: typer.Context,
+    config: ConfigFileOption = None,
+    tasks: TasksOption = None,
     limit: LimitOption = None,
     out_file: OutOption = None,
     skip_long: SkipOption = False,
@@ -49,6 +65,13 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score a task file: choices by log-likelihood, replies by exact match, F1 and ROUGE-L."""
+    if context.invoked_subcommand is not None:
+        return
+    # Not typer's own check: subcommands need neither.
+    if config is None:
+        context.fail("Missing option '--config' / '-c'.")
+    if tasks is None:
+        context.fail("Missing option '--tasks'.")
     from cutlayer.cli.certificates import warn_of_expiry
     from cutlayer.client.client import Client
     from cutlayer.client.settings import ClientSettings

@@ -75,24 +75,18 @@ class Template(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.stop if form is Form.PLAIN else ()
 
 
-_YES_NO = {"True": "yes", "False": "no", "true": "yes", "false": "no"}
-_TRUTH = {
-    "entailment": "True",
-    "not_entailment": "False",
-    "contradiction": "False",
-    "neutral": "Neither",
-}
+_RTE = {"entailment": "True", "not_entailment": "False"}
+_CB = {"entailment": "True", "contradiction": "False", "neutral": "Neither"}
 
 TEMPLATES: Mapping[str, Template] = MappingProxyType(
     {
         "boolq": Template(
             prompt="{passage}\nQuestion: {question}?\nAnswer (yes or no):",
             chat="{passage}\n\nQuestion: {question}? Answer with yes or no.",
-            choices=_YES_NO,
         ),
         "cb": Template(
             prompt="{premise}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:",
-            choices=_TRUTH,
+            choices=_CB,
         ),
         "cnn_dailymail": Template(
             prompt="Article: {document}\n\nSummary:",
@@ -110,7 +104,6 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         "multirc": Template(
             prompt="{paragraph}\n\nQuestion: {question}\nProposed answer: {answer}\n"
             "Is the proposed answer correct (yes or no)?",
-            choices=_YES_NO,
         ),
         "record": Template(
             prompt="{passage}\n\n{query}\n@placeholder is",
@@ -118,7 +111,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         ),
         "rte": Template(
             prompt="{premise}\nQuestion: {hypothesis} True or False?\nAnswer:",
-            choices=_TRUTH,
+            choices=_RTE,
         ),
         "sentiment": Template(
             prompt="Review: {text}\nSentiment (positive or negative):",
@@ -133,11 +126,9 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         "wic": Template(
             prompt="Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
             "Has {word} the same meaning in both sentences (yes or no)?",
-            choices=_YES_NO,
         ),
         "wsc": Template(
-            prompt="{text}\nDoes {span2_text} stand for {span1_text} (yes or no)?",
-            choices=_YES_NO,
+            prompt="{marked_text}\nDoes *{span2_text}* stand for {span1_text} (yes or no)?",
         ),
         "xsum": Template(
             prompt="Article: {document}\n\nSummary in one sentence:",
