@@ -74,7 +74,7 @@ def _machine(threads: int) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
         f"{platform.machine()}, {cores} cores, {gib:.0f} GiB memory, "
-        f"{threads} threads, {_accelerator()}"
+        f"{threads} thread{'s' * (threads != 1)}, {_accelerator()}"
     )
 
 

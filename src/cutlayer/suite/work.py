@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cutlayer.errors import ConfigError, CutlayerError
-from cutlayer.storage.files import explain_os_errors, write_atomic
+from cutlayer.storage.files import explain_os_errors, private_folder, write_atomic
 from cutlayer.suite.origin import origin_of
 from cutlayer.suite.result import Figures, Origin, RunResult
 from cutlayer.suite.spec import Method, RunSpec
@@ -62,7 +62,7 @@ def run_one(spec: RunSpec, folder: Path, options: WorkOptions) -> RunResult:
 
     Args:
         spec: the run.
-        folder: for its rows and its state; it must exist.
+        folder: for its rows and its state; it must exist and be private.
         options: how.
     """
     began, start_s = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
@@ -90,9 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = WorkOptions(threads=found.threads, cache=found.cache, command=found.command)
     try:
         spec = _read_spec(found.spec)
-        with explain_os_errors(f"use {found.folder}"):
-            found.folder.mkdir(parents=True, exist_ok=True)
-        result = run_one(spec, found.folder, options)
+        result = run_one(spec, private_folder(found.folder), options)
         write_atomic(found.folder / RESULT_FILE, msgspec.json.encode(result))
     except CutlayerError as error:
         print(f"error: {error}", file=sys.stderr)
