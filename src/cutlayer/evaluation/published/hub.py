@@ -100,23 +100,24 @@ def _download(hub: HubName, cache_folder: str | None) -> "Mapping[str, Dataset]"
 
 
 def _explained(hub: HubName, error: Exception) -> CutlayerError:
+    from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
-    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
     from pyarrow import ArrowException
 
     name = _spelt(hub)
     if isinstance(error, DatasetNotFoundError):
         return ConfigError(f"{name}: {error} Check the name, or log in with `hf auth login`")
-    if isinstance(error, ConnectionError | LocalEntryNotFoundError | httpx.HTTPError):
-        return TransportError(
-            f"{name} is not in the cache and the hub cannot be reached or does not answer; "
-            "connect, unset HF_HUB_OFFLINE, or take the packaged or original files"
-        )
-    if isinstance(error, DatasetsError | FileNotFoundError | ArrowException):
+    if isinstance(error, DatasetsError | EmptyDatasetError | ArrowException):
         return DataError(
             f"{name} came damaged or without data ({type(error).__name__}); "
             "fetch it again into an empty cache, or take the original files"
+        )
+    # `datasets` calls it a missing file where the hub answers with an error of its own.
+    if isinstance(error, ConnectionError | FileNotFoundError | httpx.HTTPError):
+        return TransportError(
+            f"{name} is not in the cache and the hub cannot be reached or does not answer; "
+            "connect, unset HF_HUB_OFFLINE, or take the packaged or original files"
         )
     if isinstance(error, OSError):
         return StorageError(f"cannot keep {name} in the cache: {error.strerror}; free it")

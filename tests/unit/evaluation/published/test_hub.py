@@ -29,7 +29,7 @@ from cutlayer.evaluation.published.hub import hub_questions
 from cutlayer.evaluation.published.coqa import Coqa
 from cutlayer.evaluation.published.question import TASKS, HubName, Split
 
-for name in ("broken", "closed", "empty", "gone"):
+for name in ("broken", "closed", "empty", "gone", "sick"):
     hub = HubName(repository=f"acme/{name}")
     TASKS.register(name)(type(name, (Coqa,), {"hub": hub}))
 hub = HubName(repository="abisee/cnn_dailymail", config="9.9.9")
@@ -119,6 +119,9 @@ class Hub:
         repository = self.folder / owner / name
         if (owner, name) == ("acme", "closed"):
             return reply(request, 403, code="GatedRepo")
+        if (owner, name) == ("acme", "sick"):
+            # Not 500: the client would ask five times, for half a minute.
+            return reply(request, 405)
         if not name or not repository.is_dir():
             return reply(request, 404, code="RepoNotFound")
         revision, path = (rest[0] or "main"), "/".join(filter(None, rest[1:]))
@@ -229,7 +232,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def online(hub: Hub, cache: Path) -> dict[str, list[list[object]]]:
     """What a hub that can be reached gives, all in one process: starting one takes seconds."""
     working = ("coqa:train", "coqa:test", "cnn_dailymail:train", "cnn_dailymail:test", "xsum:test")
-    refused = [f"{name}:train" for name in ("broken", "closed", "empty", "gone", "old")]
+    refused = [f"{name}:train" for name in ("broken", "closed", "empty", "gone", "old", "sick")]
     return run(cache, *working, *refused, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
 
 
@@ -269,6 +272,7 @@ def test_of_a_script_the_hub_s_own_conversion_is_read(
         ("gone:train", "ConfigError", "doesn't exist on the Hub or cannot be accessed"),
         ("closed:train", "ConfigError", "is a gated dataset on the Hub"),
         ("old:train", "ConfigError", "3.0.0"),
+        ("sick:train", "TransportError", "the hub cannot be reached or does not answer"),
     ],
 )
 def test_what_the_hub_cannot_give_is_explained(
