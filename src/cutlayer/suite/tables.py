@@ -17,6 +17,7 @@ __all__ = [
     "failures_table",
     "markdown_table",
     "origin_table",
+    "recoveries",
     "scores_table",
     "targets_table",
 ]
@@ -97,7 +98,7 @@ def cut_table(sheet: Sheet, all_sheets: Iterable[Sheet], metric: str) -> str:
     Raises:
         DataError: runs that must be compared answered different questions.
     """
-    audits = _recoveries(sheet, all_sheets)
+    audits = recoveries(sheet, all_sheets)
     header = ["p", "q", metric, "against centralised", "training, s", "scoring, s"]
     header += ["client memory, MB", "MB up", "MB down", "tokens recovered"]
     rows = [
@@ -114,6 +115,25 @@ def cut_table(sheet: Sheet, all_sheets: Iterable[Sheet], metric: str) -> str:
         for arm in cut_arms(sheet)
     ]
     return markdown_table(header, rows) if rows else ""
+
+
+def recoveries(sheet: Sheet, all_sheets: Iterable[Sheet]) -> dict[tuple[int, int], float]:
+    """Share of tokens that audits of the plain split recovered, by p and q.
+
+    Args:
+        sheet: the task and model asked for.
+        all_sheets: where audits are looked for: their sizes may be others.
+    """
+    found = {}
+    for other in all_sheets:
+        if (other.task, other.model, other.source) != (sheet.task, sheet.model, sheet.source):
+            continue
+        for arm in other.arms:
+            recovery = _mean_of(arm, lambda run: run.recovery)
+            is_plain = (arm.spec.codec, arm.spec.mechanism) == ("raw", "none")
+            if arm.spec.method is Method.AUDIT and is_plain and recovery is not None:
+                found[arm.spec.head_blocks, arm.spec.tail_blocks] = recovery
+    return found
 
 
 def failures_table(results: Iterable[RunResult]) -> str:
@@ -188,20 +208,6 @@ def _traffic(arm: Arm) -> tuple[str, str]:
         _optional(_mean_of(arm, lambda run: run.bytes_up or None), _megabytes),
         _optional(_mean_of(arm, lambda run: run.bytes_down or None), _megabytes),
     )
-
-
-def _recoveries(sheet: Sheet, all_sheets: Iterable[Sheet]) -> dict[tuple[int, int], float]:
-    """Mean recovery of audits by p and q; their sizes may be others."""
-    found = {}
-    for other in all_sheets:
-        if (other.task, other.model, other.source) != (sheet.task, sheet.model, sheet.source):
-            continue
-        for arm in other.arms:
-            recovery = _mean_of(arm, lambda run: run.recovery)
-            is_plain = (arm.spec.codec, arm.spec.mechanism) == ("raw", "none")
-            if arm.spec.method is Method.AUDIT and is_plain and recovery is not None:
-                found[arm.spec.head_blocks, arm.spec.tail_blocks] = recovery
-    return found
 
 
 def _other_metrics(sheet: Sheet, metric: str) -> list[str]:
