@@ -70,7 +70,7 @@ def test_choices_of_one_token_have_the_same_likelihoods(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapter", ["lora", "prefix"])
 def test_replies_are_the_same_texts(tmp_path: Path, adapter: str) -> None:
     task = _replies(tmp_path / "task")
-    spec = tiny_spec(tiny_llama_folder(tmp_path), Method.SPLIT, adapter=adapter, steps=12)
+    spec = tiny_spec(tiny_llama_folder(tmp_path), Method.SPLIT, adapter=adapter, steps=6)
     split, unsplit = _both(spec, task, tmp_path)
     _assert_same_losses(split, unsplit)
     texts = [answer.text for answer in unsplit.predictions]

@@ -3,10 +3,12 @@
 import ast
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from cutlayer.data.settings import DataSettings, OnTooLong
@@ -57,6 +59,31 @@ def test_rows_have_the_tokens_that_a_client_learns(
         on_too_long=OnTooLong.TRUNCATE_PROMPT,
     )
     assert rows_of(tokenizer, request) == _of_client(settings, tokenizer, rows)
+
+
+def test_a_token_that_would_cross_from_prompt_to_answer_is_not_made(tmp_path: Path) -> None:
+    """One tokenizer merges the colon with what follows it; generation never sees that token."""
+    rows = [{"prompt": "a:", "completion": "yes"}]
+    items: list[dict[str, object]] = [
+        {"kind": "choice", "context": "a:", "choices": ["yes", "no"], "answer": 0}
+    ]
+    request = _request(tmp_path, rows=rows, items=items)
+    tokenizer = _tokenizer(tmp_path, merges=[(":", "y")])
+    assert len(tokenizer.encode("a:yes", add_special_tokens=False)) == 4
+    settings = DataSettings(
+        train=Path(request.train),
+        prompt="prompt",
+        completion="completion",
+        chat_template=False,
+        append_eos=False,
+    )
+    learnt = rows_of(tokenizer, request)
+    assert learnt == _of_client(settings, tokenizer, rows)
+    assert len(learnt[0].tokens) == 5
+    maker = ItemRowMaker(tokenizer, request.context_length)
+    asked = items_of(tokenizer, request)
+    assert asked == [_asked(maker.make(item)) for item in read_items(Path(request.test))]
+    assert [len(choice) for choice in asked[0].choices] == [3, 2]
 
 
 @pytest.mark.parametrize("max_length", [40, 128])
@@ -204,15 +231,21 @@ def _request(
     return read_request(path)
 
 
-def _tokenizer(folder: Path, has_start: bool = False) -> PreTrainedTokenizerBase:
+def _tokenizer(
+    folder: Path, has_start: bool = False, merges: Sequence[tuple[str, str]] = ()
+) -> PreTrainedTokenizerBase:
     save_tokenizer(folder / "tokenizer")
+    path = folder / "tokenizer" / "tokenizer.json"
+    table = json.loads(path.read_text())
+    for first, second in merges:
+        table["model"]["vocab"][first + second] = 300 + len(table["model"]["merges"])
+        table["model"]["merges"].append([first, second])
+    path.write_text(json.dumps(table))
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     if has_start:
-        from tokenizers.processors import TemplateProcessing
-
-        end = "<|user|>"
+        start = "<|user|>"
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{end} $A", special_tokens=[(end, tokenizer.convert_tokens_to_ids(end))]
+            single=f"{start} $A", special_tokens=[(start, tokenizer.convert_tokens_to_ids(start))]
         )
         assert len(tokenizer.encode("a", add_special_tokens=True)) == 2
     return tokenizer

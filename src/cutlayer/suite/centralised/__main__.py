@@ -6,9 +6,7 @@ With --tied it ends when its stdin does.
 """
 
 import json
-import os
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .choices import score_choices
 from .replies import write_replies
 from .request import Request, read_request
+from .tie import end_with_stdin
 from .tokens import items_of, rows_of
 from .training import train, with_adapter
 
@@ -30,19 +29,12 @@ __all__ = ["main"]
 def main(arguments: Sequence[str]) -> None:
     """Answer the request of the first file into the second."""
     if "--tied" in arguments[2:]:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        end_with_stdin()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     request = read_request(Path(arguments[0]))
     torch.set_num_threads(request.threads)
     Path(arguments[1]).write_text(json.dumps(_answer(request)), encoding="utf-8")
-
-
-def _end_with_stdin() -> None:
-    # Not through sys.stdin: the interpreter, when it ends, would wait for the reader's lock.
-    while os.read(0, 1):
-        pass
-    os._exit(3)
 
 
 def _answer(request: Request) -> dict[str, object]:
