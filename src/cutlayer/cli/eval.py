@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cutlayer.cli import eval_task
+from cutlayer.cli import eval_suite, eval_task
 from cutlayer.cli.options import JsonOption, SetOption
 from cutlayer.cli.output import Output, format_bytes
 from cutlayer.errors import ConfigError
@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 app.command("task")(eval_task.task)
 app.command("score")(eval_task.score)
+app.command("suite")(eval_suite.suite)
+app.command("report")(eval_suite.report)
 
 _SECONDS_BETWEEN_LINES = 10.0
 

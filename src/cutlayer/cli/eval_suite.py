@@ -85,12 +85,15 @@ def suite(
 
 def report(folder: FolderArgument, page: PageOption = None, as_json: JsonOption = False) -> None:
     """Write the page of a store: tables, pictures, where each number comes from."""
-    from cutlayer.suite.report import write_report
+    from cutlayer.suite.store import Store
 
     out = Output(as_json)
+    Store.existing(folder)
     target = folder / "report.md" if page is None else page
     if target.is_dir() or not target.parent.is_dir():
         raise ConfigError(f"cannot write a page to {target}; name a file in a folder that exists")
+    from cutlayer.suite.report import write_report
+
     images = target.parent / "images"
     write_report(folder, target, images)
     out.say(f"report: {target}")

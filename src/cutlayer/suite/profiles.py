@@ -154,11 +154,13 @@ def _medium() -> list[RunSpec]:
 def _full() -> list[RunSpec]:
     tasks = sorted(_PUBLISHED_ROWS)
     first = "boolq"
-    return [
+    specs = [
         *(spec for task in tasks for spec in _plain(task, _full_sizes(task), SEEDS)),
         *_over_seeds(_variants(first, _full_sizes(first))),
         *_cut_table(first, _full_sizes(first)),
     ]
+    # Larger models come with templates of their own.
+    return [replace(spec, form="auto") for spec in specs]
 
 
 PROFILES = {
