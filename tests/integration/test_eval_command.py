@@ -10,6 +10,15 @@ from pathlib import Path
 import pytest
 
 from cutlayer.demo.processes import serving
+from cutlayer.evaluation.published.catalogue import published_task
+from cutlayer.evaluation.published.question import Question
+from cutlayer.evaluation.published.task_files import (
+    Provenance,
+    open_task,
+    predictions_of,
+    write_task,
+)
+from cutlayer.evaluation.published.templates import Form
 from tests.tiny_models import tiny_llama_folder
 from tests.unit.cli.cli_world import CliWorld, make_world
 
@@ -97,3 +106,25 @@ def test_mistakes_have_their_exit_codes_and_name_the_line(
     done = _eval(world, address, "--tasks", _write(folder, ITEMS[0]), "--out", folder / "no" / "x")
     assert done.returncode == 2
     assert "cannot write predictions" in done.stderr
+
+
+def test_predictions_of_a_published_task_get_its_official_score(
+    served: tuple[CliWorld, str, Path],
+) -> None:
+    world, address, folder = served
+    fields = ("story", "history", "question")
+    asked = [
+        Question(key=text, fields=dict.fromkeys(fields, text), answers=(text,))
+        for text in ("one", "two", "three")
+    ]
+    about = Provenance(source="made up", is_demo_scale=True)
+    task = write_task("coqa", [], asked, folder / "coqa", Form.CHAT, about)
+    out = task.folder / "predictions.jsonl"
+    done = _eval(world, address, "--tasks", task.test, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    questions = open_task(task.folder).questions()
+    scored = published_task("coqa").score(questions, predictions_of(out, questions))
+    # Of one annotator, ours and the official score are the same number.
+    assert scored.metrics["f1"] == pytest.approx(result["metrics"]["f1"]["mean"])
+    assert len(scored.items["f1"]) == len(asked)

@@ -12,6 +12,9 @@ from cutlayer.evaluation.published import evaluation_asset
 from cutlayer.evaluation.published.near_copies import families, split_by_text
 from cutlayer.evaluation.published.packaged import PACKAGED, choose, packaged_questions
 from cutlayer.evaluation.published.question import Question, Split
+from cutlayer.evaluation.published.task_files import Provenance, write_task
+from cutlayer.evaluation.published.templates import Form
+from cutlayer.evaluation.tasks import read_items
 from tests.unit.evaluation.published.made_up_asset import made_up_archive, pin
 
 TEXT = {"coqa": "story", "xsum": "document", "cnn_dailymail": "document", "multirc": "paragraph"}
@@ -24,6 +27,23 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pin(archive, monkeypatch)
     fetch("evaluation", tmp_path / "cache", archive)
     return tmp_path / "cache"
+
+
+class TestEveryPackagedTask:
+    """What holds for all of them: each fits its template, and no question is on both sides."""
+
+    @pytest.mark.parametrize("name", list(PACKAGED))
+    def test_its_questions_become_files(self, name: str, cache: Path, tmp_path: Path) -> None:
+        # The small assets are real, and in the usual cache.
+        split = packaged_questions(name, cache if name in TEXT else None)
+        keys = [question.key for side in split.values() for question in side]
+        assert len(set(keys)) == len(keys)
+        train, test = choose(split, 3, 3, seed=0)
+        about = Provenance(source="packaged", is_demo_scale=True)
+        for form in Form:
+            task = write_task(name, train, test, tmp_path / form, form, about)
+            assert len(read_items(task.test)) == len(test) == task.about.num_test
+            assert [q.key for q in task.questions()] == [q.key for q in test]
 
 
 @pytest.mark.parametrize(
