@@ -19,7 +19,7 @@ from cutlayer.suite.centralised import __main__ as script
 from cutlayer.suite.result import Figures
 from cutlayer.suite.spec import Method, RunSpec
 from cutlayer.suite.split import run_split
-from tests.tiny_models import tiny_llama_folder
+from tests.tiny_models import tiny_llama_folder, tiny_model
 from tests.unit.suite.tiny_tasks import CHOICES, tiny_spec
 
 _LOSSES = 1e-5
@@ -59,9 +59,11 @@ def test_choices_of_a_chat_have_the_same_likelihoods(tmp_path: Path, adapter: st
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_choices_of_one_token_have_the_same_likelihoods(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt_neox"])
+def test_choices_of_one_token_have_the_same_likelihoods(tmp_path: Path, family: str) -> None:
     task = _choices(tmp_path / "task", Form.PLAIN, _ONE_TOKEN)
-    split, unsplit = _both(tiny_spec(tiny_llama_folder(tmp_path), Method.SPLIT), task, tmp_path)
+    model, _ = tiny_model(family, tmp_path)
+    split, unsplit = _both(tiny_spec(model, Method.SPLIT), task, tmp_path)
     _assert_same_losses(split, unsplit)
     _assert_same_choices(split, unsplit)
 

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         end_with_stdin()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     request = read_request(Path(arguments[0]))
     torch.set_num_threads(request.threads)
     Path(arguments[1]).write_text(json.dumps(_answer(request)), encoding="utf-8")

@@ -26,7 +26,10 @@ __all__ = ["train", "with_adapter"]
 
 
 def train(model: PreTrainedModel | PeftModel, rows: list[Learnt], request: Request) -> list[float]:
-    """AdamW on the mean over each step's scored tokens; that mean of every step."""
+    """AdamW on the mean over each step's scored tokens; that mean of every step.
+
+    A base model with dropout of its own, such as GPT-2, drops other places than the split one does.
+    """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         trained,
