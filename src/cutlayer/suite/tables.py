@@ -20,6 +20,7 @@ __all__ = [
     "recoveries",
     "scores_table",
     "targets_table",
+    "without_paths",
 ]
 
 _NOTHING = "-"
@@ -110,7 +111,7 @@ def cut_table(sheet: Sheet, all_sheets: Iterable[Sheet], metric: str) -> str:
             *_seconds(arm),
             _optional(_mean_of(arm, lambda run: run.peak_client_bytes), _megabytes),
             *_traffic(arm),
-            _optional(audits.get((arm.spec.head_blocks, arm.spec.tail_blocks)), "{:.1%}".format),
+            _optional(audits.get((arm.spec.head_blocks, arm.spec.tail_blocks)), _percent),
         ]
         for arm in cut_arms(sheet)
     ]
@@ -152,7 +153,7 @@ def origin_table(results: Iterable[RunResult]) -> str:
     rows = [
         [
             f"`{run.spec.run_id}`",
-            f"`{_without_paths(run.origin.command)}`",
+            f"`{without_paths(run.origin.command)}`",
             run.origin.commit,
             run.origin.began,
             f"{run.seconds:.0f}",
@@ -161,9 +162,13 @@ def origin_table(results: Iterable[RunResult]) -> str:
         ]
         for run in runs
     ]
-    return "\n".join([_numbered("Machine", machines), _numbered("Versions", versions)]) + (
-        "\n" + markdown_table(header, rows)
-    )
+    legend = [_numbered("Machine", machines), _numbered("Versions", versions)]
+    return "\n".join([*legend, "", markdown_table(header, rows)])
+
+
+def without_paths(text: str) -> str:
+    """The text with the folders of one machine left out; names of files stay."""
+    return _MACHINE_PATH.sub(r".../\1", text)
 
 
 def _scores_row(sheet: Sheet, arm: Arm, metric: str, others: Sequence[str]) -> list[str]:
@@ -233,6 +238,10 @@ def _hundredths(value: float) -> str:
     return f"{100.0 * value:.1f}"
 
 
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.1f} %"
+
+
 def _megabytes(num_bytes: float) -> str:
     megabytes = num_bytes / 1e6
     return f"{megabytes:,.0f}" if megabytes >= 10 else f"{megabytes:.2g}"
@@ -257,12 +266,8 @@ def _numbered(title: str, texts: Sequence[str]) -> str:
 
 def _harmless(error: str) -> str:
     """First line of an error, short and without a path of one machine."""
-    first = _without_paths(error.strip().splitlines()[0] if error.strip() else "no message")
+    first = without_paths(error.strip().splitlines()[0] if error.strip() else "no message")
     return first if len(first) <= _MAX_ERROR_CHARS else f"{first[:_MAX_ERROR_CHARS]}..."
-
-
-def _without_paths(text: str) -> str:
-    return _MACHINE_PATH.sub(r".../\1", text)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -156,7 +156,8 @@ def federation_target(sheet: Sheet, metric_of: MetricOf, profile: str) -> Target
     gap = _to_centralised(sheet, arm, metric_of)
     if arm is None or gap is None:
         return _unmeasured(what, sheet)
-    return _judged(what, sheet, abs(gap.mean_points) <= bound, _numbers(arm, gap))
+    numbers = f"{arm.spec.strategy}: {_numbers(arm, gap)}"
+    return _judged(what, sheet, abs(gap.mean_points) <= bound, numbers)
 
 
 def recovery_target(sheet: Sheet, metric_of: MetricOf, profile: str) -> Target:
