@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from benchmarks.official_examples import CB_CLASSES
 
-__all__ = ["cb_rows", "multirc_rows", "record_rows", "spoilt", "summary_rows"]
+__all__ = ["cb_rows", "lead", "multirc_rows", "record_rows", "spoilt", "summary_rows"]
 
 _WORDS = (
     *("the", "a", "an", "The", "river", "rivers", "running", "runs", "baker", "bakers", "baked"),
@@ -52,6 +52,11 @@ def spoilt(number: int, answer: str, other: str) -> str:
         f"{answer}, and then {other}",
     )
     return kinds[number % len(kinds)]
+
+
+def lead(document: str) -> str:
+    """The first three sentences, one a line: the baseline of the summaries' papers."""
+    return "\n".join(document.replace("\n", " ").split(". ")[:3])
 
 
 def cb_rows(num_rows: int, seed: int) -> list[tuple[str, str]]:
