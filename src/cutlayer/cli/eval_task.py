@@ -33,7 +33,7 @@ SourceOption = Annotated[
 FormOption = Annotated[str | None, typer.Option("--form", metavar="FORM", help="plain or chat.")]
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", metavar="FOLDER", help="Model whose tokenizer tells the form."),
+    typer.Option("--model", metavar="M", help="Folder, GGUF file or hub id; it tells the form."),
 ]
 TrainOption = Annotated[
     int | None, typer.Option("--train-rows", min=0, metavar="N", help="To learn; without it all.")

@@ -158,10 +158,11 @@ def write_task(
     items = [_item(question, words, form, task) for question in test]
     with explain_os_errors(f"create folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
+        # First gone and last written: a folder without it is no task, so a crash leaves no mixture.
+        (folder / _ABOUT).unlink(missing_ok=True)
     write_atomic(folder / _TRAIN, _lines(rows))
     write_atomic(folder / _TEST, _lines(items))
     write_atomic(folder / _KEYS, _lines(map(_key, test)))
-    # Last: a folder without it is no task, so a crash leaves none half written.
     write_atomic(folder / _ABOUT, msgspec.json.format(msgspec.json.encode(said)) + b"\n")
     return TaskFolder(folder=folder, about=said)
 

@@ -12,7 +12,7 @@ import cutlayer.evaluation.published.catalogue  # noqa: F401
 from cutlayer.data.load import load_dataset
 from cutlayer.data.sources import read_records
 from cutlayer.data.template import RowLimits
-from cutlayer.errors import ConfigError, DataError
+from cutlayer.errors import ConfigError, DataError, StorageError
 from cutlayer.evaluation.published.question import TASKS, Question
 from cutlayer.evaluation.published.task_files import (
     Provenance,
@@ -127,6 +127,16 @@ def test_a_written_task_opens_again(tmp_path: Path) -> None:
     assert [question.key for question in questions] == ["t/1", "t/2"]
     assert [question.answers for question in questions] == [("tech",), ("sports",)]
     assert not questions[0].fields
+
+
+def test_a_write_that_fails_leaves_no_mixture(tmp_path: Path) -> None:
+    task = _topics(tmp_path)
+    task.keys.unlink()
+    task.keys.mkdir()
+    with pytest.raises(StorageError, match="cannot write"):
+        _topics(tmp_path, Form.CHAT)
+    with pytest.raises(DataError, match=r"it lacks task\.json"):
+        open_task(tmp_path)
 
 
 def test_a_folder_that_is_no_task_says_what_it_lacks(tmp_path: Path) -> None:
