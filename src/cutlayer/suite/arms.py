@@ -57,11 +57,13 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """Runs that may be compared: one task, source of rows, model and sizes."""
+    """Runs that may be compared: one task, source of rows, model, form and sizes."""
 
     task: str
     source: str
     model: str
+    form: str
+    """How the model is spoken to."""
     sizes: Sizes
     arms: tuple[Arm, ...]
 
@@ -91,7 +93,7 @@ class Sheet:
 
 def sheets(results: Iterable[RunResult]) -> list[Sheet]:
     """Sheets of all runs that ended well; the order of `results` does not matter."""
-    by_sheet: dict[tuple[str, str, str, bytes], list[RunResult]] = {}
+    by_sheet: dict[tuple[str, str, str, str, bytes], list[RunResult]] = {}
     for result in results:
         if result.error is None:
             by_sheet.setdefault(_sheet_key(result.spec), []).append(result)
@@ -102,7 +104,14 @@ def sheets(results: Iterable[RunResult]) -> list[Sheet]:
 def _sheet(results: Sequence[RunResult]) -> Sheet:
     spec = results[0].spec
     arms = tuple(sorted(_arms(results), key=lambda arm: _arm_rank(arm.spec)))
-    return Sheet(task=spec.task, source=spec.source, model=spec.model, sizes=spec.sizes, arms=arms)
+    return Sheet(
+        task=spec.task,
+        source=spec.source,
+        model=spec.model,
+        form=spec.form,
+        sizes=spec.sizes,
+        arms=arms,
+    )
 
 
 def _arms(results: Sequence[RunResult]) -> list[Arm]:
@@ -117,9 +126,9 @@ def _arms(results: Sequence[RunResult]) -> list[Arm]:
     ]
 
 
-def _sheet_key(spec: RunSpec) -> tuple[str, str, str, bytes]:
+def _sheet_key(spec: RunSpec) -> tuple[str, str, str, str, bytes]:
     sizes = msgspec.json.encode(spec.sizes, order="deterministic")
-    return (spec.task, spec.model, spec.source, sizes)
+    return (spec.task, spec.model, spec.source, spec.form, sizes)
 
 
 def _task_rank(task: str) -> int:

@@ -168,23 +168,24 @@ def _task(page: _Page, number: int) -> list[str]:
     write_picture(page.images / f"{name}.svg", lambda: draw_scores(sheet, metric))
     caption = "Dots are means, bars 95 % intervals; dotted: untuned, dashed with its interval: "
     return [
-        f"## {_heading(sheet)}",
+        f"## {_heading(page, number)}",
         _about(sheet),
         scores_table(sheet, metric),
         f"![{sheet.task}: scores of all methods]({page.to_images}/{name}.svg)",
         f"{caption}centralised.",
         *_guarantees(sheet),
-        *_cuts(page, sheet, metric, name),
+        *_cuts(page, number, metric),
     ]
 
 
-def _cuts(page: _Page, sheet: Sheet, metric: str, name: str) -> list[str]:
+def _cuts(page: _Page, number: int, metric: str) -> list[str]:
+    sheet, name = page.sheets[number], _file_name(page, number)
     if not cut_arms(sheet):
         return []
     audits = recoveries(sheet, page.sheets)
     write_picture(page.images / f"{name}-cuts.svg", lambda: draw_cuts(sheet, metric, audits))
     return [
-        f"### Blocks at the client, {_heading(sheet)}",
+        f"### Blocks at the client, {_heading(page, number)}",
         "p blocks in the head, q in the tail. Memory is the largest of the owner's process. "
         "Recovered are tokens that the best attack\nof a short audit read from what the server "
         "sees, without noise.",
@@ -208,8 +209,10 @@ def _failures(page: _Page) -> str:
     return table or "No run failed. Targets that were missed are in the table of targets, in bold."
 
 
-def _heading(sheet: Sheet) -> str:
-    return f"{sheet.task}: {DEMO_SCALE}" if sheet.source == "packaged" else sheet.task
+def _heading(page: _Page, number: int) -> str:
+    sheet, before = page.sheets[number], _num_before(page, number)
+    name = sheet.task if before == 0 else f"{sheet.task}, other runs {before}"
+    return f"{name}: {DEMO_SCALE}" if sheet.source == "packaged" else name
 
 
 def _about(sheet: Sheet) -> str:
@@ -219,12 +222,17 @@ def _about(sheet: Sheet) -> str:
         f"The task: {published.about.rstrip('.')}. Model `{without_paths(sheet.model)}`, rows "
         f"`{without_paths(sheet.source)}`:\n{sizes.train_rows:,} to train, {sizes.test_rows:,} "
         f"scored{words}; {sizes.steps:,} steps of {sizes.rows_per_step} rows, "
-        f"learning rate {sizes.lr:g}."
+        f"learning rate {sizes.lr:g}; prompts in {sheet.form} form."
     )
 
 
 def _file_name(page: _Page, number: int) -> str:
     """Of a picture; a second sheet of the same task has a number."""
+    before = _num_before(page, number)
+    return f"evaluation-{page.sheets[number].task}" + (f"-{before + 1}" if before else "")
+
+
+def _num_before(page: _Page, number: int) -> int:
+    """Earlier sheets of the same task, with other sizes, rows, model or form."""
     task = page.sheets[number].task
-    before = sum(sheet.task == task and bool(sheet.scored) for sheet in page.sheets[:number])
-    return f"evaluation-{task}" + (f"-{before + 1}" if before else "")
+    return sum(sheet.task == task and bool(sheet.scored) for sheet in page.sheets[:number])

@@ -34,8 +34,9 @@ al., arXiv 2401.09796). Scores here are not to be put beside theirs, for these r
   without a clip and without an account of privacy; `gaussian` is that one. The other mechanisms
   clip and account, so their scales mean something else: compare scores at equal guarantees
   ([privacy.md](privacy.md)), never at equal scales.
-* **Gradients.** What travels back leaks labels. A mechanism here may also cover the gradients that
-  the client sends; theirs leaves them as they are.
+* **Gradients.** What the client sends back at the upper cut leaks labels. Like theirs, the runs
+  here leave it as it is, so that noise in a table is the noise on activations alone; `cutlayer` has
+  mechanisms for it too.
 * **Mask handling.** Their client sends one number per row, how many tokens are real, in place of a
   dense mask, yet the released code still carries dense masks at the start of a generation and
   forgets the padding after the first decoded token, so batched replies there are not those of the

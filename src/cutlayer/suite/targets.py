@@ -56,6 +56,7 @@ _NOTHING = Sheet(
     task="",
     source="",
     model="",
+    form="",
     sizes=Sizes(train_rows=1, test_rows=1, steps=1, rows_per_step=1, micro_batch_rows=1, lr=1.0),
     arms=(),
 )
@@ -145,33 +146,25 @@ def codecs_target(sheet: Sheet, codec: str, metric_of: MetricOf) -> Target:
     if arm is None or gap is None:
         return _unmeasured(what, sheet)
     is_met = gap.contains_zero and abs(gap.mean_points) <= CODEC_POINTS
-    return _judged(what, sheet, is_met, _numbers(arm, gap))
+    return _judged(what, sheet, is_met, _numbers(gap))
 
 
 def federation_target(sheet: Sheet, metric_of: MetricOf, profile: str) -> Target:
-    """Several owners with evenly shared rows come close to one place that has all rows."""
+    """Owners with evenly shared rows come close to one place that has all, by every strategy."""
     bound = IID_POINTS.get(profile, IID_POINTS["small"])
     what = f"4 owners, IID: the mean is within {bound:g} points"
-    arm = next((a for a in _federated(sheet) if a.spec.owners == 4 and a.spec.alpha is None), None)
-    gap = _to_centralised(sheet, arm, metric_of)
-    if arm is None or gap is None:
-        return _unmeasured(what, sheet)
-    numbers = f"{arm.spec.strategy}: {_numbers(arm, gap)}"
-    return _judged(what, sheet, abs(gap.mean_points) <= bound, numbers)
+    measured = _against_centralised(sheet, metric_of, is_skewed=False)
+    is_met = all(abs(gap.mean_points) <= bound for _, gap in measured)
+    return _judged_federation(what, sheet, is_met, measured)
 
 
 def recovery_target(sheet: Sheet, metric_of: MetricOf, profile: str) -> Target:
-    """Which strategy brings label-skewed owners as close as even ones must come."""
+    """Some strategy brings label-skewed owners as close as even ones must come."""
     bound = IID_POINTS.get(profile, IID_POINTS["small"])
     what = f"4 owners, label-skewed: a strategy recovers it (mean within {bound:g} points)"
-    skewed = [arm for arm in _federated(sheet) if arm.spec.alpha is not None]
-    gaps = [(arm, _to_centralised(sheet, arm, metric_of)) for arm in skewed]
-    measured = [(arm, gap) for arm, gap in gaps if gap is not None]
-    if not measured:
-        return _unmeasured(what, sheet)
+    measured = _against_centralised(sheet, metric_of, is_skewed=True)
     is_met = any(abs(gap.mean_points) <= bound for _, gap in measured)
-    numbers = "; ".join(f"{arm.spec.strategy}: {_numbers(arm, gap)}" for arm, gap in measured)
-    return _judged(what, sheet, is_met, numbers)
+    return _judged_federation(what, sheet, is_met, measured)
 
 
 def gain_target(sheet: Sheet, metric_of: MetricOf) -> Target:
@@ -185,7 +178,7 @@ def gain_target(sheet: Sheet, metric_of: MetricOf) -> Target:
     gaps = [(arm, difference(arm, untuned, metric)) for arm in tuned]
     ceiling = score(untuned, metric).high
     is_met = all(gap.low_points > 0.0 and score(arm, metric).low > ceiling for arm, gap in gaps)
-    numbers = "; ".join(f"{arm.name}: {_numbers(arm, gap)}" for arm, gap in gaps)
+    numbers = "; ".join(f"{arm.name}: {_numbers(gap)}" for arm, gap in gaps)
     return _judged(what, sheet, is_met, numbers)
 
 
@@ -200,7 +193,7 @@ def signed(points: float) -> str:
     return "0.0" if float(text) == 0.0 else text
 
 
-def _numbers(arm: Arm, gap: Difference) -> str:
+def _numbers(gap: Difference) -> str:
     seeds = f"{len(gap.by_seed_points)} seed{'s' if len(gap.by_seed_points) > 1 else ''}"
     return f"{with_interval(gap)}, {gap.num_questions} questions, {seeds}"
 
@@ -219,14 +212,28 @@ def _is_codec_alone(arm: Arm, codec: str) -> bool:
     return is_usual and (spec.method, spec.codec, spec.mechanism) == wanted
 
 
-def _federated(sheet: Sheet) -> list[Arm]:
-    """Arms of several owners where nothing else is varied."""
-    usual = (Method.TOGETHER, "raw", "none", "lora")
-    return [
-        arm
-        for arm in sheet.arms
-        if (arm.spec.method, arm.spec.codec, arm.spec.mechanism, arm.spec.adapter) == usual
-    ]
+def _against_centralised(
+    sheet: Sheet, metric_of: MetricOf, is_skewed: bool
+) -> list[tuple[Arm, Difference]]:
+    """Federations of four in which nothing else is varied, with their differences."""
+    usual = (Method.TOGETHER, 4, "raw", "none", "lora")
+    found = []
+    for arm in sheet.arms:
+        spec = arm.spec
+        kind = (spec.method, spec.owners, spec.codec, spec.mechanism, spec.adapter)
+        if kind == usual and (spec.alpha is not None) == is_skewed:
+            gap = _to_centralised(sheet, arm, metric_of)
+            found += [] if gap is None else [(arm, gap)]
+    return found
+
+
+def _judged_federation(
+    what: str, sheet: Sheet, is_met: bool, measured: Sequence[tuple[Arm, Difference]]
+) -> Target:
+    if not measured:
+        return _unmeasured(what, sheet)
+    numbers = "; ".join(f"{arm.spec.strategy}: {_numbers(gap)}" for arm, gap in measured)
+    return _judged(what, sheet, is_met, numbers)
 
 
 def _must_gain(sheet: Sheet, asked: Sequence[str] | None) -> bool:

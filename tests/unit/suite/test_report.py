@@ -1,0 +1,190 @@
+"""The page: deterministic, honest headings, links and pictures, bad stores."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cutlayer.errors import ConfigError, DataError, StorageError
+from cutlayer.suite.arms import sheets
+from cutlayer.suite.plots import draw_scores, write_picture
+from cutlayer.suite.report import main_metric, profile_of, write_report
+from cutlayer.suite.report_texts import AGAIN
+from cutlayer.suite.result import RunResult
+from cutlayer.suite.spec import Method
+from cutlayer.suite.store import Store
+from cutlayer.suite.tables import (
+    cut_table,
+    failures_table,
+    markdown_table,
+    origin_table,
+    scores_table,
+    without_paths,
+)
+from tests.unit.suite.made_up import SIZES, choices, result, small_suite, spec
+
+pytest.importorskip("matplotlib")
+
+_PATH = "/".join(("", "home", "someone", "rows.jsonl"))
+
+
+def _store(folder: Path, runs: list[RunResult]) -> Path:
+    store = Store(folder)
+    for run in runs:
+        store.put(run)
+    return folder
+
+
+def _page(folder: Path, runs: list[RunResult]) -> str:
+    """Writes page and pictures into `folder`."""
+    target = folder / "evaluation.md"
+    write_report(_store(folder / "store", runs), target, folder / "images")
+    return target.read_text(encoding="utf-8")
+
+
+def test_the_same_store_gives_the_same_bytes(tmp_path: Path) -> None:
+    pages = []
+    for name, runs in (("a", small_suite()), ("b", small_suite()[::-1])):
+        (tmp_path / name).mkdir()
+        _page(tmp_path / name, runs)
+        files = sorted(p for p in (tmp_path / name).rglob("*") if p.suffix in (".md", ".svg"))
+        pages.append({path.name: path.read_bytes() for path in files})
+    assert pages[0] == pages[1]
+    assert set(pages[0]) == {
+        "evaluation.md",
+        "evaluation-topics.svg",
+        "evaluation-topics-cuts.svg",
+    }
+
+
+def test_every_heading_of_packaged_rows_says_demo_scale(tmp_path: Path) -> None:
+    headings = re.findall(r"^#+ .*topics.*$", _page(tmp_path, small_suite()), re.MULTILINE)
+    assert len(headings) == 2
+    assert all("demo-scale, not comparable with published tables" in line for line in headings)
+
+
+def test_original_rows_have_no_such_heading(tmp_path: Path) -> None:
+    runs = [choices(spec(Method.CENTRALISED, source="hub"), 0.9)]
+    assert "\n## topics\n" in _page(tmp_path, runs)
+
+
+def test_other_sizes_are_other_tables_that_are_not_compared(tmp_path: Path) -> None:
+    short = msgspec.structs.replace(SIZES, steps=3)
+    runs = [
+        choices(spec(Method.CENTRALISED), 0.9),
+        choices(spec(Method.SPLIT, sizes=short), 0.1, questions_digest="others"),
+    ]
+    page = _page(tmp_path, runs)
+    assert page.count("\n## topics") == 2
+    assert (tmp_path / "images" / "evaluation-topics-2.svg").exists()
+
+
+def test_every_picture_is_linked_and_every_link_is_a_file(tmp_path: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", _page(tmp_path, small_suite()))
+    assert links
+    assert all((tmp_path / link).exists() for link in links)
+    assert {Path(link).name for link in links} == {
+        path.name for path in (tmp_path / "images").iterdir()
+    }
+
+
+def test_lines_of_text_are_short(tmp_path: Path) -> None:
+    lines = [line for line in _page(tmp_path, small_suite()).splitlines() if line[:1] != "|"]
+    assert max(map(len, lines)) <= 160
+
+
+def test_every_run_has_its_command_and_commit(tmp_path: Path) -> None:
+    page, runs = _page(tmp_path, small_suite()), small_suite()
+    for run in runs:
+        assert f"| `{run.spec.run_id}` | `{run.origin.command}` | 0123abc |" in page
+
+
+def test_failed_runs_are_listed_without_paths_or_further_lines(tmp_path: Path) -> None:
+    failed = result(spec(Method.SPLIT, 5), error=f"cannot read {_PATH}\nmore", questions_digest="")
+    page = _page(tmp_path, [*small_suite(), failed])
+    assert f"| `{failed.spec.run_id}` | cannot read .../rows.jsonl |" in page
+    assert "21 runs, 1 of them failed" in page
+    assert "/home" not in page
+
+
+def test_a_store_of_failures_alone_still_has_a_page(tmp_path: Path) -> None:
+    page = _page(tmp_path, [result(spec(Method.SPLIT), error="out of memory")])
+    assert "out of memory" in page
+    assert "0 met, 0 missed" in page
+
+
+def test_an_empty_or_damaged_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no results"):
+        write_report(tmp_path / "none", tmp_path / "page.md", tmp_path / "images")
+    folder = _store(tmp_path / "store", small_suite())
+    damaged = next(folder.glob("*.json"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(StorageError, match=re.escape(damaged.name)):
+        write_report(folder, tmp_path / "page.md", tmp_path / "images")
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_runs_on_other_questions_stop_the_page(tmp_path: Path) -> None:
+    runs = [*small_suite(), choices(spec(Method.SPLIT, codec="int8"), 0.9, questions_digest="x")]
+    with pytest.raises(DataError, match=r"int8.*different questions"):
+        _page(tmp_path, runs)
+
+
+def test_the_profile_is_the_one_in_the_commands() -> None:
+    runs = small_suite()
+    assert profile_of(runs) == "small"
+    origin = msgspec.structs.replace(runs[0].origin, command="cutlayer eval suite --profile full")
+    full = [msgspec.structs.replace(run, origin=origin) for run in runs]
+    assert profile_of(full) == "full"
+    assert profile_of([*runs, *full]) == "small"
+    assert profile_of([]) == "small"
+
+
+def test_runs_are_compared_by_the_tasks_own_metric() -> None:
+    assert main_metric("topics") == "accuracy"
+    assert "cutlayer eval suite" in AGAIN
+
+
+def test_a_row_has_score_difference_cost_and_number_of_seeds() -> None:
+    [sheet] = sheets(small_suite())
+    rows = {line.split(" | ")[0]: line for line in scores_table(sheet, "accuracy").splitlines()}
+    assert re.match(
+        r"\| split, fp8 \| \d\d\.\d \[\d\d\.\d, \d\d\.\d\] \| 3 \| [+-]\d\.\d \[.*\] \| .*, .*, .* "
+        r"\| 40 \| 20 \| 12 \| 12 \| 54,321 \|",
+        rows["| split, fp8"],
+    )
+    assert "| 3 | - | - | 40 |" in rows["| centralised"]
+
+
+def test_cuts_are_shown_with_memory_and_recovery_of_their_audits() -> None:
+    all_sheets = sheets(small_suite())
+    table = cut_table(all_sheets[0], all_sheets, "accuracy")
+    assert [line[:9] for line in table.splitlines()[2:]] == [
+        f"| {p} | {q} |" for p, q in ((1, 1), (1, 5), (2, 2), (3, 3))
+    ]
+    assert table.splitlines()[-1].endswith("| 420 | 9 | - | 33.3 % |")
+    one_cut = sheets([choices(spec(Method.SPLIT), 0.9)])
+    assert cut_table(one_cut[0], one_cut, "accuracy") == ""
+
+
+def test_cells_cannot_break_a_table() -> None:
+    assert markdown_table(["a"], [["x|y\nz"]]) == "| a |\n|---|\n| x\\|y z |\n"
+    assert failures_table(small_suite()) == ""
+    assert "* Machine 1: 2 cores" in origin_table(small_suite())
+
+
+def test_paths_of_a_machine_are_cut_and_links_and_ratios_are_not() -> None:
+    assert without_paths(f"see {_PATH}, 3/4 and a/b") == "see .../rows.jsonl, 3/4 and a/b"
+
+
+def test_a_picture_stands_on_white_and_has_text_and_no_date(tmp_path: Path) -> None:
+    [sheet] = sheets(small_suite())
+    path = tmp_path / "picture.svg"
+    write_picture(path, lambda: draw_scores(sheet, "accuracy"))
+    text = path.read_text(encoding="utf-8")
+    assert "fill: #ffffff" in text
+    assert "split, fp8 (3 seeds)" in text
+    assert "dc:date" not in text
+    with pytest.raises(ConfigError, match=r"\.svg or \.png"):
+        write_picture(tmp_path / "picture.gif", lambda: draw_scores(sheet, "accuracy"))
