@@ -5,6 +5,7 @@ It judges nothing (`targets`) and prints nothing (`tables`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def score(arm: Arm, metric: str) -> Summary:
     Raises:
         DataError: a run lacks the metric.
     """
-    return summarise(_per_question([(run, _items(run, metric)) for run in arm.results]))
+    return _summary(_per_question([(run, _items(run, metric)) for run in arm.results]))
 
 
 def difference(arm: Arm, reference: Arm, metric: str) -> Difference:
@@ -99,7 +100,7 @@ def difference(arm: Arm, reference: Arm, metric: str) -> Difference:
         ours, theirs = _items(run, metric), _items(partner, metric)
         _require(len(ours) == len(theirs), run, partner, "differ in the number of scores")
         gaps.append((run, [a - b for a, b in zip(ours, theirs, strict=True)]))
-    summary = summarise(_per_question(gaps))
+    summary = _summary(_per_question(gaps))
     return Difference(
         mean_points=100.0 * summary.mean,
         low_points=100.0 * summary.low,
@@ -160,15 +161,21 @@ def _items(run: RunResult, metric: str) -> tuple[float, ...]:
     return run.items[metric]
 
 
-def _per_question(runs: Sequence[tuple[RunResult, Sequence[float]]]) -> list[float]:
+def _per_question(runs: Sequence[tuple[RunResult, Sequence[float]]]) -> tuple[float, ...]:
     """Mean over seeds of each question; where seeds have their own questions, all of them."""
     if len({run.questions_digest for run, _ in runs}) > 1:
-        return [value for _, values in runs for value in values]
+        return tuple(value for _, values in runs for value in values)
     lengths = {len(values) for _, values in runs}
     if len(lengths) > 1:
         names = ", ".join(run.spec.run_id for run, _ in runs)
         raise DataError(f"{names}: {sorted(lengths)} scores for the same questions; run them again")
-    return [float(value) for value in np.mean([values for _, values in runs], axis=0)]
+    return tuple(float(value) for value in np.mean([values for _, values in runs], axis=0))
+
+
+@lru_cache(maxsize=1024)
+def _summary(values: tuple[float, ...]) -> Summary:
+    """A page shows the same number in tables, verdicts and pictures: it is resampled once."""
+    return summarise(values)
 
 
 def _require_same_questions(run: RunResult, partner: RunResult) -> None:

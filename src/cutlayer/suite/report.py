@@ -34,7 +34,7 @@ from cutlayer.suite.tables import (
     targets_table,
     without_paths,
 )
-from cutlayer.suite.targets import Verdict, targets
+from cutlayer.suite.targets import Target, Verdict, targets
 
 __all__ = ["main_metric", "profile_of", "write_report"]
 
@@ -54,6 +54,7 @@ class _Page:
     to_images: str
     """The same as links of the page name it."""
     profile: str
+    targets: Sequence[Target]
 
 
 def write_report(store_folder: Path, target: Path, images_folder: Path) -> None:
@@ -73,12 +74,14 @@ def write_report(store_folder: Path, target: Path, images_folder: Path) -> None:
     require_pictures()
     with explain_os_errors(f"create {images_folder}"):
         images_folder.mkdir(parents=True, exist_ok=True)
+    found, profile = sheets(results), profile_of(results)
     page = _Page(
         results=results,
-        sheets=sheets(results),
+        sheets=found,
         images=images_folder,
         to_images=Path(os.path.relpath(images_folder, target.parent)).as_posix(),
-        profile=profile_of(results),
+        profile=profile,
+        targets=targets(found, main_metric, profile),
     )
     write_atomic(target, _without_dead_links(_text(page), target.parent).encode(), _MODE)
 
@@ -132,7 +135,7 @@ def _text(page: _Page) -> str:
 
 
 def _summary(page: _Page) -> str:
-    found = targets(page.sheets, main_metric, page.profile)
+    found = page.targets
     counts = {verdict: sum(one.verdict is verdict for one in found) for verdict in Verdict}
     num_failed = sum(run.error is not None for run in page.results)
     verdicts = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items())
@@ -146,7 +149,7 @@ def _targets(page: _Page) -> str:
     return (
         "A target is met only by the letter: a mean within its bound, an interval that contains "
         "what it must contain.\nDifferences are points, with 95 % intervals.\n\n"
-        + targets_table(targets(page.sheets, main_metric, page.profile))
+        + targets_table(page.targets)
     )
 
 
