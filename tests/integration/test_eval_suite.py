@@ -8,6 +8,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
+from cutlayer.cli.main import run
 from cutlayer.suite.run import SuiteOptions, run_suite
 from cutlayer.suite.spec import Method, RunSpec, Sizes
 from cutlayer.suite.store import Store
@@ -94,3 +95,9 @@ def test_a_suite_is_interrupted_resumed_and_keeps_what_failed(
     assert (again, lines) == ([done], ["1 of 1 runs were done before"])
     kept = b"".join(p.read_bytes() for p in store.folder.rglob("*") if p.is_file())
     assert SECRET.encode() not in kept
+
+    assert run(["eval", "report", str(store.folder)]) == 0
+    page = (store.folder / "report.md").read_text()
+    assert done.origin.command in page
+    assert nowhere.run_id in page
+    assert "fetch the original files" in page

@@ -30,7 +30,7 @@ from cutlayer.suite.spec import Method, RunSpec
 if TYPE_CHECKING:
     from cutlayer.evaluation.published.task_files import TaskFolder
 
-__all__ = ["RESULT_FILE", "WorkOptions", "main", "run_one"]
+__all__ = ["RESULT_FILE", "WorkOptions", "function_of", "main", "run_one"]
 
 RESULT_FILE = "result.json"
 """What a run leaves in its folder."""
@@ -105,11 +105,11 @@ def _measured(result: RunResult, folder: Path, options: WorkOptions) -> RunResul
 
     spec = result.spec
     task = prepare(spec, folder, options.cache)
-    figures = _method(spec.method)(spec, task, folder, options.threads, options.cache)
+    figures = function_of(spec.method)(spec, task, folder, options.threads, options.cache)
     return scored(result, figures, task.questions())
 
 
-def _method(method: Method) -> Run:
+def function_of(method: Method) -> Run:
     """The function that runs a method; only its own imports are paid."""
     if method in (Method.UNTUNED, Method.CENTRALISED):
         from cutlayer.suite.central import run_central

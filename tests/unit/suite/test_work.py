@@ -1,5 +1,6 @@
 """One run: what it hands back when it cannot be done, and which method it takes."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from cutlayer.suite.result import RunResult
 from cutlayer.suite.spec import Method, RunSpec, Sizes
-from cutlayer.suite.work import RESULT_FILE, WorkOptions, run_one
+from cutlayer.suite.work import RESULT_FILE, WorkOptions, function_of, run_one
 
 SIZES = Sizes(train_rows=4, test_rows=4, steps=2, rows_per_step=2, micro_batch_rows=2, lr=1e-3)
 
@@ -38,6 +39,23 @@ def test_a_defect_becomes_a_failed_result_without_its_message(
     assert result.error.startswith("a defect: KeyError at test_work.py:")
     assert "private" not in result.error
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (Method.UNTUNED, "run_central"),
+        (Method.CENTRALISED, "run_central"),
+        (Method.SPLIT, "run_split"),
+        (Method.TOGETHER, "run_together"),
+        (Method.AUDIT, "run_audited"),
+    ],
+)
+def test_every_method_has_a_function_that_takes_a_run(method: Method, name: str) -> None:
+    function = function_of(method)
+    assert function.__name__ == name
+    parameters = list(inspect.signature(function).parameters)
+    assert parameters == ["spec", "task", "folder", "threads", "cache"]
 
 
 def _process(*words: object) -> "subprocess.CompletedProcess[str]":
