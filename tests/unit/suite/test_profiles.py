@@ -61,7 +61,7 @@ def test_small_has_what_two_cores_are_asked() -> None:
             "split.bf16": 1,
             "split.fp8": 3,
             "split.gaussian-0.02": 1,
-            "together.4-iid.fedavg": 1,
+            "together.4-iid.every-step": 1,
             "together.4-skewed-0.1.fedavg": 1,
             "together.4-skewed-0.1.every-step": 1,
         }
