@@ -4,7 +4,6 @@ The numbers of training are in `recipe`, rows in the task's folder. It runs noth
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +28,7 @@ __all__ = [
     "Answers",
     "Place",
     "answers",
+    "check_test",
     "history_of",
     "model_table",
     "owner_settings",
@@ -148,8 +148,21 @@ def history_of(run: RunSettings) -> list[StepRecord]:
     return list({record.step: record for record in records}.values())
 
 
+def check_test(task: TaskFolder) -> None:
+    """Before hours of training: can what comes after them be scored?
+
+    Raises:
+        DataError: test items are malformed, or not one for each key.
+    """
+    num_items, num_keys = len(read_items(task.test)), len(task.questions())
+    if num_items != num_keys:
+        raise DataError(
+            f"{task.test} has {num_items} items for {num_keys} keys; write the task again"
+        )
+
+
 def answers(client: Client, task: TaskFolder) -> Answers:
-    """Have the trained model answer every test question.
+    """Have the trained model answer every test question of a task that `check_test` accepted.
 
     Raises:
         DataError: a question is longer than the model's context.
@@ -157,17 +170,9 @@ def answers(client: Client, task: TaskFolder) -> Answers:
     began_s = time.monotonic()
     found = evaluate(client, read_items(task.test), EvaluationOptions())
     seconds = time.monotonic() - began_s
-    return Answers(predictions=_predictions(found.outcomes, task.questions()), seconds=seconds)
-
-
-def _predictions(
-    outcomes: Sequence[Outcome], questions: Sequence[Question]
-) -> tuple[Prediction, ...]:
-    if len(outcomes) != len(questions):
-        raise DataError(
-            f"{len(outcomes)} test items for {len(questions)} keys; write the task again"
-        )
-    return tuple(map(_prediction, outcomes, questions))
+    pairs = zip(found.outcomes, task.questions(), strict=True)
+    predictions = tuple(_prediction(outcome, question) for outcome, question in pairs)
+    return Answers(predictions=predictions, seconds=seconds)
 
 
 def _prediction(outcome: Outcome, question: Question) -> Prediction:

@@ -25,6 +25,7 @@ from cutlayer.suite.sides import (
     Answers,
     Place,
     answers,
+    check_test,
     history_of,
     owner_settings,
     server_settings,
@@ -51,6 +52,7 @@ def run_split(
     Raises:
         CutlayerError: whatever went wrong at either side.
     """
+    check_test(task)
     place = Place(folder=private_folder(folder), model=open_model(spec, cache), threads=threads)
     owner = owner_settings(spec, task, place)
     run = _by_processes if spec.in_processes else _by_threads

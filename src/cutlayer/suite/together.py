@@ -27,7 +27,7 @@ from cutlayer.simulation.worlds import thread_world
 from cutlayer.storage.files import explain_os_errors, private_folder, write_atomic
 from cutlayer.suite.recipe import CLIP_NORM, open_model, train_settings
 from cutlayer.suite.result import Figures
-from cutlayer.suite.sides import Answers, Place, answers, history_of, owner_table
+from cutlayer.suite.sides import Answers, Place, answers, check_test, history_of, owner_table
 from cutlayer.suite.spec import RunSpec
 
 __all__ = ["federation_table", "run_together"]
@@ -54,6 +54,7 @@ def run_together(
         CutlayerError: whatever went wrong at any party.
     """
     _check(spec)
+    check_test(task)
     place = Place(folder=private_folder(folder), model=open_model(spec, cache), threads=threads)
     everybody = _parties(spec, task, place)
     trained, num_bytes, scored = _run(everybody, task)

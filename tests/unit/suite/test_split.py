@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, DataError
 from cutlayer.evaluation.published.task_files import TaskFolder
 from cutlayer.suite.result import Figures
 from cutlayer.suite.sides import CLIPS, privacy_settings
@@ -116,3 +116,13 @@ def test_what_cannot_be_run_is_refused_before_work(
     with pytest.raises(ConfigError, match=message):
         run_split(wrong, task, tmp_path / "work", 1, None)
     assert not (tmp_path / "work" / "run").exists()
+
+
+def test_a_test_file_that_lost_a_line_is_refused_before_training(
+    spec: RunSpec, tmp_path: Path
+) -> None:
+    task = tiny_task(tmp_path / "task")
+    task.test.write_bytes(b"".join(task.test.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match="3 items for 4 keys"):
+        run_split(spec, task, tmp_path / "work", 1, None)
+    assert not (tmp_path / "work").exists()
