@@ -5,6 +5,7 @@ It runs nothing. The same store gives the same bytes.
 
 import os
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from cutlayer.evaluation.published.catalogue import published_task
 from cutlayer.storage.files import explain_os_errors, write_atomic
-from cutlayer.suite.arms import Arm, Sheet, sheets
+from cutlayer.suite.arms import Sheet, sheets
 from cutlayer.suite.plots import (
     DEMO_SCALE,
     draw_cuts,
@@ -20,7 +21,13 @@ from cutlayer.suite.plots import (
     require_pictures,
     write_picture,
 )
-from cutlayer.suite.report_texts import AGAIN, DIFFERENCES, INTRODUCTION, method_text
+from cutlayer.suite.report_texts import (
+    AGAIN,
+    DIFFERENCES,
+    INTRODUCTION,
+    OFFICIAL_SCORES,
+    method_text,
+)
 from cutlayer.suite.result import RunResult
 from cutlayer.suite.store import Store
 from cutlayer.suite.tables import (
@@ -34,12 +41,13 @@ from cutlayer.suite.tables import (
     targets_table,
     without_paths,
 )
-from cutlayer.suite.targets import Target, Verdict, targets
+from cutlayer.suite.targets import Target, Verdict, gain_target, targets
 
 __all__ = ["main_metric", "profile_of", "write_report"]
 
 _PROFILES = ("small", "medium", "full")
 _MODE = 0o644
+_WIDTH = 150
 _PAGE_LINK = re.compile(r"\[([^\]]*)\]\(([\w-]+\.md)\)")
 
 
@@ -150,6 +158,8 @@ def _targets(page: _Page) -> str:
         "A target is met only by the letter: a mean within its bound, an interval that contains "
         "what it must contain.\nDifferences are points, with 95 % intervals.\n\n"
         + targets_table(page.targets)
+        + "\n"
+        + OFFICIAL_SCORES
     )
 
 
@@ -176,6 +186,7 @@ def _task(page: _Page, number: int) -> list[str]:
         scores_table(sheet, metric),
         f"![{sheet.task}: scores of all methods]({page.to_images}/{name}.svg)",
         f"{caption}centralised.",
+        *_gain(sheet),
         *_guarantees(sheet),
         *_cuts(page, number, metric),
     ]
@@ -197,14 +208,21 @@ def _cuts(page: _Page, number: int, metric: str) -> list[str]:
     ]
 
 
+def _gain(sheet: Sheet) -> list[str]:
+    """What training added, also where no target asks for it."""
+    found = gain_target(sheet, main_metric)
+    return [f"Fine-tuned minus untuned: {found.numbers}."] if found.numbers else []
+
+
 def _guarantees(sheet: Sheet) -> list[str]:
-    """What the noise of each arm promises, as its runs say it."""
-    lines = [f"* {arm.name}: {text}" for arm in sheet.scored for text in _promises(arm)]
-    return ["What the noise promises:", "\n".join(lines)] if lines else []
-
-
-def _promises(arm: Arm) -> list[str]:
-    return sorted({without_paths(run.guarantee) for run in arm.results if run.guarantee})
+    """What the runs say of the noise in what leaves an owner; settings that say the same share."""
+    names: dict[str, list[str]] = {}
+    for arm in sheet.scored:
+        for text in sorted({run.guarantee for run in arm.results if run.guarantee}):
+            names.setdefault(" ".join(without_paths(text).split()), []).append(arm.name)
+    lines = [f"* {text} ({'; '.join(arms)})" for text, arms in names.items()]
+    wrapped = [textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in lines]
+    return ["What is promised of what leaves an owner:", "\n".join(wrapped)] if lines else []
 
 
 def _failures(page: _Page) -> str:

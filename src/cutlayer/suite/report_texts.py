@@ -4,7 +4,7 @@ from cutlayer.model.optimizer import AdamWSettings
 from cutlayer.suite.compare import NEAR_TIE_NATS
 from cutlayer.suite.recipe import ALPHA, CLIP_NORM, MAX_LENGTH, RANK
 
-__all__ = ["AGAIN", "DIFFERENCES", "INTRODUCTION", "method_text"]
+__all__ = ["AGAIN", "DIFFERENCES", "INTRODUCTION", "OFFICIAL_SCORES", "method_text"]
 
 INTRODUCTION = """\
 The published claim is that a split, federated LLaMA reaches a performance comparable with
@@ -14,6 +14,12 @@ once unsplit by `transformers` and `peft` alone and once through the split, with
 several owners, and scored on the same questions.
 
 `cutlayer eval report` writes this page from a folder of results; change neither by hand.
+"""
+
+OFFICIAL_SCORES = """\
+That loaders and metrics give the scores of the official scripts is no matter of these runs:
+`python -m benchmarks.official_scores` runs the scripts beside ours, and
+`tests/unit/benchmarks/test_official_scores.py` holds the recorded numbers.
 """
 
 DIFFERENCES = """\
@@ -84,8 +90,8 @@ def method_text() -> str:
   questions are the same for all seeds. Rows with one seed say nothing about other seeds.
 * **Scores** are the official ones of each task: F1 and exact match with CoQA's normalisation (Reddy
   et al., 2019), ROUGE (Lin, 2004), accuracy, F1 over all options and exact match of MultiRC
-  (Khashabi et al., 2018) as in SuperGLUE (Wang et al., 2019). Points are hundredths. Tests compare
-  loaders and metrics with the official definitions; the runs below do not.
+  (Khashabi et al., 2018) as in SuperGLUE (Wang et al., 2019). Points are hundredths. The
+  column under the metric's name is the one that runs are compared by.
 * **Intervals** are 95 % percentile bootstrap intervals over questions (Efron, 1979): 1,000
   resamples with a fixed seed, so the same results give the same intervals. Of each question the
   mean over seeds is taken first. Seeds are not resampled, so an interval does not say how another

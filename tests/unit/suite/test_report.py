@@ -152,6 +152,20 @@ def test_the_profile_is_the_one_in_the_commands() -> None:
     assert profile_of([]) == "small"
 
 
+def test_what_training_added_is_said_for_every_task(small: Path) -> None:
+    assert re.search(r"^Fine-tuned minus untuned: centralised: \+\d", _read(small), re.MULTILINE)
+
+
+def test_what_is_promised_is_said_once_and_in_short_lines(tmp_path: Path) -> None:
+    noised = spec(Method.SPLIT, mechanism="gaussian", scale=0.1)
+    long = "nothing at all " * 20
+    runs = [choices(run, 0.9, guarantee=long) for run in (noised, spec(Method.SPLIT))]
+    text = _page(tmp_path, runs).partition("promised of what leaves")[2].partition("\n## ")[0]
+    assert " ".join(text.split()).count("nothing at all") == 20
+    assert "(split; split, gaussian 0.1)" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 160
+
+
 def test_runs_are_compared_by_the_tasks_own_metric() -> None:
     assert main_metric("topics") == "accuracy"
     assert "cutlayer eval suite" in AGAIN
