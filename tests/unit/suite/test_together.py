@@ -9,7 +9,9 @@ import pytest
 from cutlayer.data.sources import read_records
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.evaluation.published.task_files import TaskFolder
+from cutlayer.federation.settings import FederationSettings
 from cutlayer.federation.strategy import STRATEGIES
+from cutlayer.settings import parse_settings
 from cutlayer.suite.result import Figures
 from cutlayer.suite.spec import Method, RunSpec
 from cutlayer.suite.split import run_split
@@ -90,8 +92,17 @@ def test_skewed_owners_have_other_shares_of_labels(
 def test_every_strategy_has_a_federation_that_may_be(spec: RunSpec) -> None:
     for name in STRATEGIES:
         table = federation_table(msgspec.structs.replace(spec, strategy=name))
-        is_open = STRATEGIES.get(name).needs_single_updates
-        assert table["secure"] == {"enabled": not is_open}
+        settings = parse_settings(FederationSettings, table, name)
+        assert settings.strategy.kind == name
+        assert settings.secure.enabled is not STRATEGIES.get(name).needs_single_updates
+
+
+def test_a_strategy_that_sees_single_updates_trains_too(
+    spec: RunSpec, task: TaskFolder, tmp_path: Path
+) -> None:
+    median = msgspec.structs.replace(spec, strategy="median", local_steps=2)
+    figures = run_together(median, task, tmp_path / "work", 1, None)
+    assert figures.losses[-1] < figures.losses[0]
 
 
 @pytest.mark.parametrize(
