@@ -9,13 +9,14 @@ import pytest
 from msgspec.structs import replace
 
 from cutlayer.cli.main import run
+from cutlayer.suite.compute import Compute
 from cutlayer.suite.run import SuiteOptions, run_suite
 from cutlayer.suite.spec import Method, RunSpec, Sizes
 from cutlayer.suite.store import Store
 from tests.tiny_models import tiny_model
 
 SIZES = Sizes(train_rows=4, test_rows=4, steps=2, rows_per_step=2, micro_batch_rows=2, lr=1e-3)
-OPTIONS = SuiteOptions(threads=1, command="cutlayer eval suite --profile tiny")
+OPTIONS = SuiteOptions(compute=Compute(threads=1), command="cutlayer eval suite --profile tiny")
 SECRET = "heron"
 
 

@@ -13,15 +13,15 @@ from cutlayer.suite.sides import Place, owner_settings
 from cutlayer.suite.spec import Method
 from cutlayer.suite.split import run_split
 from tests.tiny_models import tiny_llama_folder
-from tests.unit.suite.tiny_tasks import tiny_spec, tiny_task
+from tests.unit.suite.tiny_tasks import ONE_THREAD, tiny_spec, tiny_task
 
 
 def test_processes_learn_what_threads_learn(tmp_path: Path) -> None:
     model, task = tiny_llama_folder(tmp_path), tiny_task(tmp_path / "task")
     spec = tiny_spec(model, Method.SPLIT)
-    threads = run_split(spec, task, tmp_path / "threads", 1, None)
+    threads = run_split(spec, task, tmp_path / "threads", ONE_THREAD, None)
     apart = msgspec.structs.replace(spec, in_processes=True)
-    processes = run_split(apart, task, tmp_path / "processes", 1, None)
+    processes = run_split(apart, task, tmp_path / "processes", ONE_THREAD, None)
     assert processes.losses == pytest.approx(threads.losses, rel=1e-6)
     for ours, theirs in zip(processes.predictions, threads.predictions, strict=True):
         assert ours.log_likelihoods == pytest.approx(theirs.log_likelihoods, rel=1e-4)
@@ -34,7 +34,7 @@ def test_processes_learn_what_threads_learn(tmp_path: Path) -> None:
 def test_what_ends_an_owner_s_process_is_told(tmp_path: Path) -> None:
     model, task = tiny_llama_folder(tmp_path), tiny_task(tmp_path / "task")
     spec = tiny_spec(model, Method.SPLIT)
-    place = Place(folder=tmp_path, model=open_model(spec, None), threads=1)
+    place = Place(folder=tmp_path, model=open_model(spec, None), compute=ONE_THREAD)
     owner = owner_settings(spec, task, place)
     gone = owner.model.model_copy(update={"path": str(tmp_path / "gone")})
     config, result = tmp_path / "owner.toml", tmp_path / "owner.json"

@@ -20,7 +20,7 @@ from cutlayer.suite.result import Figures
 from cutlayer.suite.spec import Method, RunSpec
 from cutlayer.suite.split import run_split
 from tests.tiny_models import tiny_llama_folder, tiny_model
-from tests.unit.suite.tiny_tasks import CHOICES, tiny_spec
+from tests.unit.suite.tiny_tasks import CHOICES, ONE_THREAD, tiny_spec
 
 _LOSSES = 1e-5
 """Relative; the promise is 1e-4."""
@@ -84,8 +84,8 @@ def test_replies_are_the_same_texts(tmp_path: Path, adapter: str) -> None:
 def _both(spec: RunSpec, task: TaskFolder, folder: Path) -> tuple[Figures, Figures]:
     unsplit = msgspec.structs.replace(spec, method=Method.CENTRALISED)
     return (
-        run_split(spec, task, folder / "split", 1, None),
-        run_central(unsplit, task, folder / "central", 1, None),
+        run_split(spec, task, folder / "split", ONE_THREAD, None),
+        run_central(unsplit, task, folder / "central", ONE_THREAD, None),
     )
 
 

@@ -33,6 +33,9 @@ JobsOption = Annotated[
 ThreadsOption = Annotated[
     int, typer.Option("--threads", min=1, metavar="N", help="Threads of each run.")
 ]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="D", help="torch device of each run, such as cuda.")
+]
 OnlyOption = Annotated[
     str | None, typer.Option("--only", metavar="TEXT", help="Runs whose id has this text.")
 ]
@@ -57,6 +60,7 @@ def suite(
     folder: StoreOption = Path("build/evaluation"),
     jobs: JobsOption = 1,
     threads: ThreadsOption = 2,
+    device: DeviceOption = "cpu",
     only: OnlyOption = None,
     lists: ListOption = False,
     model: ModelOption = None,
@@ -67,6 +71,7 @@ def suite(
 
     Everything happens on this machine, each run in a process of its own.
     """
+    from cutlayer.suite.compute import Compute
     from cutlayer.suite.profiles import Choice, specs_of
     from cutlayer.suite.run import SuiteOptions, run_suite
     from cutlayer.suite.store import Store
@@ -78,7 +83,8 @@ def suite(
     if lists:
         _list(specs, store, out)
         return
-    options = SuiteOptions(jobs=jobs, threads=threads, command=_command(profile, model, data))
+    compute = Compute(threads=threads, device=device)
+    options = SuiteOptions(jobs=jobs, compute=compute, command=_command(profile, model, data))
     results = run_suite(specs, store, options, lambda line: out.errors.print(line, markup=False))
     _finish(results, folder, out)
 

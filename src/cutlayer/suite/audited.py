@@ -18,6 +18,7 @@ from cutlayer.errors import DataError
 from cutlayer.evaluation.published.task_files import TaskFolder
 from cutlayer.settings import parse_settings
 from cutlayer.storage.files import private_folder
+from cutlayer.suite.compute import Compute
 from cutlayer.suite.recipe import open_model
 from cutlayer.suite.result import Figures
 from cutlayer.suite.sides import Place, owner_settings
@@ -36,7 +37,7 @@ SECONDS = 240.0
 
 
 def run_audited(
-    spec: RunSpec, task: TaskFolder, folder: Path, threads: int, cache: Path | None
+    spec: RunSpec, task: TaskFolder, folder: Path, compute: Compute, cache: Path | None
 ) -> Figures:
     """Record the first step of a run, and attack it knowing the public weights.
 
@@ -45,14 +46,14 @@ def run_audited(
         task: its training rows are attacked; all of their words count as private, those of the
             template too.
         folder: of the run's state.
-        threads: of each side.
+        compute: threads and device of each side.
         cache: of assets and converted models; None is the usual one.
 
     Raises:
         DataError: no attack could run, and why.
         CutlayerError: whatever went wrong at either side.
     """
-    place = Place(folder=private_folder(folder), model=open_model(spec, cache), threads=threads)
+    place = Place(folder=private_folder(folder), model=open_model(spec, cache), compute=compute)
     owner, plan = _owner(spec, task, place), _plan(place)
     bench = make_bench(plan, owner, place.model, attack_names(plan.attacks))
     began_s = time.monotonic()

@@ -26,6 +26,7 @@ from cutlayer.model.prefix_export import write_prefix
 from cutlayer.model.tensor_file import write_tensor_file
 from cutlayer.storage.files import explain_os_errors, private_folder, write_atomic
 from cutlayer.suite import centralised, recipe
+from cutlayer.suite.compute import Compute
 from cutlayer.suite.result import Figures
 from cutlayer.suite.spec import Method, RunSpec
 
@@ -57,6 +58,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     threads: int
+    device: str
     train: str
     test: str
     context_length: int
@@ -84,7 +86,7 @@ class _Response(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_central(
-    spec: RunSpec, task: TaskFolder, folder: Path, threads: int, cache: Path | None
+    spec: RunSpec, task: TaskFolder, folder: Path, compute: Compute, cache: Path | None
 ) -> Figures:
     """Train, unless the method is UNTUNED, and score, without the split model.
 
@@ -92,7 +94,7 @@ def run_central(
         spec: the run.
         task: rows to learn and to score.
         folder: request, response and log go below it; it is made.
-        threads: of torch.
+        compute: threads and device of torch.
         cache: of assets and converted models; None is the usual one.
 
     Raises:
@@ -106,14 +108,14 @@ def run_central(
     model.fetch_tokenizer()
     model.layout()
     place = private_folder(folder / "unsplit")
-    request = _request(spec, task, model, place, threads)
+    request = _request(spec, task, model, place, compute)
     write_atomic(place / _REQUEST, msgspec.json.encode(request))
-    _run_script(place, threads)
+    _run_script(place, compute.threads)
     return _figures(_response(place / _RESPONSE), task.questions())
 
 
 def _request(
-    spec: RunSpec, task: TaskFolder, model: ModelFolder, folder: Path, threads: int
+    spec: RunSpec, task: TaskFolder, model: ModelFolder, folder: Path, compute: Compute
 ) -> _Request:
     is_untuned = spec.method is Method.UNTUNED
     train = recipe.train_settings(spec)
@@ -123,7 +125,8 @@ def _request(
     adamw = train.optimizer
     return _Request(
         model=str(model.path),
-        threads=threads,
+        threads=compute.threads,
+        device=compute.device,
         train=str(task.train),
         test=str(task.test),
         context_length=context - taken,

@@ -22,6 +22,7 @@ import msgspec
 
 from cutlayer.errors import StorageError
 from cutlayer.storage.files import explain_os_errors
+from cutlayer.suite.compute import Compute
 from cutlayer.suite.origin import origin_of
 from cutlayer.suite.result import RunResult
 from cutlayer.suite.scoring import main_score
@@ -44,8 +45,8 @@ class SuiteOptions:
 
     jobs: int = 1
     """Runs at once."""
-    threads: int = 2
-    """Of torch in each run."""
+    compute: Compute = field(default_factory=Compute)
+    """Of each run."""
     cache: Path | None = None
     """Of assets and converted models; None is the usual one."""
     command: str = "cutlayer eval suite"
@@ -124,7 +125,7 @@ class _Children:
         folder = self._store.work_folder(spec)
         command = f"{self._options.command} --only {spec.run_id}"
         options = WorkOptions(
-            threads=self._options.threads, cache=self._options.cache, command=command
+            compute=self._options.compute, cache=self._options.cache, command=command
         )
         with explain_os_errors(f"start a run in {folder}"):
             (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
@@ -152,7 +153,7 @@ class _Children:
         command = f"{options.command} --only {child.spec.run_id}"
         return RunResult(
             spec=child.spec,
-            origin=origin_of(command, options.threads, child.began),
+            origin=origin_of(command, options.compute.threads, child.began),
             error=_end_in_words(child.process.returncode),
             seconds=round(time.monotonic() - child.start_s, 3),
         )
@@ -160,13 +161,13 @@ class _Children:
 
 def _started(folder: Path, options: WorkOptions) -> "subprocess.Popen[bytes]":
     cache = [] if options.cache is None else ["--cache", str(options.cache)]
-    threads = str(options.threads)
+    threads, device = str(options.compute.threads), options.compute.device
     with (folder / _LOG_FILE).open("wb") as log:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "cutlayer.suite.work"),
                 *(str(folder / "spec.json"), str(folder), "--tied"),
-                *("--threads", threads, "--command", options.command, *cache),
+                *("--threads", threads, "--device", device, "--command", options.command, *cache),
             ],
             # Held open while we live; see `work`.
             stdin=subprocess.PIPE,

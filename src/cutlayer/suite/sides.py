@@ -20,6 +20,7 @@ from cutlayer.model.folder import ModelFolder
 from cutlayer.privacy.mechanism import PrivacySettings
 from cutlayer.server.settings import ServerSettings
 from cutlayer.settings import parse_settings
+from cutlayer.suite.compute import Compute
 from cutlayer.suite.recipe import adapter_settings, max_length, train_settings
 from cutlayer.suite.spec import RunSpec
 
@@ -52,8 +53,8 @@ class Place:
     """A private folder; the state of all sides goes below it."""
     model: ModelFolder
     """The same at all sides."""
-    threads: int
-    """Compute threads of each side."""
+    compute: Compute
+    """Of each side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,8 @@ def model_table(spec: RunSpec, place: Place) -> dict[str, object]:
         "path": str(place.model.path),
         "lower": spec.head_blocks,
         "upper": upper,
-        "threads": place.threads,
+        "threads": place.compute.threads,
+        "device": place.compute.device,
     }
 
 

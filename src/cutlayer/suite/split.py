@@ -18,6 +18,7 @@ from cutlayer.simulation.settings_text import settings_text
 from cutlayer.simulation.timeline import Timeline
 from cutlayer.simulation.worlds import thread_world
 from cutlayer.storage.files import private_folder, write_atomic
+from cutlayer.suite.compute import Compute
 from cutlayer.suite.owner_process import Trained, train_in_own_process
 from cutlayer.suite.recipe import open_model
 from cutlayer.suite.result import Figures
@@ -38,7 +39,7 @@ _OWNER = "client"
 
 
 def run_split(
-    spec: RunSpec, task: TaskFolder, folder: Path, threads: int, cache: Path | None
+    spec: RunSpec, task: TaskFolder, folder: Path, compute: Compute, cache: Path | None
 ) -> Figures:
     """Train and score.
 
@@ -46,14 +47,14 @@ def run_split(
         spec: the run.
         task: rows to learn and to score.
         folder: state of both sides goes below it.
-        threads: of each side.
+        compute: threads and device of each side.
         cache: of assets and converted models; None is the usual one.
 
     Raises:
         CutlayerError: whatever went wrong at either side.
     """
     check_test(task)
-    place = Place(folder=private_folder(folder), model=open_model(spec, cache), threads=threads)
+    place = Place(folder=private_folder(folder), model=open_model(spec, cache), compute=compute)
     owner = owner_settings(spec, task, place)
     run = _by_processes if spec.in_processes else _by_threads
     trained, scored = run(spec, task, place, owner)

@@ -25,6 +25,7 @@ from cutlayer.simulation.settings import SimulationSettings
 from cutlayer.simulation.timeline import Timeline
 from cutlayer.simulation.worlds import thread_world
 from cutlayer.storage.files import explain_os_errors, private_folder, write_atomic
+from cutlayer.suite.compute import Compute
 from cutlayer.suite.recipe import CLIP_NORM, open_model, train_settings
 from cutlayer.suite.result import Figures
 from cutlayer.suite.sides import Answers, Place, answers, check_test, history_of, owner_table
@@ -37,7 +38,7 @@ _KIND = "together"
 
 
 def run_together(
-    spec: RunSpec, task: TaskFolder, folder: Path, threads: int, cache: Path | None
+    spec: RunSpec, task: TaskFolder, folder: Path, compute: Compute, cache: Path | None
 ) -> Figures:
     """Train and score.
 
@@ -45,7 +46,7 @@ def run_together(
         spec: the run.
         task: rows to share out, and rows to score.
         folder: rows and state of all sides go below it.
-        threads: of each side.
+        compute: threads and device of each side.
         cache: of assets and converted models; None is the usual one.
 
     Raises:
@@ -55,7 +56,7 @@ def run_together(
     """
     _check(spec)
     check_test(task)
-    place = Place(folder=private_folder(folder), model=open_model(spec, cache), threads=threads)
+    place = Place(folder=private_folder(folder), model=open_model(spec, cache), compute=compute)
     everybody = _parties(spec, task, place)
     trained, num_bytes, scored = _run(everybody, task)
     return Figures(

@@ -1,6 +1,6 @@
 """One run in a process of its own: rows, method, official score, one result file.
 
-    python -m cutlayer.suite.work SPEC.json FOLDER [--threads N] [--cache FOLDER]
+    python -m cutlayer.suite.work SPEC.json FOLDER [--threads N] [--device D] [--cache FOLDER]
 
 It keeps no store (`store`) and starts no second run (`run`).
 """
@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ import msgspec
 
 from cutlayer.errors import ConfigError, CutlayerError
 from cutlayer.storage.files import explain_os_errors, private_folder, write_atomic
+from cutlayer.suite.compute import Compute
 from cutlayer.suite.origin import origin_of
 from cutlayer.suite.result import Figures, Origin, RunResult
 from cutlayer.suite.spec import Method, RunSpec
@@ -42,15 +43,15 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
-Run = Callable[[RunSpec, "TaskFolder", Path, int, Path | None], Figures]
+Run = Callable[[RunSpec, "TaskFolder", Path, Compute, Path | None], Figures]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkOptions:
     """How a run is done; nothing of it changes what comes out."""
 
-    threads: int = 2
-    """Of torch."""
+    compute: Compute = field(default_factory=Compute)
+    """On what."""
     cache: Path | None = None
     """Of assets and converted models; None is the usual one."""
     command: str = _COMMAND
@@ -87,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     for name, value in {**_ENVIRONMENT, "OMP_NUM_THREADS": str(found.threads)}.items():
         os.environ.setdefault(name, value)
-    options = WorkOptions(threads=found.threads, cache=found.cache, command=found.command)
+    options = WorkOptions(
+        compute=Compute(threads=found.threads, device=found.device),
+        cache=found.cache,
+        command=found.command,
+    )
     try:
         spec = _read_spec(found.spec)
         result = run_one(spec, private_folder(found.folder), options)
@@ -105,7 +110,7 @@ def _measured(result: RunResult, folder: Path, options: WorkOptions) -> RunResul
 
     spec = result.spec
     task = prepare(spec, folder, options.cache)
-    figures = function_of(spec.method)(spec, task, folder, options.threads, options.cache)
+    figures = function_of(spec.method)(spec, task, folder, options.compute, options.cache)
     return scored(result, figures, task.questions())
 
 
@@ -136,7 +141,7 @@ def _defect(error: Exception) -> str:
 
 
 def _origin(options: WorkOptions, began: str) -> Origin:
-    return origin_of(options.command, options.threads, began)
+    return origin_of(options.command, options.compute.threads, began)
 
 
 def _numbers(result: RunResult) -> str:
@@ -171,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("spec", type=Path, metavar="SPEC.json")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
+    parser.add_argument("--device", default="cpu", metavar="D")
     parser.add_argument("--cache", type=Path, metavar="FOLDER")
     parser.add_argument("--command", default=_COMMAND, help="kept with the numbers")
     parser.add_argument("--tied", action="store_true", help="end when stdin does")

@@ -10,7 +10,7 @@ from cutlayer.suite import audited
 from cutlayer.suite.audited import run_audited
 from cutlayer.suite.spec import Method, RunSpec
 from tests.tiny_models import tiny_llama_folder
-from tests.unit.suite.tiny_tasks import tiny_spec, tiny_task
+from tests.unit.suite.tiny_tasks import ONE_THREAD, tiny_spec, tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def spec(model: Path, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
 
 
 def test_without_noise_all_is_recovered(spec: RunSpec, task: TaskFolder, tmp_path: Path) -> None:
-    figures = run_audited(spec, task, tmp_path / "work", 1, None)
+    figures = run_audited(spec, task, tmp_path / "work", ONE_THREAD, None)
     assert figures.recovery is not None
     assert figures.recovery > 0.9
     assert figures.predictions == ()
@@ -39,7 +39,7 @@ def test_without_noise_all_is_recovered(spec: RunSpec, task: TaskFolder, tmp_pat
 
 def test_much_noise_leaves_little(spec: RunSpec, task: TaskFolder, tmp_path: Path) -> None:
     noisy = msgspec.structs.replace(spec, mechanism="gaussian", scale=50.0)
-    figures = run_audited(noisy, task, tmp_path / "work", 1, None)
+    figures = run_audited(noisy, task, tmp_path / "work", ONE_THREAD, None)
     assert figures.recovery is not None
     assert figures.recovery < 0.7
     assert figures.guarantee == "no guarantee (unclipped)"

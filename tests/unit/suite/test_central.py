@@ -16,7 +16,7 @@ from cutlayer.suite.centralised import __main__ as script
 from cutlayer.suite.centralised import tie
 from cutlayer.suite.spec import Method
 from tests.tiny_models import tiny_llama_folder
-from tests.unit.suite.tiny_tasks import tiny_replies, tiny_spec, tiny_task
+from tests.unit.suite.tiny_tasks import ONE_THREAD, tiny_replies, tiny_spec, tiny_task
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_untuned_model_answers_without_a_step(tmp_path: Path) -> None:
     spec = tiny_spec(tiny_llama_folder(tmp_path), Method.UNTUNED)
     task = tiny_task(tmp_path / "task", num_train=0)
-    found = run_central(spec, task, tmp_path / "run", 1, None)
+    found = run_central(spec, task, tmp_path / "run", ONE_THREAD, None)
     assert (found.losses, found.num_train_tokens) == ((), 0)
     assert [len(answer.log_likelihoods) for answer in found.predictions] == [2, 2, 2, 2]
     assert found.score_seconds > 0
@@ -46,11 +46,14 @@ def test_training_moves_the_untuned_model_and_another_seed_elsewhere(tmp_path: P
     untuned = tiny_spec(model, Method.UNTUNED)
     trained = msgspec.structs.replace(untuned, method=Method.CENTRALISED)
     other = msgspec.structs.replace(trained, seed=2)
-    runs = [run_central(s, task, tmp_path / s.run_id, 1, None) for s in (untuned, trained, other)]
+    runs = [
+        run_central(s, task, tmp_path / s.run_id, ONE_THREAD, None)
+        for s in (untuned, trained, other)
+    ]
     likelihoods = [[answer.log_likelihoods for answer in run.predictions] for run in runs]
     assert likelihoods[0] != likelihoods[1] != likelihoods[2]
     assert runs[1].losses[-1] < runs[1].losses[0]
-    again = run_central(trained, task, tmp_path / "again", 1, None)
+    again = run_central(trained, task, tmp_path / "again", ONE_THREAD, None)
     assert again.losses == runs[1].losses
 
 
@@ -60,7 +63,7 @@ def test_the_cut_of_the_spec_changes_nothing(tmp_path: Path) -> None:
     spec = tiny_spec(model, Method.CENTRALISED, steps=1)
     elsewhere = msgspec.structs.replace(spec, head_blocks=2, tail_blocks=1)
     for name, run in (("one", spec), ("two", elsewhere)):
-        run_central(run, task, tmp_path / name, 1, None)
+        run_central(run, task, tmp_path / name, ONE_THREAD, None)
     one, two = (
         load_file(tmp_path / name / "unsplit" / "adapter_model.safetensors")
         for name in ("one", "two")
@@ -76,7 +79,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_step(
     model, task = tiny_llama_folder(tmp_path), tiny_task(tmp_path / "task")
     spec = tiny_spec(model, Method.CENTRALISED, lr=1e30)
     with pytest.raises(SystemExit, match="2"):
-        run_central(spec, task, tmp_path / "run", 1, None)
+        run_central(spec, task, tmp_path / "run", ONE_THREAD, None)
     assert "error: the loss of step 2 is nan; lower the learning rate" in capsys.readouterr().err
 
 
@@ -88,19 +91,19 @@ def test_what_the_script_refuses_reaches_the_user(tmp_path: Path) -> None:
     task.test.write_text(f"{task.test.read_text().splitlines()[0]}\n{wrong}\n")
     spec = tiny_spec(model, Method.UNTUNED)
     with pytest.raises(ConfigError, match=r"^unsplit training: .*test\.jsonl:2: longer than the"):
-        run_central(spec, task, tmp_path / "run", 1, None)
+        run_central(spec, task, tmp_path / "run", ONE_THREAD, None)
 
 
 def test_sparse_tuning_has_no_counterpart(tmp_path: Path) -> None:
     spec = tiny_spec(tiny_llama_folder(tmp_path), Method.CENTRALISED, adapter="sparse")
     with pytest.raises(ConfigError, match="no counterpart of the adapter 'sparse'"):
-        run_central(spec, tiny_task(tmp_path / "task"), tmp_path / "run", 1, None)
+        run_central(spec, tiny_task(tmp_path / "task"), tmp_path / "run", ONE_THREAD, None)
 
 
 def test_a_cut_that_leaves_no_trunk_is_refused(tmp_path: Path) -> None:
     spec = tiny_spec(tiny_llama_folder(tmp_path), Method.CENTRALISED, head_blocks=3)
     with pytest.raises(ConfigError, match="lower=3"):
-        run_central(spec, tiny_task(tmp_path / "task"), tmp_path / "run", 1, None)
+        run_central(spec, tiny_task(tmp_path / "task"), tmp_path / "run", ONE_THREAD, None)
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -109,7 +112,7 @@ def test_fewer_answers_than_questions_are_never_scored(tmp_path: Path) -> None:
     lines = task.test.read_text().splitlines()
     task.test.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(StorageError, match="answered 3 of 4 questions"):
-        run_central(tiny_spec(model, Method.UNTUNED), task, tmp_path / "run", 1, None)
+        run_central(tiny_spec(model, Method.UNTUNED), task, tmp_path / "run", ONE_THREAD, None)
 
 
 @pytest.mark.parametrize("raw", [b"", b'{"losses": [', b'{"losses": [NaN]}', b"\xff"])
@@ -123,7 +126,7 @@ def test_a_damaged_answer_is_named(
         lambda folder, threads: (folder / "response.json").write_bytes(raw),
     )
     with pytest.raises(StorageError, match=r"response\.json is damaged.*run it again"):
-        run_central(tiny_spec(model, Method.UNTUNED), task, tmp_path / "run", 1, None)
+        run_central(tiny_spec(model, Method.UNTUNED), task, tmp_path / "run", ONE_THREAD, None)
 
 
 def test_a_fault_of_the_script_shows_its_last_lines(tmp_path: Path) -> None:

@@ -212,6 +212,7 @@ def _request(
     table: dict[str, object] = {
         "model": "",
         "threads": 1,
+        "device": "cpu",
         "train": str(folder / "train.jsonl"),
         "test": str(folder / "test.jsonl"),
         "context_length": 128,

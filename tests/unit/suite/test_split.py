@@ -12,7 +12,7 @@ from cutlayer.suite.sides import CLIPS, privacy_settings
 from cutlayer.suite.spec import Method, RunSpec
 from cutlayer.suite.split import run_split
 from tests.tiny_models import tiny_llama_folder
-from tests.unit.suite.tiny_tasks import SIZES, tiny_replies, tiny_spec, tiny_task
+from tests.unit.suite.tiny_tasks import ONE_THREAD, SIZES, tiny_replies, tiny_spec, tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def spec(model: Path) -> RunSpec:
 def figures(model: Path, task: TaskFolder, tmp_path_factory: pytest.TempPathFactory) -> Figures:
     """Of the plain run."""
     spec = tiny_spec(model, Method.SPLIT)
-    return run_split(spec, task, tmp_path_factory.mktemp("plain") / "work", 1, None)
+    return run_split(spec, task, tmp_path_factory.mktemp("plain") / "work", ONE_THREAD, None)
 
 
 def test_a_run_learns_and_says_what_it_cost(figures: Figures) -> None:
@@ -59,7 +59,7 @@ def test_predictions_are_choices_in_the_order_of_the_keys(
 def test_replies_are_predictions_without_likelihoods(model: Path, tmp_path: Path) -> None:
     task = tiny_replies(tmp_path / "task")
     spec = tiny_spec(model, Method.SPLIT, lr=0.03, steps=8)
-    predictions = run_split(spec, task, tmp_path / "work", 1, None).predictions
+    predictions = run_split(spec, task, tmp_path / "work", ONE_THREAD, None).predictions
     assert [prediction.log_likelihoods for prediction in predictions] == [(), ()]
     assert all(prediction.text for prediction in predictions)
 
@@ -68,7 +68,7 @@ def test_a_codec_of_two_bytes_sends_less(
     figures: Figures, spec: RunSpec, task: TaskFolder, tmp_path: Path
 ) -> None:
     short = msgspec.structs.replace(spec, codec="bf16")
-    bf16 = run_split(short, task, tmp_path / "bf16", 1, None)
+    bf16 = run_split(short, task, tmp_path / "bf16", ONE_THREAD, None)
     assert bf16.bytes_up < 0.8 * figures.bytes_up
     assert bf16.losses != figures.losses
 
@@ -78,7 +78,7 @@ def test_other_kinds_of_adapters_train_too(
     spec: RunSpec, task: TaskFolder, tmp_path: Path, adapter: str
 ) -> None:
     other = msgspec.structs.replace(spec, adapter=adapter)
-    trained = run_split(other, task, tmp_path / "work", 1, None)
+    trained = run_split(other, task, tmp_path / "work", ONE_THREAD, None)
     assert trained.losses[-1] != trained.losses[0]
 
 
@@ -94,7 +94,7 @@ def test_noise_shows_in_losses_and_in_the_guarantee(
     figures: Figures, spec: RunSpec, task: TaskFolder, tmp_path: Path
 ) -> None:
     noisy = msgspec.structs.replace(spec, mechanism="gaussian", scale=0.5)
-    with_noise = run_split(noisy, task, tmp_path / "noisy", 1, None)
+    with_noise = run_split(noisy, task, tmp_path / "noisy", ONE_THREAD, None)
     assert with_noise.guarantee == "no guarantee (unclipped)"
     assert with_noise.losses != figures.losses
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_run_is_refused_before_work(
 ) -> None:
     wrong = msgspec.structs.replace(spec, **changes)
     with pytest.raises(ConfigError, match=message):
-        run_split(wrong, task, tmp_path / "work", 1, None)
+        run_split(wrong, task, tmp_path / "work", ONE_THREAD, None)
     assert not (tmp_path / "work" / "run").exists()
 
 
@@ -124,5 +124,5 @@ def test_a_test_file_that_lost_a_line_is_refused_before_training(
     task = tiny_task(tmp_path / "task")
     task.test.write_bytes(b"".join(task.test.read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(DataError, match="3 items for 4 keys"):
-        run_split(spec, task, tmp_path / "work", 1, None)
+        run_split(spec, task, tmp_path / "work", ONE_THREAD, None)
     assert not (tmp_path / "work").exists()

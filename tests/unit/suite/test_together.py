@@ -17,7 +17,7 @@ from cutlayer.suite.spec import Method, RunSpec
 from cutlayer.suite.split import run_split
 from cutlayer.suite.together import federation_table, run_together
 from tests.tiny_models import tiny_llama_folder
-from tests.unit.suite.tiny_tasks import SIZES, tiny_spec, tiny_task
+from tests.unit.suite.tiny_tasks import ONE_THREAD, SIZES, tiny_spec, tiny_task
 
 ALL_ROWS = {"rows_per_step": 24, "micro_batch_rows": 12}
 """Every row in every step: it does not matter then who has which."""
@@ -46,14 +46,14 @@ def labels_of(folder: Path) -> list[Counter[str]]:
 @pytest.fixture(scope="module")
 def alone(model: Path, task: TaskFolder, tmp_path_factory: pytest.TempPathFactory) -> Figures:
     spec = tiny_spec(model, Method.SPLIT, **ALL_ROWS)
-    return run_split(spec, task, tmp_path_factory.mktemp("alone") / "work", 1, None)
+    return run_split(spec, task, tmp_path_factory.mktemp("alone") / "work", ONE_THREAD, None)
 
 
 def test_four_owners_with_every_step_learn_as_one_with_all_rows(
     model: Path, task: TaskFolder, tmp_path: Path, alone: Figures
 ) -> None:
     spec = tiny_spec(model, Method.TOGETHER, owners=4, **ALL_ROWS)
-    figures = run_together(spec, task, tmp_path / "work", 1, None)
+    figures = run_together(spec, task, tmp_path / "work", ONE_THREAD, None)
     assert figures.losses == pytest.approx(alone.losses, rel=1e-4)
     for ours, theirs in zip(figures.predictions, alone.predictions, strict=True):
         assert ours.log_likelihoods == pytest.approx(theirs.log_likelihoods, abs=1e-2)
@@ -65,7 +65,7 @@ def test_updates_count_as_bytes(
     model: Path, task: TaskFolder, tmp_path: Path, alone: Figures
 ) -> None:
     spec = tiny_spec(model, Method.TOGETHER, owners=3, rows_per_step=24)
-    figures = run_together(spec, task, tmp_path / "work", 1, None)
+    figures = run_together(spec, task, tmp_path / "work", ONE_THREAD, None)
     assert figures.bytes_up > 2 * alone.bytes_up
 
 
@@ -73,7 +73,7 @@ def test_rounds_of_local_steps_have_a_loss_for_each_step(
     spec: RunSpec, task: TaskFolder, tmp_path: Path
 ) -> None:
     rounds = msgspec.structs.replace(spec, strategy="fedavg", local_steps=2)
-    figures = run_together(rounds, task, tmp_path / "work", 1, None)
+    figures = run_together(rounds, task, tmp_path / "work", ONE_THREAD, None)
     assert len(figures.losses) == SIZES.steps
     assert figures.losses[-1] < figures.losses[0]
     assert len(figures.predictions) == 4
@@ -83,7 +83,7 @@ def test_skewed_owners_have_other_shares_of_labels(
     spec: RunSpec, task: TaskFolder, tmp_path: Path
 ) -> None:
     skewed = msgspec.structs.replace(spec, alpha=0.1, owners=2)
-    run_together(skewed, task, tmp_path / "skewed", 1, None)
+    run_together(skewed, task, tmp_path / "skewed", ONE_THREAD, None)
     first, second = labels_of(tmp_path / "skewed")
     assert first.total() == second.total() == 12
     assert abs(first["entailment"] - second["entailment"]) >= 6
@@ -101,7 +101,7 @@ def test_a_strategy_that_sees_single_updates_trains_too(
     spec: RunSpec, task: TaskFolder, tmp_path: Path
 ) -> None:
     median = msgspec.structs.replace(spec, strategy="median", local_steps=2)
-    figures = run_together(median, task, tmp_path / "work", 1, None)
+    figures = run_together(median, task, tmp_path / "work", ONE_THREAD, None)
     assert figures.losses[-1] < figures.losses[0]
 
 
@@ -123,11 +123,11 @@ def test_what_cannot_be_shared_out_is_refused_before_work(
 ) -> None:
     wrong = msgspec.structs.replace(spec, **changes)
     with pytest.raises(ConfigError, match=message):
-        run_together(wrong, task, tmp_path / "work", 1, None)
+        run_together(wrong, task, tmp_path / "work", ONE_THREAD, None)
     assert not (tmp_path / "work" / "runs").exists()
 
 
 def test_more_owners_than_rows_are_refused(spec: RunSpec, tmp_path: Path) -> None:
     few = tiny_task(tmp_path / "task", num_train=5)
     with pytest.raises(DataError, match="fewer owners or more rows"):
-        run_together(spec, few, tmp_path / "work", 1, None)
+        run_together(spec, few, tmp_path / "work", ONE_THREAD, None)

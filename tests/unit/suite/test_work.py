@@ -55,7 +55,7 @@ def test_every_method_has_a_function_that_takes_a_run(method: Method, name: str)
     function = function_of(method)
     assert function.__name__ == name
     parameters = list(inspect.signature(function).parameters)
-    assert parameters == ["spec", "task", "folder", "threads", "cache"]
+    assert parameters == ["spec", "task", "folder", "compute", "cache"]
 
 
 def _process(*words: object) -> "subprocess.CompletedProcess[str]":

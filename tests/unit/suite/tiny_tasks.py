@@ -1,4 +1,4 @@
-"""A made-up task (under a registered name) and a tiny model's spec, so that runs of the suite take a moment."""
+"""A made-up task (under a registered name) and a tiny model: runs of the suite take a moment."""
 
 from pathlib import Path
 
@@ -8,8 +8,10 @@ import cutlayer.evaluation.published.catalogue  # noqa: F401 - registers the tas
 from cutlayer.evaluation.published.question import Question
 from cutlayer.evaluation.published.task_files import Provenance, TaskFolder, write_task
 from cutlayer.evaluation.published.templates import Form, Template
+from cutlayer.suite.compute import Compute
 from cutlayer.suite.spec import Method, RunSpec, Sizes
 
+ONE_THREAD = Compute(threads=1)
 CHOICES = ("entailment", "not_entailment")
 _WORDS = Template(
     prompt="{text}:", choices={"entailment": "yes", "not_entailment": "no"}, stop=("!",)

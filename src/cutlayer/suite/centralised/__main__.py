@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     transformers.logging.disable_progress_bar()
     request = read_request(Path(arguments[0]))
     torch.set_num_threads(request.threads)
+    torch.set_default_device(request.device)
     Path(arguments[1]).write_text(json.dumps(_answer(request)), encoding="utf-8")
 
 
@@ -43,7 +44,7 @@ def _answer(request: Request) -> dict[str, object]:
     tokenizer = AutoTokenizer.from_pretrained(request.model, local_files_only=True)
     base = AutoModelForCausalLM.from_pretrained(
         request.model, dtype=torch.float32, local_files_only=True
-    )
+    ).to(request.device)
     model = base if request.adapter is None else with_adapter(base, request.adapter)
     rows = rows_of(tokenizer, request) if request.order else []
     # Before training: an item that does not fit is found at once.

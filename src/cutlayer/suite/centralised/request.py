@@ -56,6 +56,8 @@ class Request:
     model: str
     """Folder."""
     threads: int
+    device: str
+    """torch device."""
     train: str
     """File with rows."""
     test: str
