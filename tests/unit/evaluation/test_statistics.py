@@ -40,3 +40,30 @@ def test_equal_scores_have_no_spread_and_one_score_no_standard_error() -> None:
 def test_no_score_is_refused() -> None:
     with pytest.raises(DataError, match="no item to score"):
         summarise([])
+
+
+def test_items_that_stand_and_fall_together_have_a_wider_interval() -> None:
+    together = [1.0] * 50 + [0.0] * 50
+    groups = [place // 10 for place in range(100)]
+    alone, grouped = summarise(together), summarise(together, groups)
+    assert grouped.mean == alone.mean
+    assert grouped.high - grouped.low > 2.5 * (alone.high - alone.low)
+    # Ten groups of one value each are ten items.
+    ten = summarise([1.0] * 5 + [0.0] * 5)
+    assert (grouped.low, grouped.high) == (ten.low, ten.high)
+    assert grouped.standard_error == pytest.approx(ten.standard_error)
+
+
+def test_groups_of_one_change_nothing() -> None:
+    scores = list(np.random.default_rng(2).random(40))
+    assert summarise(scores, range(7, 47)) == summarise(scores)
+
+
+def test_groups_of_several_sizes_keep_the_weight_of_their_items() -> None:
+    assert summarise([1.0, 0.0, 0.0, 0.0], [5, 2, 2, 2]).mean == 0.25
+    assert summarise([1.0, 0.0], [3, 3]).standard_error is None
+
+
+def test_another_number_of_groups_is_refused() -> None:
+    with pytest.raises(DataError, match="1 groups for 2 scores"):
+        summarise([0.0, 1.0], [0])
