@@ -4,8 +4,9 @@ It reads no file and knows no task.
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 
 from cutlayer.evaluation.published.question import Question, Split
 
@@ -66,12 +67,15 @@ def _runs(text: str) -> set[int]:
 
 
 def _shared(runs: Sequence[set[int]]) -> Counter[tuple[int, int]]:
-    """Runs that a text shares with the first one to have them: no all-pairs work."""
-    first_with: dict[int, int] = {}
-    shared: Counter[tuple[int, int]] = Counter()
+    """How many runs two texts share, by their places: of texts that share one, not of all pairs."""
+    places: defaultdict[int, list[int]] = defaultdict(list)
     for place, of_text in enumerate(runs):
-        shared.update((first_with.setdefault(run, place), place) for run in of_text)
-    return Counter({pair: num for pair, num in shared.items() if pair[0] != pair[1]})
+        for run in of_text:
+            places[run].append(place)
+    shared: Counter[tuple[int, int]] = Counter()
+    for with_run in places.values():
+        shared.update(combinations(with_run, 2))
+    return shared
 
 
 def _root(parent: Sequence[int], place: int) -> int:

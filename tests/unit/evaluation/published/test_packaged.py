@@ -126,6 +126,17 @@ def test_near_copies_are_one_family() -> None:
     assert families([other, " ".join([*other.split()[:9], *words])]) == [0, 1]
 
 
+def test_texts_that_each_copied_a_little_do_not_hide_a_copy() -> None:
+    words = [f"w{number}" for number in range(98)]
+    # Each has a seventh of the runs, together they have all of them.
+    borrowers = [
+        " ".join([*words[start : start + 20], *(f"{start}own{number}" for number in range(90))])
+        for start in range(0, 91, 13)
+    ]
+    copied = " ".join(words)
+    assert families([*borrowers, copied, copied.upper()]) == [0, 1, 2, 3, 4, 5, 6, 7, 7]
+
+
 def test_copies_go_to_one_side_wherever_they_stand() -> None:
     text = [" ".join(f"{number}x{place}" for place in range(20)) for number in range(40)]
     asked = [
