@@ -31,7 +31,7 @@ check: setup
 
 evaluate: setup
 	$(BIN)/cutlayer assets fetch evaluation
-	$(BIN)/cutlayer eval suite --profile small --out build/evaluation
+	$(BIN)/cutlayer eval suite --profile small --jobs 2 --threads 1 --out build/evaluation
 	$(BIN)/cutlayer eval report build/evaluation
 
 wheel: setup
