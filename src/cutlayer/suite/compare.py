@@ -61,7 +61,7 @@ class Agreement:
     num_changed: int
     """Questions with another answer: another choice, or a reply that is not the same text."""
     num_near_ties: int
-    """Of those, choices whose two best of the unsplit run lie within `NEAR_TIE_NATS`."""
+    """Of those, choices that the unsplit run has within `NEAR_TIE_NATS` of its best."""
     log_likelihood_difference: float | None
     """Largest over all choices, in nats; None for replies."""
 
@@ -75,15 +75,16 @@ def score(arm: Arm, metric: str) -> Summary:
     Raises:
         DataError: a run lacks the metric.
     """
-    return _summary(_per_question([(run, _items(run, metric)) for run in arm.results]))
+    return _summary(*_per_question([(run, _items(run, metric)) for run in arm.results]))
 
 
 def difference(arm: Arm, reference: Arm, metric: str) -> Difference:
     """Paired difference over the seeds that both have; same input, same numbers.
 
-    Questions are resampled, not seeds: of each question first the mean over the common seeds of
-    (arm - reference) is taken. Where every seed has its own questions, those of all are pooled.
-    The untuned model has no seed: it is the partner of every run on the same questions.
+    Questions are resampled (whole groups of them where a result has groups), not seeds: of each
+    question first the mean over the common seeds of (arm - reference) is taken. Where every seed
+    has its own questions, those of all are pooled. The untuned model has no seed: it is the partner
+    of every run on the same questions.
 
     Args:
         metric: key of `RunResult.items`.
@@ -100,20 +101,22 @@ def difference(arm: Arm, reference: Arm, metric: str) -> Difference:
         ours, theirs = _items(run, metric), _items(partner, metric)
         _require(len(ours) == len(theirs), run, partner, "differ in the number of scores")
         gaps.append((run, [a - b for a, b in zip(ours, theirs, strict=True)]))
-    summary = _summary(_per_question(gaps))
+    summary = _summary(*_per_question(gaps))
     return Difference(
-        mean_points=100.0 * summary.mean,
-        low_points=100.0 * summary.low,
-        high_points=100.0 * summary.high,
-        by_seed_points=tuple(100.0 * float(np.mean(gap)) for _, gap in gaps),
+        mean_points=_points(summary.mean),
+        low_points=_points(summary.low),
+        high_points=_points(summary.high),
+        by_seed_points=tuple(_points(float(np.mean(gap))) for _, gap in gaps),
         num_questions=summary.num_items,
     )
 
 
 def common_seeds(arm: Arm, reference: Arm) -> tuple[int, ...]:
-    """Seeds that both have; those of `arm` where the reference is untuned and has none."""
+    """Seeds that both have; those of the other where one is untuned and has none."""
     if reference.spec.method is Method.UNTUNED:
         return arm.seeds
+    if arm.spec.method is Method.UNTUNED:
+        return reference.seeds
     return tuple(seed for seed in arm.seeds if seed in reference.seeds)
 
 
@@ -133,18 +136,18 @@ def agreement(split: RunResult, unsplit: RunResult) -> Agreement:
         loss_difference=_largest_relative(split.losses, unsplit.losses),
         num_questions=len(split.chosen or split.reply_digests),
         num_changed=len(changed),
-        num_near_ties=sum(_is_near_tie(unsplit, place) for place in changed),
+        num_near_ties=sum(_is_near_tie(split, unsplit, place) for place in changed),
         log_likelihood_difference=_likelihood_difference(split, unsplit),
     )
 
 
 def _pairs(arm: Arm, reference: Arm) -> list[tuple[RunResult, RunResult]]:
     """Each run with its partner: of the same seed, or any where the partner has none."""
-    partners = {run.spec.seed: run for run in reference.results}
     if reference.spec.method is Method.UNTUNED:
-        by_questions = {run.questions_digest: run for run in reference.results}
-        fallback = reference.results[0]
-        return [(run, by_questions.get(run.questions_digest, fallback)) for run in arm.results]
+        return [(run, _untuned_for(run, reference)) for run in arm.results]
+    if arm.spec.method is Method.UNTUNED:
+        return [(_untuned_for(run, arm), run) for run in reference.results]
+    partners = {run.spec.seed: run for run in reference.results}
     pairs = [(run, partners[run.spec.seed]) for run in arm.results if run.spec.seed in partners]
     if not pairs:
         raise DataError(
@@ -154,6 +157,12 @@ def _pairs(arm: Arm, reference: Arm) -> list[tuple[RunResult, RunResult]]:
     return pairs
 
 
+def _untuned_for(run: RunResult, untuned: Arm) -> RunResult:
+    """The untuned run on the same questions; else any, which is refused with both names."""
+    by_questions = {other.questions_digest: other for other in untuned.results}
+    return by_questions.get(run.questions_digest, untuned.results[0])
+
+
 def _items(run: RunResult, metric: str) -> tuple[float, ...]:
     if metric not in run.items:
         known = ", ".join(sorted(run.items)) or "none"
@@ -161,21 +170,31 @@ def _items(run: RunResult, metric: str) -> tuple[float, ...]:
     return run.items[metric]
 
 
-def _per_question(runs: Sequence[tuple[RunResult, Sequence[float]]]) -> tuple[float, ...]:
-    """Mean over seeds of each question; where seeds have their own questions, all of them."""
+def _per_question(
+    runs: Sequence[tuple[RunResult, Sequence[float]]],
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Mean over seeds of each question, and groups; of seeds with their own questions all."""
     if len({run.questions_digest for run, _ in runs}) > 1:
-        return tuple(value for _, values in runs for value in values)
+        # Stories that two seeds share cannot be told: groups are numbers within one result.
+        return tuple(value for _, values in runs for value in values), ()
     lengths = {len(values) for _, values in runs}
     if len(lengths) > 1:
         names = ", ".join(run.spec.run_id for run, _ in runs)
         raise DataError(f"{names}: {sorted(lengths)} scores for the same questions; run them again")
-    return tuple(float(value) for value in np.mean([values for _, values in runs], axis=0))
+    means = tuple(float(value) for value in np.mean([values for _, values in runs], axis=0))
+    # The same questions have the same groups; results older than that field have none.
+    return means, next((run.groups for run, _ in runs if run.groups), ())
 
 
 @lru_cache(maxsize=1024)
-def _summary(values: tuple[float, ...]) -> Summary:
+def _summary(values: tuple[float, ...], groups: tuple[int, ...]) -> Summary:
     """A page shows the same number in tables, verdicts and pictures: it is resampled once."""
-    return summarise(values)
+    return summarise(values, groups)
+
+
+def _points(share: float) -> float:
+    """Of 100, without the last digits: sums of thirds, as three seeds have, miss 0 by 1e-16."""
+    return round(100.0 * share, 9)
 
 
 def _require_same_questions(run: RunResult, partner: RunResult) -> None:
@@ -207,11 +226,13 @@ def _changed(split: RunResult, unsplit: RunResult) -> list[int]:
     return [place for place, answer in enumerate(ours) if answer != theirs[place]]
 
 
-def _is_near_tie(unsplit: RunResult, place: int) -> bool:
-    if place >= len(unsplit.log_likelihoods) or len(unsplit.log_likelihoods[place]) < 2:
+def _is_near_tie(split: RunResult, unsplit: RunResult, place: int) -> bool:
+    """Whether the unsplit run held both answers for all but equal: a third one is no tie."""
+    if not unsplit.chosen or place >= len(unsplit.log_likelihoods):
         return False
-    second, best = sorted(unsplit.log_likelihoods[place])[-2:]
-    return best - second < NEAR_TIE_NATS
+    likelihoods = unsplit.log_likelihoods[place]
+    ours, theirs = likelihoods[split.chosen[place]], likelihoods[unsplit.chosen[place]]
+    return theirs - ours < NEAR_TIE_NATS
 
 
 def _likelihood_difference(split: RunResult, unsplit: RunResult) -> float | None:

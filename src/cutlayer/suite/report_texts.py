@@ -95,9 +95,10 @@ def method_text() -> str:
 * **Intervals** are 95 % percentile bootstrap intervals over questions (Efron, 1979): 1,000
   resamples with a fixed seed, so the same results give the same intervals. Of each question the
   mean over seeds is taken first. Seeds are not resampled, so an interval does not say how another
-  training seed would come out: the column "by seed" does, for as many as there are. Questions about
-  the same story or passage are resampled as if they were independent, which makes intervals of
-  CoQA and MultiRC too narrow.
+  training seed would come out: the column "by seed" does, for as many as there are. Turns of one
+  CoQA story and options of one MultiRC question are resampled together where a result says which
+  they are. Where it does not (results made before they did), and where questions share a passage,
+  they count as independent, which makes intervals too narrow.
 * **Against centralised** is the paired difference in points on the same questions and seeds: of
   each question, its score minus that of the centralised run, so that questions that both get wrong
   add no spread (Koehn, 2004). Runs on other questions are refused, not compared.

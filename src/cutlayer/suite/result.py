@@ -67,6 +67,9 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """SHA-256 of each reply; empty for choices."""
     questions_digest: str = ""
     """SHA-256 over keys of the test questions in order: results with another are not compared."""
+    groups: tuple[int, ...] = ()
+    """Number of each question's group, such as its story; empty where each is alone, and in results
+    older than this field."""
     losses: tuple[float, ...] = ()
     train_seconds: float = 0.0
     score_seconds: float = 0.0

@@ -42,6 +42,7 @@ def scored(result: RunResult, figures: Figures, questions: Sequence[Question]) -
         chosen=_chosen(questions, predictions),
         log_likelihoods=tuple(p.log_likelihoods for p in predictions if p.log_likelihoods),
         reply_digests=_reply_digests(questions, predictions),
+        groups=_groups(questions),
     )
 
 
@@ -85,6 +86,15 @@ def _reply_digests(
 ) -> tuple[str, ...]:
     pairs = zip(questions, predictions, strict=True)
     return tuple(_sha256([answer.text]) for question, answer in pairs if not question.choices)
+
+
+def _groups(questions: Sequence[Question]) -> tuple[int, ...]:
+    """Numbers in the order of first appearance; none where no two questions share a group."""
+    numbers: dict[tuple[str, str], int] = {}
+    # Without a group a question is its own.
+    names = [(q.group, "" if q.group else q.key) for q in questions]
+    found = tuple(numbers.setdefault(name, len(numbers)) for name in names)
+    return found if len(numbers) < len(found) else ()
 
 
 def _keys_digest(questions: Sequence[Question]) -> str:

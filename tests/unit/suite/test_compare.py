@@ -165,3 +165,50 @@ def test_arms_differ_in_their_names() -> None:
     assert "4 owners, label-skewed 0.1, fedavg, 5 local steps" in names
     assert "split, p=1 q=5, own processes" in names
     assert len(set(names)) == len(names)
+
+
+def test_a_third_answer_is_no_near_tie_of_the_two_best() -> None:
+    unsplit = result(
+        spec(Method.CENTRALISED), [1], chosen=(0,), log_likelihoods=((-1.0, -1.00001, -9.0),)
+    )
+    for chosen, num_near_ties in ((1, 1), (2, 0)):
+        split = result(spec(Method.SPLIT), [0], chosen=(chosen,), log_likelihoods=((-1, -1, -1),))
+        found = agreement(split, unsplit)
+        assert (found.num_changed, found.num_near_ties) == (1, num_near_ties)
+
+
+def test_the_untuned_model_is_compared_with_all_seeds_from_either_side() -> None:
+    tuned = _arm(_central(0, [1, 1]), _central(1, [1, 0]))
+    untuned = _arm(result(spec(Method.UNTUNED), [0, 0]))
+    assert common_seeds(untuned, tuned) == (0, 1)
+    ahead, behind = (
+        difference(tuned, untuned, "accuracy"),
+        difference(untuned, tuned, "accuracy"),
+    )
+    assert behind.by_seed_points == tuple(-points for points in ahead.by_seed_points)
+    assert behind.mean_points == -ahead.mean_points == -75.0
+
+
+def test_an_interval_that_ends_at_zero_contains_it_whatever_rounding_says() -> None:
+    """Thirds, as three seeds have: resampled sums that are 0 come out as 1e-18."""
+    gaps = [1.0] + [2.0] * 5 + [-1.0] * 2 + [0.0] * 52
+    ours = [
+        _split(seed, [float(gap > seed) - float(gap < 0 and seed == 0) for gap in gaps])
+        for seed in range(3)
+    ]
+    theirs = [_central(seed, [0.0] * len(gaps)) for seed in range(3)]
+    gap = difference(_arm(*ours), _arm(*theirs), "accuracy")
+    assert gap.low_points == 0.0
+    assert gap.contains_zero
+
+
+def test_questions_of_one_story_are_resampled_together() -> None:
+    gaps = [1.0] * 20 + [-1.0] * 5 + [0.0] * 35
+    groups = tuple(place // 20 for place in range(60))
+    theirs = _arm(_central(0, [0.0] * 60))
+    alone = difference(_arm(_split(0, gaps)), theirs, "accuracy")
+    # Older results of the same questions know nothing of groups.
+    grouped = difference(_arm(_split(0, gaps, groups=groups)), theirs, "accuracy")
+    assert not alone.contains_zero
+    assert grouped.contains_zero
+    assert grouped.mean_points == alone.mean_points

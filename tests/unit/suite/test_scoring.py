@@ -62,6 +62,19 @@ def test_the_digest_of_questions_tells_orders_and_sets_apart() -> None:
     assert len(digests) == 3
 
 
+def test_groups_of_questions_are_numbers_and_none_where_each_is_alone() -> None:
+    def groups(*names: str) -> tuple[int, ...]:
+        questions = [
+            Question(key=f"k{number}", group=name, answers=("a",))
+            for number, name in enumerate(names)
+        ]
+        figures = Figures(predictions=[Prediction(text="a")] * len(questions))
+        return scored(_empty("coqa"), figures, questions).groups
+
+    assert groups("x", "y", "x", "", "") == (0, 1, 0, 2, 3)
+    assert groups("x", "y") == groups("", "") == ()
+
+
 def test_an_audit_has_a_recovery_and_no_score() -> None:
     figures = Figures(predictions=[], recovery=0.25)
     result = scored(_empty("rte", Method.AUDIT), figures, _choices(0))
