@@ -5,9 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cutlayer.errors import ModelError
+from cutlayer.errors import ModelError, ProtocolError
 from cutlayer.simulation.settings_text import settings_text
-from cutlayer.suite.owner_process import main, read_trained
+from cutlayer.suite.owner_process import main, read_trained, train_in_own_process
 from cutlayer.suite.recipe import open_model
 from cutlayer.suite.sides import Place, owner_settings
 from cutlayer.suite.spec import Method
@@ -43,3 +43,18 @@ def test_what_ends_an_owner_s_process_is_told(tmp_path: Path) -> None:
     assert main([str(config), str(result)]) == 1
     with pytest.raises(ModelError, match="gone"):
         read_trained(result)
+
+
+def test_an_owner_that_dies_without_a_word_is_told_without_its_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, task = tiny_llama_folder(tmp_path), tiny_task(tmp_path / "task")
+    spec = tiny_spec(model, Method.SPLIT)
+    place = Place(folder=tmp_path, model=open_model(spec, None), compute=ONE_THREAD)
+    dies = tmp_path / "python"
+    dies.write_text("#!/bin/sh\necho 'ValueError: a private text' >&2\nexit 7\n")
+    dies.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(dies))
+    with pytest.raises(ProtocolError, match=r"exit code 7; the run's log has more$"):
+        train_in_own_process(owner_settings(spec, task, place), tmp_path)
+    assert "a private text" in capfd.readouterr().err

@@ -5,6 +5,7 @@ begin with the same adapter and see the same rows in the same order.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ __all__ = ["run_central"]
 _REQUEST, _RESPONSE, _LOG = "request.json", "response.json", "log"
 _REFUSED = 2
 """Status of the script where what it was asked cannot be done."""
-_NUM_LAST_LINES = 4
+_CLASS = re.compile(r"[A-Za-z_][\w.]*")
 # Its folder goes to the end of the path: names beside it must not hide installed packages.
 _START = (
     "import runpy, sys; sys.path.append(sys.argv.pop(1)); "
@@ -210,16 +211,23 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _explain(status: int, log: Path) -> ConfigError:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    last = " | ".join(line.strip() for line in lines[-_NUM_LAST_LINES:])
+    """What its author said of a refusal; of anything else no word: a library's may hold a text."""
+    said = log.read_text(encoding="utf-8", errors="replace").strip()
+    last = said.splitlines()[-1] if said else ""
     if status == _REFUSED:
         return ConfigError(f"unsplit training: {last.removeprefix('error: ')}")
+    # Its own log goes with the run's folder; what this process says is kept for its owner alone.
+    print(said, file=sys.stderr)
     if status < 0:
         return ConfigError(
             f"unsplit training was ended by signal {-status}; if memory ran out, lower "
-            f"sizes.micro_batch_rows: {log} {last}"
+            "sizes.micro_batch_rows; the run's log has more"
         )
-    return ConfigError(f"unsplit training failed with status {status}, see {log}: {last}")
+    kind = _CLASS.match(last)
+    name = f" ({kind[0]})" if kind is not None and kind[0].endswith("Error") else ""
+    return ConfigError(
+        f"unsplit training failed with status {status}{name}; the run's log has more"
+    )
 
 
 def _response(path: Path) -> _Response:

@@ -24,8 +24,6 @@ from cutlayer.storage.files import explain_os_errors, write_atomic
 
 __all__ = ["Trained", "main", "read_trained", "train_in_own_process"]
 
-_LAST_LINES = 5
-
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):
     """What an owner's training took."""
@@ -67,8 +65,11 @@ def train_in_own_process(owner: ClientSettings, folder: Path) -> Trained:
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False
         ).returncode
     if not result.exists():
-        lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
-        raise ProtocolError(f"the owner's process ended with exit code {code}: {' / '.join(lines)}")
+        # Not in the error, which is kept for all to read: a library's message may hold a text.
+        print(log.read_text(errors="replace"), file=sys.stderr)
+        raise ProtocolError(
+            f"the owner's process ended with exit code {code}; the run's log has more"
+        )
     return read_trained(result)
 
 

@@ -129,14 +129,19 @@ def test_a_damaged_answer_is_named(
         run_central(tiny_spec(model, Method.UNTUNED), task, tmp_path / "run", ONE_THREAD, None)
 
 
-def test_a_fault_of_the_script_shows_its_last_lines(tmp_path: Path) -> None:
+def test_a_fault_of_the_script_is_named_and_its_words_stay_in_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = tmp_path / "log"
-    log.write_text("much\n" * 50 + "Traceback\n  one\n  two\nValueError: no such thing\n")
-    error = central._explain(1, log)
-    assert str(error).endswith("Traceback | one | two | ValueError: no such thing")
-    assert "status 1" in str(error)
-    assert str(log) in str(error)
-    assert "signal 9; if memory ran out" in str(central._explain(-9, log))
+    for status, words in ((1, r"status 1 (ValueError); "), (-9, "signal 9; if memory ran out")):
+        log.write_text("Traceback\n  one\nValueError: a private text\n")
+        error = str(central._explain(status, log))
+        assert words in error
+        assert "private" not in error
+        assert str(tmp_path) not in error
+        assert "a private text" in capsys.readouterr().err
+    log.write_text("a private text\n")
+    assert str(central._explain(1, log)).endswith("status 1; the run's log has more")
 
 
 def test_the_script_ends_when_whoever_asked_is_gone() -> None:
