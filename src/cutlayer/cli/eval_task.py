@@ -76,7 +76,7 @@ def task(
     from cutlayer.suite.rows import questions_of
 
     out = Output(as_json)
-    words = None if template is None else read_template(template)
+    words = None if template is None else read_template(template, name)
     spoken = _form(form, model)
     _check_folder(folder)
     questions = questions_of(name, source, None)
@@ -88,7 +88,8 @@ def task(
 def score(folder: TaskArgument, file: PredictionsArgument, as_json: JsonOption = False) -> None:
     """The task's official score of predictions of its whole test file."""
     from cutlayer.evaluation.published.catalogue import published_task
-    from cutlayer.evaluation.published.task_files import open_task, predictions_of
+    from cutlayer.evaluation.published.predictions import predictions_of
+    from cutlayer.evaluation.published.task_files import open_task
 
     out = Output(as_json)
     opened = open_task(folder)

@@ -35,8 +35,9 @@ class Coqa:
 
     `Question.fields`: story, question and history (lines `Q: ...` and `A: ...` in turn, empty at
     first). `Question.answers`: those of all human annotators, the main one first; the official
-    score leaves one out at a time, so that equal ones stay. A turn without any answer can be
-    neither learnt nor scored: it is not asked, but stays in the history.
+    score leaves one out at a time, so that equal ones stay. The hub has the main one
+    alone. A turn without any answer can be neither learnt nor scored: it is not asked, but stays in
+    the history.
 
     Source: Reddy et al., CoQA (arXiv 1808.07042); the files of its release 1.0.
     """

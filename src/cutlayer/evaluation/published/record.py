@@ -60,7 +60,7 @@ class ReCoRd:
 
 
 def _question(record: Record, split: Split) -> Question:
-    choices = tuple(dict.fromkeys(_texts(record, "entities")))
+    choices = _different(record, "entities")
     if not choices:
         raise DataError(f"{record.where}: no entities to choose from; fetch the file again")
     query = record.text("query")
@@ -76,15 +76,17 @@ def _question(record: Record, split: Split) -> Question:
 
 
 def _answers(record: Record, choices: Sequence[str], split: Split) -> tuple[str, ...]:
-    given = tuple(dict.fromkeys(_texts(record, "answers")))
+    given = _different(record, "answers")
     answers = tuple(answer for answer in given if answer in choices)
     if answers or (split is Split.TEST and not given):
         return answers
     raise DataError(f"{record.where}: no answer is one of the entities; fetch the file again")
 
 
-def _texts(record: Record, name: str) -> list[str]:
-    return texts_of(record.value(name), f"{record.where}: {name}")
+def _different(record: Record, name: str) -> tuple[str, ...]:
+    """Texts of a list, each once: spaces around them are not asked for, so they tell none apart."""
+    texts = map(str.strip, texts_of(record.value(name), f"{record.where}: {name}"))
+    return tuple(dict.fromkeys(text for text in texts if text))
 
 
 def _readable(passage: str) -> str:

@@ -1,8 +1,8 @@
-"""A published task as files that `cutlayer train` and `cutlayer eval` take, and back again.
+"""A published task as files that `cutlayer train` and `cutlayer eval` take.
 
 `train.jsonl` has rows to learn, `test.jsonl` items to score (docs/evaluate.md), `keys.jsonl` what
-the official score needs of each item, `task.json` where all that came from. It chooses no questions
-and scores none.
+the official score needs of each item, `task.json` where all that came from. It chooses and scores
+no questions and reads no `predictions`.
 """
 
 import json
@@ -15,12 +15,12 @@ import msgspec
 from cutlayer.data.settings import DataSettings, OnTooLong
 from cutlayer.data.sources import Record, read_records
 from cutlayer.errors import DataError
-from cutlayer.evaluation.published.question import TASKS, Prediction, PublishedTask, Question
+from cutlayer.evaluation.published.question import TASKS, PublishedTask, Question
 from cutlayer.evaluation.published.templates import Form, Template, template_of
 from cutlayer.evaluation.text_metrics import METRICS
 from cutlayer.storage.files import explain_os_errors, write_atomic
 
-__all__ = ["Provenance", "TaskAbout", "TaskFolder", "open_task", "predictions_of", "write_task"]
+__all__ = ["Provenance", "TaskAbout", "TaskFolder", "open_task", "write_task"]
 
 _TRAIN, _TEST, _KEYS, _ABOUT = "train.jsonl", "test.jsonl", "keys.jsonl", "task.json"
 
@@ -140,12 +140,14 @@ def write_task(
 
     Raises:
         ConfigError: no such task.
-        DataError: nothing to score, a question without an answer or without a text of the template.
+        DataError: nothing to score, a question without an answer or without a text of the template,
+            or choices that the template spells alike.
         StorageError: the folder cannot be made or written.
     """
     task = TASKS.get(name)
     words = template_of(name) if template is None else template
     _check(name, train, test)
+    _check_words(name, words, test)
     said = TaskAbout(
         **msgspec.structs.asdict(about),
         task=name,
@@ -188,28 +190,6 @@ def open_task(folder: Path) -> TaskFolder:
         raise DataError(f"{file} is damaged: {error}; write the task again") from error
 
 
-def predictions_of(path: Path, questions: Sequence[Question]) -> list[Prediction]:
-    """What `cutlayer eval --out` wrote, as answers to the questions.
-
-    Args:
-        path: JSON lines, one per item of the task's `test.jsonl`, all of them, in order.
-        questions: those items' questions.
-
-    Raises:
-        DataError: another number of lines, another order, or lines of another task.
-    """
-    records = list(read_records(path, "jsonl"))
-    if len(records) != len(questions):
-        raise DataError(
-            f"{path} has {len(records)} predictions for {len(questions)} questions; score the "
-            "task's whole test.jsonl: without --limit, and without --skip-long"
-        )
-    return [
-        _prediction(record, question, line)
-        for line, (record, question) in enumerate(zip(records, questions, strict=True), 1)
-    ]
-
-
 def _check(name: str, train: Sequence[Question], test: Sequence[Question]) -> None:
     if not test:
         raise DataError(f"task {name} has no test question; nothing could be scored")
@@ -222,7 +202,29 @@ def _check(name: str, train: Sequence[Question], test: Sequence[Question]) -> No
         if question.choices and not set(question.answers) <= set(question.choices):
             raise DataError(f"task {name}: an answer of question {question.key} is no choice")
         if bool(question.choices) is not bool(test[0].choices):
-            raise DataError(f"task {name}: question {question.key} has choices and others not")
+            raise DataError(f"task {name}: some questions have choices and others have none")
+    blank = next((question.key for question in train if not question.answers[0].strip()), None)
+    if blank is not None:
+        raise DataError(f"task {name}: question {blank} has a blank answer to learn; remove it")
+
+
+def _check_words(name: str, words: Template, test: Sequence[Question]) -> None:
+    """Told now: `cutlayer eval` would refuse the items when the model is trained already."""
+    if not test[0].choices:
+        return
+    unknown = set(words.choices) - {choice for question in test for choice in question.choices}
+    if unknown:
+        raise DataError(
+            f"task {name} has no choice {sorted(unknown)[0]!r}, which the template spells; "
+            "name it as docs/published-tasks.md does"
+        )
+    for question in test:
+        spelt = {words.written(choice, Form.CHAT) for choice in question.choices} - {""}
+        if len(spelt) < max(len(question.choices), 2):
+            raise DataError(
+                f"task {name}: question {question.key} has no two different choices, or one is "
+                "blank or written like another; mend it or the template's [choices]"
+            )
 
 
 def _row(question: Question, words: Template, form: Form) -> dict[str, object]:
@@ -281,43 +283,3 @@ def _key_of(record: Record) -> _Key:
         return msgspec.convert(record.fields, _Key)
     except msgspec.ValidationError as error:
         raise DataError(f"{record.where}: {error}; write the task again") from error
-
-
-class _Line(msgspec.Struct, frozen=True):
-    """What a line of predictions must have; other keys are for people."""
-
-    where: str
-    kind: str
-    log_likelihoods: tuple[float, ...] = ()
-    choice: int | None = None
-    reply: str | None = None
-
-
-def _prediction(record: Record, question: Question, line: int) -> Prediction:
-    found = _of_line(record)
-    if not found.where.endswith(f":{line}"):
-        raise DataError(
-            f"{record.where} is about {found.where}, not about line {line} of the test file; "
-            "leave the predictions in the order in which they were written"
-        )
-    if not question.choices:
-        if found.reply is None:
-            raise DataError(f"{record.where}: no reply, but the task asks for one; {_OTHER_TASK}")
-        return Prediction(text=found.reply)
-    chosen, num_choices = found.choice, len(question.choices)
-    if chosen is None or len(found.log_likelihoods) != num_choices or not 0 <= chosen < num_choices:
-        raise DataError(
-            f"{record.where}: {len(found.log_likelihoods)} log-likelihoods for {num_choices} "
-            f"choices; {_OTHER_TASK}"
-        )
-    return Prediction(text=question.choices[chosen], log_likelihoods=found.log_likelihoods)
-
-
-_OTHER_TASK = "these predictions are another task's"
-
-
-def _of_line(record: Record) -> _Line:
-    try:
-        return msgspec.convert(record.fields, _Line)
-    except msgspec.ValidationError as error:
-        raise DataError(f"{record.where} is no line of cutlayer eval --out: {error}") from error

@@ -161,23 +161,37 @@ def form_of(tokenizer: ChatTokenizer) -> Form:
     return Form.CHAT if template and "<think>" not in template else Form.PLAIN
 
 
-def read_template(file: Path) -> Template:
+def read_template(file: Path, task: str) -> Template:
     """A template of one's own: TOML with `prompt`, and maybe `chat`, `stop` and `[choices]`.
 
+    Args:
+        file: without `stop` replies end as in the task's own template.
+        task: the published task that it is for.
+
     Raises:
-        ConfigError: not TOML, an unknown key, or braces that name no text.
+        ConfigError: no such task, not TOML, an unknown key, braces that name no text, a prompt that
+            ends with the space that an answer brings, an empty text where one must stand.
         StorageError: it cannot be read.
     """
+    own = template_of(task)
     with explain_os_errors(f"read {file}"):
         raw = file.read_bytes()
     try:
-        template = msgspec.convert(tomllib.loads(raw.decode()), Template)
-        for words in (template.prompt, template.chat):
-            if words is not None and not placeholders(words):
-                raise ValueError("it names no text of the question; write one as {name}")
+        template = msgspec.convert({"stop": own.stop, **tomllib.loads(raw.decode())}, Template)
+        _check_template(template)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
         raise ConfigError(f"{file} is no template: {error}; see docs/published-tasks.md") from error
     return template
+
+
+def _check_template(template: Template) -> None:
+    for words in (template.prompt, template.chat):
+        if words is not None and not placeholders(words):
+            raise ValueError("it names no text of the question; write one as {name}")
+    if template.prompt.endswith(" "):
+        raise ValueError("the prompt ends with a space, which the answer brings; remove it")
+    if not all((*template.stop, *map(str.strip, template.choices.values()))):
+        raise ValueError("a stop text or a choice is empty; write at least one character")
 
 
 def _text(question: Question, name: str | None) -> str:

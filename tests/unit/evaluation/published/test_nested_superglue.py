@@ -152,6 +152,12 @@ def test_each_query_chooses_among_the_different_entities(tmp_path: Path) -> None
     assert _hub("record", _HUB_RECORD) == [first, second]
 
 
+def test_spaces_around_an_entity_make_no_second_choice() -> None:
+    row = {**_HUB_RECORD[0], "entities": ["Bea", "Ann ", "Ann", " "], "answers": [" Ann"]}
+    (question,) = _hub("record", [row])
+    assert (question.choices, question.answers) == (("Bea", "Ann"), ("Ann",))
+
+
 def test_test_splits_keep_their_answers_back(tmp_path: Path) -> None:
     unlabelled = _changed(_MULTIRC, ', "label": 1', "")
     assert isinstance(unlabelled, dict)

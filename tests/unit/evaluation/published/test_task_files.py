@@ -1,7 +1,5 @@
-"""Questions out to files and predictions back: every mistake is named, nothing is mixed up."""
+"""Questions out to files and back: every mistake is named, nothing is mixed up."""
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,11 +16,9 @@ from cutlayer.evaluation.published.task_files import (
     Provenance,
     TaskFolder,
     open_task,
-    predictions_of,
     write_task,
 )
-from cutlayer.evaluation.published.templates import Form
-from cutlayer.evaluation.report import choice_outcome, predictions
+from cutlayer.evaluation.published.templates import Form, Template
 from cutlayer.evaluation.tasks import ChoiceItem, GenerateItem, read_items
 
 ABOUT = Provenance(source="made up", is_demo_scale=True, seed=3)
@@ -52,7 +48,7 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     class Made:
         about, main_metric, max_new_tokens, hub = "made up", "f1", 7, None
 
-    for name in ("topics", "coqa"):
+    for name in ("topics", "coqa", "record"):
         monkeypatch.setitem(TASKS._entries, name, Made())
 
 
@@ -167,7 +163,7 @@ def test_what_cannot_be_scored_is_not_written(tmp_path: Path) -> None:
         (hidden, "question h has no answer; published test splits keep"),
         (lacking, "question l has no text 'text'"),
         (other, "an answer of question o is no choice"),
-        (_turn(1), "question s/1 has choices and others not|question s/1 has no text"),
+        (_turn(1), "some questions have choices and others have none"),
     ):
         with pytest.raises(DataError, match=match):
             write_task("topics", [], [_topic(1), question], tmp_path / "n", Form.PLAIN, ABOUT)
@@ -178,50 +174,30 @@ def test_what_cannot_be_scored_is_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / "n").exists()
 
 
-def _predicted(path: Path, task: TaskFolder, scores: Sequence[Sequence[float]]) -> Path:
-    outcomes = [
-        choice_outcome(f"{task.test}:{line}", values, ("sports", "tech"), 1)
-        for line, values in enumerate(scores, 1)
-    ]
-    path.write_bytes(b"".join(predictions(outcomes)))
-    return path
+def _entities(*choices: str) -> Question:
+    fields = {"passage": "A passage.", "query": "@placeholder sings"}
+    return Question(key="r/1", fields=fields, choices=choices, answers=choices[:1])
 
 
-def test_predictions_come_back_as_choices(tmp_path: Path) -> None:
-    task = _topics(tmp_path)
-    path = _predicted(tmp_path / "p.jsonl", task, [(-1.0, -2.0), (-3.0, -0.5)])
-    found = predictions_of(path, task.questions())
-    assert [prediction.text for prediction in found] == ["sports", "tech"]
-    assert found[0].log_likelihoods == (-1.0, -2.0)
+@pytest.mark.parametrize("choices", [("Ann", "Ann "), ("Ann",), ("Ann", " ")])
+def test_choices_that_cannot_be_told_apart_are_refused_at_once(
+    choices: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"question r/1 has no two different choices.*mend it"):
+        write_task("record", [], [_entities(*choices)], tmp_path / "n", Form.PLAIN, ABOUT)
+    assert not (tmp_path / "n").exists()
 
 
-def test_replies_come_back_as_text(tmp_path: Path) -> None:
-    task = write_task("coqa", [], [_turn(1)], tmp_path, Form.PLAIN, ABOUT)
-    path = tmp_path / "p.jsonl"
-    _write(path, {"where": "test.jsonl:1", "kind": "generate", "reply": "cat", "scores": {}})
-    assert predictions_of(path, task.questions())[0].text == "cat"
-    _write(path, {"where": "test.jsonl:1", "kind": "choice", "choice": 0})
-    with pytest.raises(DataError, match="no reply"):
-        predictions_of(path, task.questions())
+def test_an_own_template_spells_the_tasks_choices_and_each_otherwise(tmp_path: Path) -> None:
+    alike = Template(prompt="{text}", choices={"sports": "Tech", "tech": "Tech"})
+    unknown = Template(prompt="{text}", choices={"Sports": "Ball games"})
+    for words, match in ((alike, "no two different choices"), (unknown, "no choice 'Sports'")):
+        with pytest.raises(DataError, match=match):
+            write_task("topics", [], [_topic(1)], tmp_path / "n", Form.PLAIN, ABOUT, words)
 
 
-def _write(path: Path, *lines: Mapping[str, object]) -> None:
-    path.write_text("".join(json.dumps(dict(line)) + "\n" for line in lines))
-
-
-def test_predictions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    task = _topics(tmp_path)
-    path = _predicted(tmp_path / "p.jsonl", task, [(-1.0, -2.0)])
-    with pytest.raises(DataError, match="1 predictions for 2 questions; score the task's whole"):
-        predictions_of(path, task.questions())
-    _predicted(path, task, [(-1.0, -2.0), (-3.0, -0.5)])
-    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
-    with pytest.raises(DataError, match="not about line 1"):
-        predictions_of(path, task.questions())
-    line = {"kind": "choice", "choice": 2, "log_likelihoods": [-1, -2, -3]}
-    _write(path, {"where": "t:1", **line}, {"where": "t:2", **line})
-    with pytest.raises(DataError, match="3 log-likelihoods for 2 choices"):
-        predictions_of(path, task.questions())
-    _write(path, {"reply": "x"}, {"reply": "y"})
-    with pytest.raises(DataError, match="no line of cutlayer eval --out"):
-        predictions_of(path, task.questions())
+def test_a_blank_answer_is_not_learnt(tmp_path: Path) -> None:
+    blank = Question(key="s/0", fields=_turn(1).fields, answers=(" ", "cat"))
+    with pytest.raises(DataError, match="question s/0 has a blank answer to learn"):
+        write_task("coqa", [blank], [_turn(1)], tmp_path / "n", Form.PLAIN, ABOUT)
+    assert write_task("coqa", [], [blank], tmp_path / "n", Form.PLAIN, ABOUT).about.num_test == 1

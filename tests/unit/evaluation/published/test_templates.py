@@ -85,10 +85,20 @@ def test_the_form_follows_the_tokenizer() -> None:
 def test_an_own_template_is_read_from_toml(tmp_path: Path) -> None:
     file = tmp_path / "words.toml"
     file.write_text('prompt = "{text} ="\nstop = [";"]\n[choices]\nyes = "true"\n')
-    template = read_template(file)
+    template = read_template(file, "boolq")
     assert template.stops(Form.PLAIN) == (";",)
     assert template.written("yes", Form.PLAIN) == " true"
     assert template.written("no", Form.CHAT) == "no"
+
+
+def test_an_own_template_ends_replies_as_the_tasks_own_does(tmp_path: Path) -> None:
+    file = tmp_path / "words.toml"
+    file.write_text('prompt = "{document} TL;DR:"')
+    # Highlights are one a line: a newline would end them after the first.
+    assert read_template(file, "cnn_dailymail").stop == ("\n\n",)
+    assert read_template(file, "xsum").stop == ("\n",)
+    with pytest.raises(ConfigError, match="no template for task 'cnn'"):
+        read_template(file, "cnn")
 
 
 @pytest.mark.parametrize(
@@ -101,12 +111,15 @@ def test_an_own_template_is_read_from_toml(tmp_path: Path) -> None:
         ('prompt = "{text}"\nchat = "{text!r}"', "bare column name"),
         ('prompt = "{text"', "is no template"),
         ("prompt = 3", "Expected `str`"),
+        ('prompt = "{text}\\nAnswer: "', "ends with a space, which the answer brings"),
+        ('prompt = "{text}"\nstop = [""]', "a stop text or a choice is empty"),
+        ('prompt = "{text}"\n[choices]\nyes = " "', "a stop text or a choice is empty"),
     ],
 )
 def test_a_wrong_template_says_what_is_wrong(text: str, match: str, tmp_path: Path) -> None:
     file = tmp_path / "words.toml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=match):
-        read_template(file)
+        read_template(file, "boolq")
     with pytest.raises(StorageError, match="cannot read"):
-        read_template(tmp_path / "none.toml")
+        read_template(tmp_path / "none.toml", "boolq")
