@@ -89,13 +89,22 @@ def _commented_lines(path: Path) -> Iterator[Record]:
     """JSON lines below two lines of comment."""
     for number, line in enumerate(text_file(path).split("\n"), 1):
         if line.strip() and not line.startswith("#"):
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                where = f"{path}:{number}: malformed JSON: {error.msg}"
-                raise DataError(f"{where}; truncated? fetch it again") from None
-            (record,) = records_of([value], f"{path}:{number}")
-            yield Record(record.fields, f"{path}:{number}")
+            where = f"{path}:{number}"
+            (record,) = records_of([_json(line, where)], where)
+            yield Record(record.fields, where)
+
+
+def _json(line: str, where: str) -> object:
+    try:
+        value: object = json.loads(line)
+    except json.JSONDecodeError as error:
+        # Not `error.doc`: the message must not carry the file's text.
+        where = f"{where}: malformed JSON: {error.msg}"
+        raise DataError(f"{where}; truncated? fetch it again") from None
+    except (RecursionError, ValueError) as error:
+        where = f"{where}: malformed JSON: nested too deep or number too long"
+        raise DataError(f"{where}; fetch it again") from error
+    return value
 
 
 def _once(questions: Sequence[Question]) -> list[Question]:
@@ -150,8 +159,10 @@ def _options(text: str, example: Record) -> tuple[str, list[str]]:
 
 def _right(example: Record, num_options: int) -> set[str]:
     """Letters such as `A, C.`"""
-    (text,) = texts_of(example.value("target"), example.where)
-    letters = set(text.removesuffix(".").split(", "))
+    texts = texts_of(example.value("target"), example.where)
+    if len(texts) != 1:
+        raise DataError(f"{example.where}: {len(texts)} targets, not one; fetch the file again")
+    letters = set(texts[0].removesuffix(".").split(", "))
     if not letters <= set(_LETTERS[:num_options]):
         raise DataError(f"{example.where}: an answer is no option; fetch the file again")
     return letters

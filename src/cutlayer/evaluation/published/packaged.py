@@ -82,6 +82,8 @@ def choose(
     if not questions.get(Split.TRAIN):
         raise DataError("no train split to learn from; ask for no training rows")
     train = _short(questions[Split.TRAIN], max_words)
+    if not train:
+        raise _too_few("train", 1, 0)
     ranked = _balanced(sorted(train, key=lambda question: _rank(f"{seed}|{question.key}")))
     return _first(ranked, num_train, "train", len(train)), test
 

@@ -97,6 +97,7 @@ def test_a_task_that_no_asset_has_names_those_there_are(tmp_path: Path) -> None:
         ({"input": "no paragraph", "target": ["A."]}, "no paragraph with a question"),
         ({"input": "Paragraph- a \nQuestion: b?", "target": ["A."]}, "without an option"),
         ({"input": "Paragraph- a \nQuestion: b? (A) c", "target": ["B."]}, "is no option"),
+        ({"input": "Paragraph- a \nQuestion: b? (A) c", "target": ["A.", "A."]}, "2 targets"),
     ],
 )
 def test_what_does_not_parse_is_an_error(
@@ -113,6 +114,9 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "factuality_of_summary").mkdir()
     (tmp_path / "factuality_of_summary/cnn_dm.json").write_text('# one\n# two\n{"source": "cut')
     with pytest.raises(DataError, match=r"cnn_dm\.json:3: malformed JSON"):
+        evaluation_asset.cnn_dailymail(tmp_path)
+    (tmp_path / "factuality_of_summary/cnn_dm.json").write_text("# one\n# two\n" + "[" * 100_000)
+    with pytest.raises(DataError, match=r"cnn_dm\.json:3: malformed JSON: nested too deep"):
         evaluation_asset.cnn_dailymail(tmp_path)
 
 
@@ -187,6 +191,9 @@ def test_all_rows_are_taken_where_no_number_is_given() -> None:
 def test_long_questions_are_left_out() -> None:
     train, test = choose(BY_SPLIT, 10, 10, seed=0, max_words=6)
     assert all(len(question.fields["text"].split()) <= 3 for question in train + test)
+    long = [*_choices("train", 7)[6:]]
+    with pytest.raises(DataError, match="1 train rows wanted, 0 are there"):
+        choose({**BY_SPLIT, Split.TRAIN: long}, None, 10, seed=0, max_words=6)
     with pytest.raises(DataError, match="40 test rows wanted, 18 are there"):
         choose(BY_SPLIT, 10, 40, seed=0, max_words=6)
 
