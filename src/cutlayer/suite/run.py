@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +20,10 @@ from typing import Self
 
 import msgspec
 
-from cutlayer.errors import StorageError
 from cutlayer.storage.files import explain_os_errors
 from cutlayer.suite.compute import Compute
 from cutlayer.suite.origin import origin_of
-from cutlayer.suite.result import RunResult
+from cutlayer.suite.result import Origin, RunResult
 from cutlayer.suite.scoring import main_score
 from cutlayer.suite.spec import RunSpec
 from cutlayer.suite.store import Store
@@ -95,7 +94,8 @@ class _Child:
     spec: RunSpec
     folder: Path
     process: "subprocess.Popen[bytes]"
-    began: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    origin: Origin
+    """Should it leave none itself: of its beginning, since sources may change meanwhile."""
     start_s: float = field(default_factory=time.monotonic)
 
 
@@ -127,33 +127,37 @@ class _Children:
         options = WorkOptions(
             compute=self._options.compute, cache=self._options.cache, command=command
         )
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        origin = origin_of(command, options.compute.threads, began)
         with explain_os_errors(f"start a run in {folder}"):
             (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
             process = _started(folder, options)
-        self.running.append(_Child(number=number, spec=spec, folder=folder, process=process))
+        self.running.append(
+            _Child(number=number, spec=spec, folder=folder, process=process, origin=origin)
+        )
 
-    def ended(self) -> list[tuple[int, RunResult]]:
-        """Results of runs that ended since the last call; their folders are gone."""
-        done = [child for child in self.running if child.process.poll() is not None]
-        self.running = [child for child in self.running if child not in done]
-        return [(child.number, self._result(child)) for child in done]
+    def ended(self) -> Iterator[tuple[int, RunResult]]:
+        """Results of runs that ended since the last call, one at a time: each is kept at once."""
+        for child in [child for child in self.running if child.process.poll() is not None]:
+            result = self._result(child)
+            self.running.remove(child)
+            yield child.number, result
+            with explain_os_errors(f"clean {child.folder}"):
+                shutil.rmtree(child.folder)
 
     def _result(self, child: _Child) -> RunResult:
         # Whatever the run itself left behind: it is the group's leader.
         _end(child.process, time.monotonic())
         result = _written(child.folder) or self._crashed(child)
-        with explain_os_errors(f"clean {child.folder}"):
-            if result.error is not None:
+        if result.error is not None:
+            with explain_os_errors(f"keep the log of {child.spec.run_id}"):
                 shutil.move(child.folder / _LOG_FILE, self._store.log_file(child.spec))
-            shutil.rmtree(child.folder)
         return result
 
     def _crashed(self, child: _Child) -> RunResult:
-        options = self._options
-        command = f"{options.command} --only {child.spec.run_id}"
         return RunResult(
             spec=child.spec,
-            origin=origin_of(command, options.compute.threads, child.began),
+            origin=child.origin,
             error=_end_in_words(child.process.returncode),
             seconds=round(time.monotonic() - child.start_s, 3),
         )
@@ -180,6 +184,7 @@ def _started(folder: Path, options: WorkOptions) -> "subprocess.Popen[bytes]":
 
 
 def _written(folder: Path) -> RunResult | None:
+    """None also where this process cannot read it, as when the sources changed meanwhile."""
     path = folder / RESULT_FILE
     if not path.exists():
         return None
@@ -187,8 +192,8 @@ def _written(folder: Path) -> RunResult | None:
         data = path.read_bytes()
     try:
         return msgspec.json.decode(data, type=RunResult)
-    except msgspec.DecodeError as error:
-        raise StorageError(f"{path} is damaged: {error}; start the suite again") from error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _end(process: "subprocess.Popen[bytes]", deadline_s: float) -> None:
@@ -211,7 +216,7 @@ def _end_in_words(code: int) -> str:
         return "killed; the system may have run out of memory: use fewer --jobs"
     if code < 0:
         return f"ended by signal {-code}; the log has more"
-    return f"ended with exit code {code} and no result; the log has more"
+    return f"ended with exit code {code} and no result that can be read; the log has more"
 
 
 def _in_words(result: RunResult) -> str:

@@ -79,7 +79,7 @@ class Store:
         return result is not None and result.error is None
 
     def put(self, result: RunResult) -> None:
-        """Keep a result in place of an earlier one of the same run.
+        """Keep a result in place of an earlier one of the same run, whose log goes if this is well.
 
         Raises:
             StorageError: it cannot be written; the earlier one is untouched.
@@ -93,19 +93,25 @@ class Store:
             with explain_os_errors(f"remove {earlier}"):
                 earlier.unlink()
         self._paths[result.spec], self._results[result.spec] = path, result
+        if result.error is None:
+            log = self.folder / _LOGS / f"{result.spec.run_id}.log"
+            with explain_os_errors(f"remove {log}"):
+                log.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One suite at a time in a folder; what a killed one left is removed.
+        """One suite at a time in a folder, read again; what a killed one left is removed.
 
         Raises:
-            StorageError: another suite runs here, or the folder cannot be written.
+            StorageError: another suite runs here, the folder cannot be written, or as for `Store`.
         """
         with explain_os_errors(f"use the store {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         with os.fdopen(descriptor) as file:
             _take(file.fileno(), self.folder)
+            # Another suite may have ended since this store was opened.
+            self._read()
             self._clean()
             try:
                 yield
@@ -130,6 +136,7 @@ class Store:
     def _read(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise StorageError(f"{self.folder} is a file; name the folder of a store")
+        self._paths, self._results = {}, {}
         for path in sorted(self.folder.glob("*.json")):
             result = _decoded(path)
             first = self._paths.setdefault(result.spec, path)

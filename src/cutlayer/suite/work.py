@@ -75,8 +75,10 @@ def run_one(spec: RunSpec, folder: Path, options: WorkOptions) -> RunResult:
     except Exception as error:  # the top of a process: a defect in one run must not end the suite
         traceback.print_exc()
         found = msgspec.structs.replace(found, error=_defect(error))
-    # Asked again: by now torch is there to say whether there is an accelerator.
-    origin, seconds = _origin(options, began), time.monotonic() - start_s
+    # Asked again: by now torch is there to say whether there is an accelerator. The commit is that
+    # of the beginning: a checkout may have moved on.
+    machine, seconds = _origin(options, began).machine, time.monotonic() - start_s
+    origin = msgspec.structs.replace(found.origin, machine=machine)
     return msgspec.structs.replace(found, origin=origin, seconds=round(seconds, 3))
 
 

@@ -100,6 +100,22 @@ def test_a_second_suite_is_refused_and_leaves_the_first_its_work(tmp_path: Path)
         assert not work.exists()
 
 
+def test_what_another_suite_did_since_is_not_done_again(tmp_path: Path) -> None:
+    early = Store(tmp_path)
+    Store(tmp_path).put(_result())
+    with early.locked():
+        assert early.is_done(_spec())
+
+
+def test_the_log_of_a_failure_goes_when_the_run_succeeds(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.log_file(_spec()).write_text("what it said")
+    store.put(_result(error="DataError: no"))
+    assert store.log_file(_spec()).exists()
+    store.put(_result())
+    assert not store.log_file(_spec()).exists()
+
+
 def test_what_a_killed_suite_left_is_removed(tmp_path: Path) -> None:
     left = Store(tmp_path).work_folder(_spec()) / "task"
     left.mkdir()

@@ -41,6 +41,15 @@ def test_a_defect_becomes_a_failed_result_without_its_message(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_the_commit_is_that_of_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = iter(["first", "later", "later"])
+    monkeypatch.setattr("cutlayer.suite.origin.commit_of", lambda package: next(commits))
+    result = run_one(_spec("rte", str(tmp_path)), tmp_path, WorkOptions())
+    assert result.origin.commit == "first"
+
+
 @pytest.mark.parametrize(
     ("method", "name"),
     [
