@@ -11,13 +11,9 @@ import pytest
 
 from cutlayer.demo.processes import serving
 from cutlayer.evaluation.published.catalogue import published_task
+from cutlayer.evaluation.published.predictions import predictions_of
 from cutlayer.evaluation.published.question import Question
-from cutlayer.evaluation.published.task_files import (
-    Provenance,
-    open_task,
-    predictions_of,
-    write_task,
-)
+from cutlayer.evaluation.published.task_files import Provenance, open_task, write_task
 from cutlayer.evaluation.published.templates import Form
 from tests.tiny_models import tiny_llama_folder
 from tests.unit.cli.cli_world import CliWorld, make_world
