@@ -68,6 +68,7 @@ def evaluate(
 ) -> None:
     """Score a task file: choices by log-likelihood, replies by exact match, F1 and ROUGE-L."""
     if context.invoked_subcommand is not None:
+        _check_no_option(context)
         return
     # Not typer's own check: subcommands need neither.
     if config is None:
@@ -95,6 +96,16 @@ def evaluate(
         write_atomic(out_file, predictions(result.outcomes))
     _print(result, out)
     out.result({"tasks": str(tasks), **result.values(), "predictions": out_file})
+
+
+def _check_no_option(context: typer.Context) -> None:
+    """What stands before a subcommand would not reach it: `--json` would print a table."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            context.fail(
+                f"{parameter.opts[0]} stands before {context.invoked_subcommand}; write it after"
+            )
 
 
 class _Counter:

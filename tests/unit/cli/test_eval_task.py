@@ -139,6 +139,17 @@ def test_mistakes_are_told_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
+    "option", [("--json",), ("--limit", 3), ("--config", "none.toml"), ("--batch-tokens", 1024)]
+)
+def test_an_option_before_a_subcommand_is_not_lost(
+    option: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = run_command(capsys, "eval", *option, "score", "folder", "file")
+    assert ran.code == 2
+    assert f"{option[0]} stands before score; write it after" in ran.err
+
+
+@pytest.mark.parametrize(
     ("words", "told"),
     [((), "Missing option '--config'"), (("--config", "x"), "Missing option '--tasks'")],
 )
