@@ -3,7 +3,8 @@
 The work is in `suite`.
 """
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,7 +85,9 @@ def suite(
         _list(specs, store, out)
         return
     compute = Compute(threads=threads, device=device)
-    options = SuiteOptions(jobs=jobs, compute=compute, command=_command(profile, model, data))
+    on = None if device == Compute().device else device
+    command = _command({"profile": profile, "model": model, "data": data, "device": on})
+    options = SuiteOptions(jobs=jobs, compute=compute, command=command)
     results = run_suite(specs, store, options, lambda line: out.errors.print(line, markup=False))
     _finish(results, folder, out)
 
@@ -115,10 +118,10 @@ def _chosen(specs: "Sequence[RunSpec]", only: str | None) -> "list[RunSpec]":
     return chosen
 
 
-def _command(profile: str, model: str | None, data: str | None) -> str:
-    said = {"profile": profile, "model": model, "data": data}
-    words = [f"--{name} {value}" for name, value in said.items() if value is not None]
-    return " ".join(["cutlayer eval suite", *words])
+def _command(said: Mapping[str, str | None]) -> str:
+    """As a shell takes it; options without a value are left out."""
+    words = [(f"--{name}", value) for name, value in said.items() if value is not None]
+    return shlex.join(["cutlayer", "eval", "suite", *(word for pair in words for word in pair)])
 
 
 def _list(specs: "Sequence[RunSpec]", store: "Store", out: Output) -> None:

@@ -107,7 +107,7 @@ def specs_of(name: str, choice: Choice) -> list[RunSpec]:
         replace(
             spec,
             source=_source(spec.task, source),
-            model=spec.model if choice.model is None else choice.model,
+            model=spec.model if choice.model is None else _model(choice.model),
         )
         for spec in chosen.make()
     ]
@@ -258,6 +258,12 @@ def _full_sizes(task: str) -> Sizes:
         micro_batch_rows=8,
         lr=1e-4,
     )
+
+
+def _model(name: str) -> str:
+    """A path is made absolute: the same words elsewhere may be another model, so another run."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def _source(task: str, source: str) -> str:

@@ -1,6 +1,7 @@
 """`cutlayer eval suite` and `report`: what they list, refuse and end with."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,10 @@ def test_what_cannot_be_meant_is_refused(
 def test_a_failed_run_is_named_kept_and_makes_the_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "empty").mkdir()
-    words = ("--only", "xsum.untuned", "--data", str(tmp_path / "empty"), "--json")
-    assert _suite(tmp_path, *words) == 1
+    empty = tmp_path / "no rows"
+    empty.mkdir()
+    words = ("--data", str(empty), "--device", "meta")
+    assert _suite(tmp_path, "--only", "xsum.untuned", "--json", *words) == 1
     said = capsys.readouterr()
     assert "1 of 1: xsum.untuned.s0-" in said.err
     assert "failed: xsum.untuned.s0-" in said.err
@@ -69,6 +71,9 @@ def test_a_failed_run_is_named_kept_and_makes_the_exit_code(
     (kept,) = Store(tmp_path / "store").all()
     assert kept.error is not None
     assert kept.error.startswith("DataError: ")
+    # A shell takes the command as it was said.
+    again = ["cutlayer", "eval", "suite", "--profile", "small", *words, "--only", kept.spec.run_id]
+    assert shlex.split(kept.origin.command) == again
 
 
 def test_a_damaged_result_stops_the_suite_before_a_run(

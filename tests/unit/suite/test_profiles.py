@@ -52,6 +52,17 @@ class TestEveryProfile:
         assert set(sources.values()) == {str(tmp_path)}
 
 
+def test_the_same_words_for_another_model_are_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        found.append(specs_of("small", Choice(model="model"))[0].run_id)
+    assert found[0] != found[1]
+
+
 def test_small_has_what_two_cores_are_asked() -> None:
     for task in ("topics", "sentiment"):
         assert _labels("small", task) == {
