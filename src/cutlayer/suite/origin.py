@@ -9,10 +9,13 @@ from pathlib import Path
 
 from cutlayer.suite.result import Origin
 
-__all__ = ["commit_of", "origin_of"]
+__all__ = ["DIRTY", "UNKNOWN", "commit_of", "origin_of"]
 
+DIRTY = "-dirty"
+"""Ends the commit of sources that differ from it."""
+UNKNOWN = "unknown"
+"""Stands for a commit or version where there is none to be found."""
 _PACKAGES = ("torch", "transformers", "peft", "cutlayer")
-_UNKNOWN = "unknown"
 _GIT_S = 20.0
 
 
@@ -43,8 +46,8 @@ def commit_of(package: Path) -> str:
     commit = _git(package, "rev-parse", "HEAD")
     # An environment may lie in a checkout of something else, that knows nothing of our files.
     if not tracked or not commit:
-        return _UNKNOWN
-    return f"{commit}-dirty" if _git(package, "status", "--porcelain", "--", ".") else commit
+        return UNKNOWN
+    return f"{commit}{DIRTY}" if _git(package, "status", "--porcelain", "--", ".") else commit
 
 
 def _git(folder: Path, *words: str) -> str:
@@ -66,7 +69,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return _UNKNOWN
+        return UNKNOWN
 
 
 def _machine(threads: int) -> str:

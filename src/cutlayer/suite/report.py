@@ -14,6 +14,7 @@ from pathlib import Path
 from cutlayer.evaluation.published.catalogue import published_task
 from cutlayer.storage.files import explain_os_errors, write_atomic
 from cutlayer.suite.arms import Sheet, sheets
+from cutlayer.suite.origin import DIRTY, UNKNOWN
 from cutlayer.suite.plots import (
     DEMO_SCALE,
     draw_cuts,
@@ -149,8 +150,19 @@ def _summary(page: _Page) -> str:
     verdicts = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items())
     return (
         f"**{len(page.results)} runs, {num_failed} of them failed; targets (one per task): "
-        f"{verdicts}.** Bounds are those of the profile `{page.profile}`."
+        f"{verdicts}.** Bounds are those of the profile `{page.profile}`.{_sources(page)}"
     )
+
+
+def _sources(page: _Page) -> str:
+    """A warning where numbers were made by other sources than those that stand beside them."""
+    commits = {run.origin.commit for run in page.results if run.error is None}
+    said = []
+    if len(commits) > 1:
+        said.append(f"runs are of {len(commits)} commits, and what changed between them counts too")
+    if any(commit == UNKNOWN or commit.endswith(DIRTY) for commit in commits):
+        said.append("some runs are of sources that no commit has")
+    return f"\n**Beware:** {'; '.join(said)}; see the last table." if said else ""
 
 
 def _targets(page: _Page) -> str:

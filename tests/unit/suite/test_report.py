@@ -213,3 +213,30 @@ def test_a_picture_stands_on_white_and_has_text_and_no_date(tmp_path: Path) -> N
     assert "dc:date" not in text
     with pytest.raises(ConfigError, match=r"\.svg or \.png"):
         write_picture(tmp_path / "picture.gif", lambda: draw_scores(sheet, "accuracy"))
+
+
+@pytest.mark.parametrize(
+    ("commits", "warning"),
+    [
+        (("aaa", "aaa"), None),
+        (("aaa", "bbb"), "runs are of 2 commits"),
+        (("aaa-dirty", "aaa-dirty"), "sources that no commit has"),
+        (("unknown", "unknown"), "sources that no commit has"),
+    ],
+)
+def test_a_page_of_several_or_unknown_sources_says_so(
+    commits: tuple[str, str], warning: str | None, tmp_path: Path
+) -> None:
+    runs = [
+        msgspec.structs.replace(run, origin=msgspec.structs.replace(run.origin, commit=commit))
+        for run, commit in zip(
+            [choices(spec(method), 0.9) for method in (Method.CENTRALISED, Method.SPLIT)],
+            commits,
+            strict=True,
+        )
+    ]
+    # A failed run has no number that could mislead.
+    failed = msgspec.structs.replace(result(spec(Method.SPLIT, codec="fp8")), error="no")
+    page = _page(tmp_path, [*runs, failed])
+    assert ("**Beware:**" in page) is (warning is not None)
+    assert warning is None or warning in page
