@@ -1,5 +1,7 @@
 """Questions out to files and back: every mistake is named, nothing is mixed up."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 import cutlayer.evaluation.published.catalogue  # noqa: F401
 from cutlayer.data.load import load_dataset
+from cutlayer.data.settings import DataSettings
 from cutlayer.data.sources import read_records
 from cutlayer.data.template import RowLimits
 from cutlayer.errors import ConfigError, DataError, StorageError
@@ -112,6 +115,20 @@ def test_training_rows_score_the_answer_alone(tmp_path: Path) -> None:
         rows = load_dataset(task.data_settings(40), tokenizer, RowLimits(context_length=40))
         scored = [label for label in rows.train[0].labels if label >= 0]
         assert tokenizer.decode(scored) == expected
+
+
+def test_the_page_reads_training_rows_as_the_task_does(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[4] / "docs/published-tasks.md").read_text()
+    (said,) = re.findall(r"```toml\n(\[data\]\n.*?)```", page, re.DOTALL)
+    values = tomllib.loads(said)["data"]
+    task = _topics(tmp_path)
+    assert DataSettings(**values | {"train": task.train}) == task.data_settings()
+    reply = write_task("coqa", [], [_turn(1)], tmp_path, Form.PLAIN, ABOUT).data_settings()
+    assert reply == task.data_settings().model_copy(update={"append_eos": True})
+    in_chat = {"train": task.train, "messages": "messages", "on_too_long": values["on_too_long"]}
+    chat = _topics(tmp_path, Form.CHAT).data_settings()
+    # Chat templates bring their own end.
+    assert DataSettings(**in_chat) == chat.model_copy(update={"append_eos": True})
 
 
 def test_a_written_task_opens_again(tmp_path: Path) -> None:
