@@ -87,7 +87,8 @@ def method_text() -> str:
   rows out, evenly at random (IID) or by a Dirichlet distribution over labels (label-skewed; the
   number is its concentration, smaller is more skewed), and take as many optimizer steps together.
 * **Seeds.** A seed decides training rows, their order, the first adapter and who owns what. Test
-  questions are the same for all seeds. Rows with one seed say nothing about other seeds.
+  questions are the same for all seeds. Rows with one seed say nothing about other seeds. Noise has
+  no seed: it comes from the operating system, so that a noised run never repeats to the digit.
 * **Scores** are the official ones of each task: F1 and exact match with CoQA's normalisation (Reddy
   et al., 2019), ROUGE (Lin, 2004), accuracy, F1 over all options and exact match of MultiRC
   (Khashabi et al., 2018) as in SuperGLUE (Wang et al., 2019). Points are hundredths. The
