@@ -71,12 +71,13 @@ def choose(
         num_train: of the training questions; None takes all.
         num_test: of the scored questions; None takes all.
         seed: of the training questions.
-        max_words: longer questions, all their texts together, are left out; None takes all.
+        max_words: longer questions, all their texts together, are left out, of those to score with
+            their whole group; None takes all.
 
     Raises:
         DataError: a split is missing or has too few questions.
     """
-    test = _chosen_test(_short(_scored(questions), max_words), num_test)
+    test = _chosen_test(_short_groups(_scored(questions), max_words), num_test)
     if num_train == 0:
         return [], test
     if not questions.get(Split.TRAIN):
@@ -152,6 +153,13 @@ def _scored(questions: QuestionsBySplit) -> Sequence[Question]:
 
 def _short(questions: Iterable[Question], max_words: int | None) -> list[Question]:
     return [q for q in questions if max_words is None or _num_words(q) <= max_words]
+
+
+def _short_groups(questions: Sequence[Question], max_words: int | None) -> list[Question]:
+    """Without groups of which an option is too long: the rest would be scored as if it were all."""
+    kept = {question.key for question in _short(questions, max_words)}
+    short = [group for group in _groups(questions) if all(q.key in kept for q in group)]
+    return [question for group in short for question in group]
 
 
 def _num_words(question: Question) -> int:

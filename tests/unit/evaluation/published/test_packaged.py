@@ -209,6 +209,24 @@ def test_options_are_scored_together_or_not_at_all(cache: Path) -> None:
         choose({Split.TEST: [q for q in test if sizes[q.group] == 3]}, 0, 1, seed=0)
 
 
+def test_a_long_option_takes_its_whole_question_along() -> None:
+    options = [
+        Question(
+            key=f"{group}/{words}",
+            group=group,
+            fields={"answer": "word " * words},
+            choices=("no", "yes"),
+            answers=("no",),
+        )
+        for group, lengths in (("a", (1, 9)), ("b", (1, 2)))
+        for words in lengths
+    ]
+    train, test = choose({Split.TRAIN: options, Split.TEST: options}, 3, None, 0, max_words=6)
+    # Each option is learnt on its own, but one of two would pass for a whole question.
+    assert {question.key for question in train} == {"a/1", "b/1", "b/2"}
+    assert [question.key for question in test] == ["b/1", "b/2"]
+
+
 def test_a_test_split_without_answers_gives_way_to_validation() -> None:
     hidden = [Question(key="h", choices=("no", "yes"), answers=())]
     held = {Split.TRAIN: BY_SPLIT[Split.TRAIN], Split.TEST: hidden}
