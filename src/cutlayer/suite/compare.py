@@ -175,8 +175,7 @@ def _per_question(
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Mean over seeds of each question, and groups; of seeds with their own questions all."""
     if len({run.questions_digest for run, _ in runs}) > 1:
-        # Stories that two seeds share cannot be told: groups are numbers within one result.
-        return tuple(value for _, values in runs for value in values), ()
+        return _pooled(runs)
     lengths = {len(values) for _, values in runs}
     if len(lengths) > 1:
         names = ", ".join(run.spec.run_id for run, _ in runs)
@@ -184,6 +183,21 @@ def _per_question(
     means = tuple(float(value) for value in np.mean([values for _, values in runs], axis=0))
     # The same questions have the same groups; results older than that field have none.
     return means, next((run.groups for run, _ in runs if run.groups), ())
+
+
+def _pooled(
+    runs: Sequence[tuple[RunResult, Sequence[float]]],
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """All values; those of one question, by seeds that share it, are a group as those of a story.
+
+    A story that is in two sets of questions counts as two: numbers hold within one set.
+    """
+    numbers: dict[tuple[str, int], int] = {}
+    groups = []
+    for run, values in runs:
+        own = run.groups or range(len(values))
+        groups += [numbers.setdefault((run.questions_digest, n), len(numbers)) for n in own]
+    return tuple(value for _, values in runs for value in values), tuple(groups)
 
 
 @lru_cache(maxsize=1024)

@@ -212,3 +212,13 @@ def test_questions_of_one_story_are_resampled_together() -> None:
     assert not alone.contains_zero
     assert grouped.contains_zero
     assert grouped.mean_points == alone.mean_points
+
+
+def test_a_question_that_two_of_three_seeds_share_is_drawn_once_for_both() -> None:
+    values = [1.0, 0.0] * 20
+    twice = [_split(seed, values, questions_digest="a") for seed in (0, 1)]
+    other = _split(2, [1.0], questions_digest="b")
+    once = score(_arm(twice[0], other), "accuracy")
+    pooled = score(_arm(*twice, other), "accuracy")
+    # Repeating the same questions adds nothing to what is known.
+    assert pooled.high - pooled.low == pytest.approx(once.high - once.low, rel=0.1)
