@@ -82,7 +82,8 @@ def _choice(record: Record, found: _Line, question: Question) -> Prediction:
 def _reply(record: Record, found: _Line, question: Question) -> Prediction:
     if found.reply is None:
         raise DataError(f"{record.where}: no reply, but the task asks for one; {_OTHER_TASK}")
-    for name in found.scores.keys() & set(METRICS.names):
+    # Questions without answers are refused where they are scored.
+    for name in found.scores.keys() & set(METRICS.names) if question.answers else ():
         score = METRICS.make(name)(found.reply, question.answers)
         if not math.isclose(score, found.scores[name], abs_tol=_TOLERANCE):
             raise DataError(

@@ -280,6 +280,11 @@ def _lines(rows: Iterable[Mapping[str, object]]) -> Iterator[bytes]:
 
 def _key_of(record: Record) -> _Key:
     try:
-        return msgspec.convert(record.fields, _Key)
+        key = msgspec.convert(record.fields, _Key)
     except msgspec.ValidationError as error:
         raise DataError(f"{record.where}: {error}; write the task again") from error
+    if not key.answers or (key.choices and not set(key.answers) <= set(key.choices)):
+        raise DataError(
+            f"{record.where}: no answer, or one that is no choice; write the task again"
+        )
+    return key

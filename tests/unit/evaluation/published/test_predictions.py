@@ -43,6 +43,8 @@ def test_replies_come_back_as_text(tmp_path: Path) -> None:
     line = {"where": "test.jsonl:1", "kind": "generate", "reply": "cat"}
     path = _write(tmp_path / "p.jsonl", {**line, "scores": {"f1": 1.0, "own": 3.0}})
     assert predictions_of(path, [TURN])[0].text == "cat"
+    unanswered = Question(key="s/2", answers=())
+    assert predictions_of(path, [unanswered])[0].text == "cat"
     _write(path, {"where": "test.jsonl:1", "kind": "choice", "choice": 0})
     with pytest.raises(DataError, match="no reply"):
         predictions_of(path, [TURN])

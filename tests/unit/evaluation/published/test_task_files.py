@@ -170,6 +170,12 @@ def test_keys_of_another_length_are_refused(tmp_path: Path) -> None:
     task.keys.write_text('{"key": 1}\n')
     with pytest.raises(DataError, match=r"keys\.jsonl:1"):
         task.questions()
+    for answer in ('["tech"]', '["sports"]'):
+        # None, then one that is no choice.
+        other = "[]" if "tech" in answer else '["golf"]'
+        task.keys.write_text("".join(lines).replace(f'"answers": {answer}', f'"answers": {other}'))
+        with pytest.raises(DataError, match=r"keys\.jsonl:[12]: no answer, or one that is no"):
+            task.questions()
 
 
 def test_what_cannot_be_scored_is_not_written(tmp_path: Path) -> None:
