@@ -79,10 +79,20 @@ class Sheet:
 
     def centralised(self, adapter: str = "lora") -> Arm | None:
         """The unsplit counterpart: with that kind of adapter, else with LoRA, else None."""
-        found = {
-            arm.spec.adapter: arm for arm in self.arms if arm.spec.method is Method.CENTRALISED
-        }
+        found = {arm.spec.adapter: arm for arm in self._unsplit if arm.spec.owners == 1}
         return found.get(adapter, found.get("lora"))
+
+    def partner(self, arm: Arm) -> Arm | None:
+        """What an arm is compared with: of a federation, best one with the same rows in a step."""
+        kind = (arm.spec.owners, arm.spec.alpha, arm.spec.adapter)
+        alike = [a for a in self._unsplit if (a.spec.owners, a.spec.alpha, a.spec.adapter) == kind]
+        if arm.spec.method is Method.TOGETHER and alike:
+            return alike[0]
+        return self.centralised(arm.spec.adapter)
+
+    @property
+    def _unsplit(self) -> list[Arm]:
+        return [arm for arm in self.arms if arm.spec.method is Method.CENTRALISED]
 
     def plain_split(self) -> Arm | None:
         """The split run that the others vary: usual cut, LoRA, threads rather than processes."""
@@ -155,10 +165,11 @@ def _arm_rank(spec: RunSpec) -> tuple[object, ...]:
 
 
 def _method_name(spec: RunSpec) -> str:
-    if spec.method is not Method.TOGETHER:
-        return spec.method.value
     kind = "IID" if spec.alpha is None else f"label-skewed {spec.alpha:g}"
-    return f"{spec.owners} owners, {kind}"
+    if spec.method is Method.TOGETHER:
+        return f"{spec.owners} owners, {kind}"
+    order = f", in the order of {spec.owners} owners, {kind}" if spec.owners > 1 else ""
+    return f"{spec.method.value}{order}"
 
 
 def _federation_parts(spec: RunSpec) -> list[str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from cutlayer.data.sources import read_records
 from cutlayer.errors import ConfigError, StorageError
 from cutlayer.evaluation.published.question import Prediction, Question
 from cutlayer.evaluation.published.task_files import TaskFolder
@@ -29,6 +28,7 @@ from cutlayer.storage.files import explain_os_errors, private_folder, write_atom
 from cutlayer.suite import centralised, recipe
 from cutlayer.suite.compute import Compute
 from cutlayer.suite.result import Figures
+from cutlayer.suite.sharing import steps_of
 from cutlayer.suite.spec import Method, RunSpec
 
 __all__ = ["run_central"]
@@ -133,7 +133,7 @@ def _request(
         context_length=context - taken,
         max_length=recipe.max_length(spec, context),
         append_eos=task.data_settings().append_eos,
-        order=[] if is_untuned else _order(spec, task),
+        order=[] if is_untuned else steps_of(spec, task),
         micro_batch_rows=spec.sizes.micro_batch_rows,
         lr=train.lr,
         betas=(adamw.beta1, adamw.beta2),
@@ -142,12 +142,6 @@ def _request(
         clip_norm=train.clip_norm,
         adapter=None if is_untuned else _adapter(spec, model, folder),
     )
-
-
-def _order(spec: RunSpec, task: TaskFolder) -> list[tuple[int, ...]]:
-    num_rows = sum(1 for _ in read_records(task.train, "jsonl"))
-    plan = recipe.batch_plan(spec, num_rows)
-    return [plan.rows_of(step) for step in range(plan.num_steps)]
 
 
 def _adapter(spec: RunSpec, model: ModelFolder, folder: Path) -> _Adapter:

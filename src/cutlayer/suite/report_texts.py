@@ -86,9 +86,11 @@ def method_text() -> str:
   tail (2 and 2 unless said) and a trunk server, over encoded frames. **4 owners** share the same
   rows out, evenly at random (IID) or by a Dirichlet distribution over labels (label-skewed; the
   number is its concentration, smaller is more skewed), and take as many optimizer steps together.
-  Each owner orders its own rows, so that other rows share a step than in the centralised run: a
-  difference to it is also that of another order, which no interval here contains. Compare it with
-  how far apart the seeds of centralised are.
+  Each owner orders its own rows, so that other rows share a step than where one place has them all.
+  **Centralised, in the order of 4 owners** is the unsplit script on the rows that meet in each step
+  of the even owners: what they are compared with, so that the federation alone is measured. Its own
+  distance to centralised is what another order does. Skewed owners have no such partner: their
+  difference is also one of order, which no interval here contains.
 * **Seeds.** A seed decides training rows, their order, the first adapter and who owns what. Test
   questions are the same for all seeds. Rows with one seed say nothing about other seeds. Noise has
   no seed: it comes from the operating system, so that a noised run never repeats to the digit.

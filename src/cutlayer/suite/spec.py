@@ -72,6 +72,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     scale: float | None = None
     """Of the mechanism's noise, in its own unit."""
     owners: Positive = 1
+    """Of a federation; of a centralised run, whose shared-out rows meet in its steps."""
     alpha: float | None = None
     """Of a Dirichlet distribution of labels over owners; None shares rows out evenly."""
     strategy: str = "every_step"
@@ -91,9 +92,11 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def label(self) -> str:
         """What tells this run's method from others in a table; letters, digits, dot and hyphen."""
         parts = [self.method.value]
+        kind = "iid" if self.alpha is None else f"skewed-{self.alpha:g}"
         if self.method is Method.TOGETHER:
-            kind = "iid" if self.alpha is None else f"skewed-{self.alpha:g}"
             parts += [f"{self.owners}-{kind}", self.strategy.replace("_", "-")]
+        elif self.owners > 1:
+            parts.append(f"{self.owners}-{kind}-order")
         if (self.head_blocks, self.tail_blocks) != (2, 2):
             parts.append(f"p{self.head_blocks}-q{self.tail_blocks}")
         if self.form != "plain":

@@ -192,11 +192,13 @@ def _score(arm: Arm, metric: str) -> str:
 
 def _against_centralised(sheet: Sheet, arm: Arm, metric: str) -> tuple[str, str]:
     """Difference with its interval, and by seed."""
-    reference = sheet.centralised(arm.spec.adapter)
+    reference = sheet.partner(arm)
     if reference is None or arm is reference or not common_seeds(arm, reference):
         return _NOTHING, _NOTHING
     gap = difference(arm, reference, metric)
     other = "" if reference.spec.adapter == arm.spec.adapter else f" (to {reference.spec.adapter})"
+    if reference.spec.owners > 1:
+        other += " (same rows in every step)"
     return with_interval(gap) + other, ", ".join(signed(points) for points in gap.by_seed_points)
 
 

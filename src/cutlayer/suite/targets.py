@@ -199,7 +199,7 @@ def _numbers(gap: Difference) -> str:
 
 
 def _to_centralised(sheet: Sheet, arm: Arm | None, metric_of: MetricOf) -> Difference | None:
-    reference = sheet.centralised()
+    reference = None if arm is None else sheet.partner(arm)
     if arm is None or reference is None or not common_seeds(arm, reference):
         return None
     return difference(arm, reference, metric_of(sheet.task))
@@ -232,8 +232,16 @@ def _judged_federation(
 ) -> Target:
     if not measured:
         return _unmeasured(what, sheet)
-    numbers = "; ".join(f"{arm.spec.strategy}: {_numbers(gap)}" for arm, gap in measured)
+    numbers = "; ".join(
+        f"{arm.spec.strategy}: {_numbers(gap)}{', same rows in every step' * _has_twin(sheet, arm)}"
+        for arm, gap in measured
+    )
     return _judged(what, sheet, is_met, numbers)
+
+
+def _has_twin(sheet: Sheet, arm: Arm) -> bool:
+    partner = sheet.partner(arm)
+    return partner is not None and partner.spec.owners == arm.spec.owners
 
 
 def _must_gain(sheet: Sheet, asked: Sequence[str] | None) -> bool:

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from cutlayer.client.run_state import StepRecord
-from cutlayer.data.partition import PartitionSettings, partition
-from cutlayer.data.sources import read_records
 from cutlayer.errors import ConfigError
 from cutlayer.evaluation.published.task_files import TaskFolder
 from cutlayer.federation.settings import MIN_SECURE_COHORT, StrategySettings
@@ -28,12 +26,12 @@ from cutlayer.storage.files import explain_os_errors, private_folder, write_atom
 from cutlayer.suite.compute import Compute
 from cutlayer.suite.recipe import CLIP_NORM, open_model, train_settings
 from cutlayer.suite.result import Figures
+from cutlayer.suite.sharing import rows_of_owners
 from cutlayer.suite.sides import Answers, Place, answers, check_test, history_of, owner_table
 from cutlayer.suite.spec import RunSpec
 
 __all__ = ["federation_table", "run_together"]
 
-_LABEL = "label"
 _KIND = "together"
 
 
@@ -161,18 +159,11 @@ def _settings(spec: RunSpec, task: TaskFolder, place: Place) -> SimulationSettin
 def _shared_out(
     spec: RunSpec, task: TaskFolder, settings: SimulationSettings, folder: Path
 ) -> list[OwnerRows]:
-    """Every row to one owner: dealt out like cards, or with labels drawn by `spec.alpha`."""
-    records = list(read_records(task.train, "jsonl"))
-    rule = PartitionSettings()
-    if spec.alpha is not None:
-        table = {"kind": "dirichlet", "alpha": spec.alpha, "column": _LABEL}
-        rule = parse_settings(PartitionSettings, table, f"run {spec.run_id}")
-    keys = [str(record.value(_LABEL)) for record in records]
-    parts = partition(keys, spec.owners, rule, spec.seed)
+    """Files of the owners' rows."""
     lines = task.train.read_bytes().splitlines(keepends=True)
     return [
         _own_rows(f"owner-{number}", [lines[row] for row in part], settings, folder)
-        for number, part in enumerate(parts, 1)
+        for number, part in enumerate(rows_of_owners(spec, task), 1)
     ]
 
 

@@ -68,6 +68,7 @@ def test_small_has_what_two_cores_are_asked() -> None:
         assert _labels("small", task) == {
             "untuned": 1,
             "centralised": 3,
+            "centralised.4-iid-order": 1,
             "split": 3,
             "split.bf16": 1,
             "split.fp8": 3,

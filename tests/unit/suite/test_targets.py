@@ -96,6 +96,16 @@ def test_the_bound_of_a_federation_is_the_profiles(
     assert recovery_target(sheet, _metric, profile).verdict is Verdict.NOT_MEASURED
 
 
+def test_owners_are_compared_with_unsplit_training_on_the_same_steps_where_there_is() -> None:
+    owners = result(spec(Method.TOGETHER, owners=4), _scores(80))
+    twin = result(spec(Method.CENTRALISED, owners=4), _scores(81))
+    alone = federation_target(_sheet(_central(), owners), _metric, "small")
+    with_twin = federation_target(_sheet(_central(), owners, twin), _metric, "small")
+    assert (alone.verdict, with_twin.verdict) == (Verdict.MISSED, Verdict.MET)
+    assert "same rows in every step" in with_twin.numbers
+    assert "same rows" not in alone.numbers
+
+
 def test_one_strategy_that_recovers_skewed_labels_is_enough_and_all_are_named() -> None:
     poor = spec(Method.TOGETHER, owners=4, alpha=0.1, strategy="fedavg")
     good = spec(Method.TOGETHER, owners=4, alpha=0.1)

@@ -12,6 +12,7 @@ from cutlayer.evaluation.published.task_files import TaskFolder
 from cutlayer.federation.settings import FederationSettings
 from cutlayer.federation.strategy import STRATEGIES
 from cutlayer.settings import parse_settings
+from cutlayer.suite.central import run_central
 from cutlayer.suite.result import Figures
 from cutlayer.suite.spec import Method, RunSpec
 from cutlayer.suite.split import run_split
@@ -59,6 +60,20 @@ def test_four_owners_with_every_step_learn_as_one_with_all_rows(
         assert ours.log_likelihoods == pytest.approx(theirs.log_likelihoods, abs=1e-2)
     assert figures.num_train_tokens == alone.num_train_tokens
     assert figures.guarantee == alone.guarantee
+
+
+def test_owners_with_every_step_equal_unsplit_training_on_the_rows_of_each_step(
+    model: Path, task: TaskFolder, tmp_path: Path
+) -> None:
+    spec = tiny_spec(model, Method.TOGETHER, owners=4, steps=6)
+    together = run_together(spec, task, tmp_path / "together", ONE_THREAD, None)
+    twin = msgspec.structs.replace(spec, method=Method.CENTRALISED)
+    central = run_central(twin, task, tmp_path / "twin", ONE_THREAD, None)
+    alone = msgspec.structs.replace(twin, owners=1)
+    other = run_central(alone, task, tmp_path / "alone", ONE_THREAD, None)
+    assert together.losses == pytest.approx(central.losses, rel=1e-4)
+    assert together.num_train_tokens == central.num_train_tokens
+    assert together.losses != pytest.approx(other.losses, rel=1e-3)
 
 
 def test_updates_count_as_bytes(
