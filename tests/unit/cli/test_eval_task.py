@@ -122,7 +122,7 @@ def test_mistakes_are_told_before_anything_is_written(
     out = ("--out", tmp_path / "task")
     for words, code, told in (
         (("sst2", *out), 2, "known: boolq, cb"),
-        (("boolq", *out), 2, "no packaged task is called 'boolq'"),
+        (("boolq", *out), 2, "no packaged rows of 'boolq'"),
         (("coqa", *out, "--form", "poem"), 2, "use plain or chat"),
         (("coqa", *out, "--from", tmp_path / "none"), 2, "is no folder"),
         (("coqa", *out, "--test-rows", 999), 5, "999 test rows wanted"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cutlayer.data.assets import asset_path, fetch, is_cached
-from cutlayer.errors import DataError, StorageError
+from cutlayer.errors import ConfigError, DataError, StorageError
 from cutlayer.evaluation.published import evaluation_asset
 from cutlayer.evaluation.published.catalogue import published_task
 from cutlayer.evaluation.published.near_copies import split_by_text
@@ -49,6 +49,11 @@ def packaged_questions(name: str, cache: Path | None = None) -> dict[Split, list
         TransportError: a small asset cannot be fetched.
         DataError: an asset's file is not as expected.
     """
+    if name not in PACKAGED:
+        raise ConfigError(
+            f"no packaged rows of {name!r}, only of {', '.join(PACKAGED)}; take rows from a hub or "
+            "from the authors' files (--from hub, --from FOLDER; of the suite --data)"
+        )
     return PACKAGED.get(name).questions(cache)
 
 

@@ -86,7 +86,7 @@ def test_the_large_asset_is_never_fetched_unasked(tmp_path: Path) -> None:
 
 
 def test_a_task_that_no_asset_has_names_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no packaged task is called 'boolq'; known: cnn_daily"):
+    with pytest.raises(ConfigError, match="no packaged rows of 'boolq', only of cnn_daily"):
         packaged_questions("boolq", tmp_path)
     assert set(TEXT) < set(PACKAGED)
 
