@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from msgspec.structs import replace
 
@@ -13,6 +12,7 @@ from cutlayer.suite.compute import Compute
 from cutlayer.suite.run import SuiteOptions, run_suite
 from cutlayer.suite.spec import Method, RunSpec, Sizes
 from cutlayer.suite.store import Store
+from tests.leftovers import child_processes
 from tests.tiny_models import tiny_model
 
 SIZES = Sizes(train_rows=4, test_rows=4, steps=2, rows_per_step=2, micro_batch_rows=2, lr=1e-3)
@@ -70,7 +70,7 @@ def test_a_suite_is_interrupted_resumed_and_keeps_what_failed(
 
     with pytest.raises(KeyboardInterrupt):
         run_suite(specs, store, OPTIONS, _interrupt_at("2 of 2", lines))
-    assert psutil.Process().children(recursive=True) == []
+    assert child_processes() == []
     assert _files(store.folder) == [
         ".lock",
         f"{nowhere.run_id}.json",

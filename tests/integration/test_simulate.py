@@ -1,13 +1,11 @@
 """A federation in one command: threads and processes, the table, errors, nothing left behind."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cutlayer.demo.federation import federation_settings
@@ -17,6 +15,7 @@ from cutlayer.simulation.results import SimulationResult
 from cutlayer.simulation.run import run_simulation
 from cutlayer.simulation.settings import SimulationSettings
 from cutlayer.storage.files import private_folder
+from tests.leftovers import child_processes
 from tests.tiny_models import tiny_llama_folder
 from tests.unit.simulation.simulated import simulated, table
 
@@ -74,7 +73,7 @@ def test_threads_and_processes_learn_the_same(model: Path, tmp_path: Path) -> No
         assert other.together.loss == pytest.approx(one.together.loss, 1e-4)
         assert other.trained_together.num_tokens == one.trained_together.num_tokens
         assert other.trained_together.loss_last == pytest.approx(one.trained_together.loss_last)
-    assert not psutil.Process(os.getpid()).children(recursive=True)
+    assert not child_processes()
     pids = {event["pid"] for event in json.loads(trace.read_text())["traceEvents"]}
     # The server and three owners; the parent takes no part in training.
     assert len(pids) >= 4
@@ -99,7 +98,7 @@ def test_an_owner_that_fails_ends_all_with_its_error(
     changes = {"train__lr": 1e30, "simulation__processes": is_in_processes}
     with pytest.raises(ConfigError, match=r"NaN|not finite"):
         _run(model, tmp_path, **changes)
-    assert not psutil.Process(os.getpid()).children(recursive=True)
+    assert not child_processes()
     assert not _owner_threads()
 
 

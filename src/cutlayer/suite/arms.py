@@ -150,6 +150,7 @@ def _arm_rank(spec: RunSpec) -> tuple[object, ...]:
     is_usual_cut = (spec.head_blocks, spec.tail_blocks) == (2, 2)
     return (
         _METHODS.index(spec.method),
+        spec.method is Method.CENTRALISED and spec.owners,
         not is_usual_cut,
         spec.adapter != "lora",
         spec.mechanism != "none",

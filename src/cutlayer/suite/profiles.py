@@ -137,8 +137,7 @@ def _small_of(task: str) -> list[RunSpec]:
         replace(split, codec="bf16"),
         *_over_seeds([replace(split, codec="fp8")]),
         replace(split, mechanism="gaussian", scale=SMALL_NOISE),
-        # Owners shuffle their own rows: other rows meet in a step than where one has them all.
-        replace(_spec(task, Method.CENTRALISED, SIZES), owners=OWNERS),
+        *_in_owners_order(task, SIZES),
         _together(task, SIZES, "every_step", None),
         skewed,
         _together(task, SIZES, "every_step", ALPHA),
@@ -196,7 +195,7 @@ def _variants(task: str, sizes: Sizes) -> list[RunSpec]:
         ),
         prefix,
         *(replace(split, adapter=adapter) for adapter in ("prefix", "sparse")),
-        replace(_spec(task, Method.CENTRALISED, sizes), owners=OWNERS),
+        *_in_owners_order(task, sizes),
         *(_together(task, sizes, strategy, None) for strategy in ("fedavg", "every_step")),
         *(_together(task, sizes, strategy, ALPHA) for strategy in STRATEGIES),
     ]
@@ -224,6 +223,12 @@ def _together(task: str, sizes: Sizes, strategy: str, alpha: float | None) -> Ru
         # Gradients are pooled at every step, whatever the length of a round.
         local_steps=1 if strategy == "every_step" else LOCAL_STEPS,
     )
+
+
+def _in_owners_order(task: str, sizes: Sizes) -> list[RunSpec]:
+    """Unsplit, on what meets in a step where owners shuffle their own rows, even and skewed."""
+    unsplit = replace(_spec(task, Method.CENTRALISED, sizes), owners=OWNERS)
+    return [unsplit, replace(unsplit, alpha=ALPHA)]
 
 
 def _over_seeds(specs: Sequence[RunSpec], seeds: Sequence[int] = SEEDS) -> list[RunSpec]:

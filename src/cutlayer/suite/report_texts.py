@@ -88,9 +88,8 @@ def method_text() -> str:
   number is its concentration, smaller is more skewed), and take as many optimizer steps together.
   Each owner orders its own rows, so that other rows share a step than where one place has them all.
   **Centralised, in the order of 4 owners** is the unsplit script on the rows that meet in each step
-  of the even owners: what they are compared with, so that the federation alone is measured. Its own
-  distance to centralised is what another order does. Skewed owners have no such partner: their
-  difference is also one of order, which no interval here contains.
+  of these owners: what they are compared with, so that the federation alone is measured. Its own
+  distance to centralised is what another order of the rows does, which no interval here contains.
 * **Seeds.** A seed decides training rows, their order, the first adapter and who owns what. Test
   questions are the same for all seeds. Rows with one seed say nothing about other seeds. Noise has
   no seed: it comes from the operating system, so that a noised run never repeats to the digit.

@@ -69,6 +69,7 @@ def test_small_has_what_two_cores_are_asked() -> None:
             "untuned": 1,
             "centralised": 3,
             "centralised.4-iid-order": 1,
+            "centralised.4-skewed-0.1-order": 1,
             "split": 3,
             "split.bf16": 1,
             "split.fp8": 3,
