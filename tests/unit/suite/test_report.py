@@ -26,6 +26,7 @@ from tests.unit.suite.made_up import SIZES, choices, result, small_suite, spec
 
 pytest.importorskip("matplotlib")
 
+ROOT = Path(__file__).parents[3]
 _PATH = "/".join(("", "home", "someone", "rows.jsonl"))
 
 
@@ -240,3 +241,13 @@ def test_a_page_of_several_or_unknown_sources_says_so(
     page = _page(tmp_path, [*runs, failed])
     assert ("**Beware:**" in page) is (warning is not None)
     assert warning is None or warning in page
+
+
+def test_the_page_of_the_docs_is_that_of_the_kept_results(tmp_path: Path) -> None:
+    docs = ROOT / "docs"
+    for page in docs.glob("*.md"):
+        (tmp_path / page.name).touch()
+    store = ROOT / "benchmarks" / "results" / "evaluation" / "small"
+    write_report(store, tmp_path / "evaluation.md", tmp_path / "images")
+    made = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
+    assert made == (docs / "evaluation.md").read_text(encoding="utf-8")
