@@ -247,7 +247,7 @@ def test_the_page_of_the_docs_is_that_of_the_kept_results(tmp_path: Path) -> Non
     docs = ROOT / "docs"
     for page in docs.glob("*.md"):
         (tmp_path / page.name).touch()
-    store = ROOT / "benchmarks" / "results" / "evaluation" / "small"
+    store = ROOT / "benchmarks" / "results" / "evaluation" / "two-cores"
     write_report(store, tmp_path / "evaluation.md", tmp_path / "images")
     made = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
     assert made == (docs / "evaluation.md").read_text(encoding="utf-8")
