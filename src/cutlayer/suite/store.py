@@ -1,8 +1,8 @@
 """Results of runs in a folder: one JSON file each, whole or not there. It runs nothing.
 
-    FOLDER/RUN_ID.json      a result, also of a run that failed
-    FOLDER/logs/RUN_ID.log  what a run that failed said
-    FOLDER/work/RUN_ID/     what a run that is under way needs; it holds texts, and ends with it
+    RUN_ID.json      a result, also of a run that failed
+    logs/RUN_ID.log  what a run that failed said
+    work/RUN_ID/     what a run that is under way needs; it holds texts, and ends with it
 
 Two specs that are equal are one run, whatever their files are called.
 """
