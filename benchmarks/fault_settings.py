@@ -131,5 +131,4 @@ def _security(world: World, name: str | None) -> Table:
     if world.keys is None:
         return {"plaintext": True}
     files = member_files(world.keys.server if name is None else world.keys.clients[name])
-    names = ("certificate", "key", "authority")
-    return {"tls": {key: str(getattr(files, key)) for key in names}}
+    return {"tls": files.tls}

@@ -31,7 +31,7 @@ def parity_server(model: Path, state: Path, kit: Path, extra: Sections) -> Itera
     """
     table = {
         "model": {"path": str(model), "lower": LOWER, "upper": UPPER},
-        "listen": {"address": "127.0.0.1:0", "tls": _tls(kit)},
+        "listen": {"address": "127.0.0.1:0", "tls": member_files(kit).tls},
         "state": {"folder": str(state)},
         **extra,
     }
@@ -48,19 +48,14 @@ def parity_client(model: Path, folder: Path, port: int, kit: Path, extra: Sectio
     folder.mkdir(mode=0o700)
     table = {
         "model": {"path": str(model), "lower": LOWER, "upper": UPPER},
-        "connection": {"address": f"127.0.0.1:{port}", "codec": "raw", "tls": _tls(kit)},
+        "connection": {
+            "address": f"127.0.0.1:{port}",
+            "codec": "raw",
+            "tls": member_files(kit).tls,
+        },
         "privacy": {"mechanism": "none"},
         "run": {"folder": str(folder / "run")},
         "adapter": {"rank": 8, "alpha": 16},
         **extra,
     }
     return Client(parse_settings(ClientSettings, table, "parity client"))
-
-
-def _tls(kit: Path) -> dict[str, str]:
-    files = member_files(kit)
-    return {
-        "certificate": str(files.certificate),
-        "key": str(files.key),
-        "authority": str(files.authority),
-    }

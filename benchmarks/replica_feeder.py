@@ -101,7 +101,11 @@ def _record(request: FeedRequest) -> FeedResult:
 def _settings(request: FeedRequest, folder: Path) -> ClientSettings:
     table = {
         "model": {"path": request.model_folder, "lower": request.lower, "upper": request.upper},
-        "connection": {"address": request.address, "codec": "bf16", "tls": _tls(request.kit)},
+        "connection": {
+            "address": request.address,
+            "codec": "bf16",
+            "tls": member_files(Path(request.kit)).tls,
+        },
         "privacy": {"mechanism": "none"},
         "run": {"folder": str(folder / "run"), "record_file": request.recording},
     }
@@ -146,17 +150,12 @@ def _recorded_calls(path: Path) -> Iterator[Frame]:
 
 @contextmanager
 def _channel(request: FeedRequest, address: str) -> Iterator[GrpcChannel]:
-    tls = TlsFiles.model_validate(_tls(request.kit))
+    tls = TlsFiles.model_validate(member_files(Path(request.kit)).tls)
     channel = GrpcChannel(ConnectionSettings(address=address, tls=tls))
     try:
         yield channel
     finally:
         channel.close()
-
-
-def _tls(kit: str) -> dict[str, str]:
-    files = member_files(Path(kit))
-    return {name: str(getattr(files, name)) for name in ("certificate", "key", "authority")}
 
 
 if __name__ == "__main__":

@@ -229,10 +229,9 @@ def _load(arguments: Arguments, folder: Path) -> Load:
 @contextmanager
 def _front(load: Load, kits: LocalFolders, folder: Path) -> Iterator[TrunkFront]:
     files = member_files(kits.server)
-    tls = {name: str(getattr(files, name)) for name in ("certificate", "key", "authority")}
     table = {
         "model": {"path": str(load.model), "lower": load.lower, "upper": load.upper},
-        "listen": {"address": "127.0.0.1:0", "tls": tls},
+        "listen": {"address": "127.0.0.1:0", "tls": files.tls},
         "state": {"folder": str(folder / "state")},
         "replicas": {"count": 2, "threads": 1},
     }

@@ -190,14 +190,9 @@ def _mark() -> None:
 def server_settings(request: ServeRequest) -> ServerSettings:
     """A trunk server on a free port of loopback, over mutual TLS."""
     files = member_files(Path(request.kit))
-    tls = {
-        "certificate": str(files.certificate),
-        "key": str(files.key),
-        "authority": str(files.authority),
-    }
     table: dict[str, dict[str, object]] = {
         "model": _model_of(request),
-        "listen": {"address": "127.0.0.1:0", "tls": tls},
+        "listen": {"address": "127.0.0.1:0", "tls": files.tls},
         "state": {"folder": request.state},
     }
     for name, section in request.extra.items():
@@ -235,11 +230,7 @@ def client_settings(request: SplitRequest, folder: str) -> ClientSettings:
         "connection": {
             "address": request.address,
             "codec": request.codec,
-            "tls": {
-                "certificate": str(files.certificate),
-                "key": str(files.key),
-                "authority": str(files.authority),
-            },
+            "tls": files.tls,
         },
         "privacy": {"mechanism": "none"},
         "run": {"folder": str(Path(folder) / "run")},

@@ -273,8 +273,7 @@ def later(hours: float) -> Callable[[], datetime]:
 
 def tls_of(kit: Path) -> Table:
     """Settings of mutual TLS."""
-    files = member_files(kit)
-    return {name: str(getattr(files, name)) for name in ("certificate", "key", "authority")}
+    return {**member_files(kit).tls}
 
 
 def _toml(value: object) -> str:

@@ -11,8 +11,7 @@ import typer
 
 from cutlayer.cli import eval_suite, eval_task
 from cutlayer.cli.options import JsonOption, SetOption
-from cutlayer.cli.output import Output, format_bytes
-from cutlayer.errors import ConfigError
+from cutlayer.cli.output import Output, check_target, format_bytes
 
 if TYPE_CHECKING:
     from cutlayer.evaluation.report import Evaluation
@@ -86,7 +85,8 @@ def evaluate(
 
     out = Output(as_json)
     settings = load_settings(ClientSettings, config, set_ or ())
-    _check_target(out_file)
+    if out_file is not None:
+        check_target(out_file, "predictions")
     items = read_items(tasks, limit)
     warn_of_expiry(settings.connection, out)
     options = EvaluationOptions(max_batch_tokens=batch_tokens, skips_long=skip_long)
@@ -120,14 +120,6 @@ class _Counter:
         if time.monotonic() - self._said_s >= _SECONDS_BETWEEN_LINES:
             self._said_s = time.monotonic()
             self._out.errors.print(f"{self._num_done} of {self._num_items} items")
-
-
-def _check_target(file: Path | None) -> None:
-    """Hours of work must not end at a folder that is not there."""
-    if file is not None and (file.is_dir() or not file.parent.is_dir()):
-        raise ConfigError(
-            f"cannot write predictions to {file}; name a file in a folder that exists"
-        )
 
 
 def _print(result: "Evaluation", out: Output) -> None:

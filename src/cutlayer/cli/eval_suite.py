@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutlayer.cli.options import JsonOption
-from cutlayer.cli.output import Output
+from cutlayer.cli.output import Output, check_target
 from cutlayer.cli.work import stop_on_sigterm
 from cutlayer.errors import ConfigError, CutlayerError
 
@@ -99,8 +99,7 @@ def report(folder: FolderArgument, page: PageOption = None, as_json: JsonOption 
     out = Output(as_json)
     Store.existing(folder)
     target = folder / "report.md" if page is None else page
-    if target.is_dir() or not target.parent.is_dir():
-        raise ConfigError(f"cannot write a page to {target}; name a file in a folder that exists")
+    check_target(target, "a page")
     from cutlayer.suite.report import write_report
 
     images = target.parent / "images"

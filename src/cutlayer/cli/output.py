@@ -6,12 +6,15 @@ It does not decide what is worth printing.
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Output", "format_bytes"]
+from cutlayer.errors import ConfigError
+
+__all__ = ["Output", "check_target", "format_bytes"]
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -54,6 +57,20 @@ class Output:
         """The command's result, printed in JSON form only."""
         if self.as_json:
             print(json.dumps(values, default=str), flush=True)
+
+
+def check_target(file: Path, what: str) -> None:
+    """Hours of work must not end at a folder that is not there.
+
+    Args:
+        file: to be written at the end.
+        what: goes there.
+
+    Raises:
+        ConfigError: it cannot be a file, or its folder does not exist.
+    """
+    if file.is_dir() or not file.parent.is_dir():
+        raise ConfigError(f"cannot write {what} to {file}; name a file in a folder that exists")
 
 
 def format_bytes(count: float) -> str:

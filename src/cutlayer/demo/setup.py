@@ -90,7 +90,7 @@ def client_settings(
         "model": _model(files, model, size),
         "connection": {
             "address": address,
-            "tls": _tls(files.folder / "keys" / "client"),
+            "tls": member_files(files.folder / "keys" / "client").tls,
             "codec": "bf16",
         },
         "privacy": {"mechanism": "gaussian", "scale": 0.02},
@@ -123,7 +123,7 @@ def _server_settings(
 ) -> ServerSettings:
     table = {
         "model": _model(files, model, size),
-        "listen": {"address": _LOOPBACK, "tls": _tls(keys)},
+        "listen": {"address": _LOOPBACK, "tls": member_files(keys).tls},
         "state": {"folder": str(files.folder / "server")},
         "revoked": str(member_files(keys).revoked),
         "health_port": 0,
@@ -139,13 +139,4 @@ def _model(files: DemoFiles, model: Path, size: DemoSize) -> dict[str, object]:
         "lower": size.lower,
         "upper": files.num_blocks - size.blocks_in_tail,
         "threads": size.threads,
-    }
-
-
-def _tls(member: Path) -> dict[str, str]:
-    files = member_files(member)
-    return {
-        "certificate": str(files.certificate),
-        "key": str(files.key),
-        "authority": str(files.authority),
     }

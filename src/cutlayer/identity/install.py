@@ -54,6 +54,15 @@ class MemberFiles:
     authority: Path
     revoked: Path
 
+    @property
+    def tls(self) -> dict[str, str]:
+        """Section `tls` of a client's or a server's settings."""
+        return {
+            "certificate": str(self.certificate),
+            "key": str(self.key),
+            "authority": str(self.authority),
+        }
+
 
 def member_files(folder: Path) -> MemberFiles:
     """The TLS files of an installed member.

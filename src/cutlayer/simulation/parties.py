@@ -177,6 +177,4 @@ def _security(member: Path | None) -> dict[str, object]:
     """Mutual TLS between processes; within one process nothing is encrypted."""
     if member is None:
         return {"plaintext": True}
-    files = member_files(member)
-    names = ("certificate", "key", "authority")
-    return {"tls": {name: str(getattr(files, name)) for name in names}}
+    return {"tls": member_files(member).tls}

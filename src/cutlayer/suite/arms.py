@@ -94,10 +94,14 @@ class Sheet:
     def _unsplit(self) -> list[Arm]:
         return [arm for arm in self.arms if arm.spec.method is Method.CENTRALISED]
 
+    @property
+    def plain_splits(self) -> list[Arm]:
+        """Split runs with LoRA in which at most the cut is varied, or where they ran."""
+        return [arm for arm in self.arms if arm.is_plain_split and arm.spec.adapter == "lora"]
+
     def plain_split(self) -> Arm | None:
         """The split run that the others vary: usual cut, LoRA, threads rather than processes."""
-        plain = [arm for arm in self.arms if arm.is_plain_split and arm.spec.adapter == "lora"]
-        usual = [a for a in plain if (a.spec.head_blocks, a.spec.tail_blocks) == (2, 2)]
+        usual = [a for a in self.plain_splits if (a.spec.head_blocks, a.spec.tail_blocks) == (2, 2)]
         return min(usual, key=lambda arm: arm.spec.in_processes, default=None)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cutlayer.suite.result import Origin
 
-__all__ = ["DIRTY", "UNKNOWN", "commit_of", "origin_of"]
+__all__ = ["DIRTY", "UNKNOWN", "commit_of", "machine_of", "origin_of"]
 
 DIRTY = "-dirty"
 """Ends the commit of sources that differ from it."""
@@ -31,7 +31,7 @@ def origin_of(command: str, threads: int, began: str) -> Origin:
         command=command,
         commit=commit_of(Path(__file__).resolve().parents[1]),
         versions={"python": platform.python_version(), **_versions()},
-        machine=_machine(threads),
+        machine=machine_of(threads),
         began=began,
     )
 
@@ -72,7 +72,8 @@ def _version(name: str) -> str:
         return UNKNOWN
 
 
-def _machine(threads: int) -> str:
+def machine_of(threads: int) -> str:
+    """Processor cores, memory, threads and, once torch is loaded, the accelerator."""
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (

@@ -4,6 +4,7 @@ The numbers of training are in `recipe`, rows in the task's folder. It runs noth
 """
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from cutlayer.model.folder import ModelFolder
 from cutlayer.privacy.mechanism import PrivacySettings
 from cutlayer.server.settings import ServerSettings
 from cutlayer.settings import parse_settings
+from cutlayer.simulation.timeline import Timeline
+from cutlayer.simulation.worlds import ThreadWorld, thread_world
 from cutlayer.suite.compute import Compute
 from cutlayer.suite.recipe import adapter_settings, max_length, train_settings
 from cutlayer.suite.spec import RunSpec
@@ -31,6 +34,7 @@ __all__ = [
     "answers",
     "check_test",
     "history_of",
+    "loopback_world",
     "model_table",
     "owner_settings",
     "owner_table",
@@ -118,6 +122,11 @@ def server_settings(
     return parse_settings(ServerSettings, table, _where(spec))
 
 
+def loopback_world(server: ServerSettings) -> AbstractContextManager[ThreadWorld]:
+    """Server and owners as threads of this process, over frames that are really encoded."""
+    return thread_world(server, Timeline(None), _say_nothing)
+
+
 def owner_table(spec: RunSpec, task: TaskFolder, place: Place) -> dict[str, object]:
     """Sections that every owner has, whoever else takes part; its rows are all of the task's."""
     context_length = int(place.model.config.max_position_embeddings)
@@ -185,6 +194,10 @@ def _prediction(outcome: Outcome, question: Question) -> Prediction:
     assert isinstance(place, int)
     assert isinstance(values, list)
     return Prediction(text=question.choices[place], log_likelihoods=tuple(values))
+
+
+def _say_nothing(text: str) -> None:
+    """Nobody watches."""
 
 
 def _where(spec: RunSpec) -> str:

@@ -15,8 +15,6 @@ from cutlayer.identity.provision import local, member_files
 from cutlayer.settings import parse_settings
 from cutlayer.simulation.processes import serving
 from cutlayer.simulation.settings_text import settings_text
-from cutlayer.simulation.timeline import Timeline
-from cutlayer.simulation.worlds import thread_world
 from cutlayer.storage.files import private_folder, write_atomic
 from cutlayer.suite.compute import Compute
 from cutlayer.suite.owner_process import Trained, train_in_own_process
@@ -28,6 +26,7 @@ from cutlayer.suite.sides import (
     answers,
     check_test,
     history_of,
+    loopback_world,
     owner_settings,
     server_settings,
 )
@@ -75,7 +74,7 @@ def _by_threads(
     spec: RunSpec, task: TaskFolder, place: Place, owner: ClientSettings
 ) -> tuple[Trained, Answers]:
     owners = {_OWNER: owner}
-    with thread_world(server_settings(spec, place), Timeline(None), _say_nothing) as world:
+    with loopback_world(server_settings(spec, place)) as world:
         training = world.train(owners, "alone")[_OWNER]
         bytes_up, bytes_down = world.num_bytes
         with world.clients(owners) as clients:
@@ -103,24 +102,16 @@ def _by_processes(
 def _served(spec: RunSpec, place: Place, owner: ClientSettings) -> Iterator[ClientSettings]:
     """A server as a process; the owner's settings, now that its address is known."""
     keys = local(place.folder / "keys", [_OWNER])
-    settings = server_settings(spec, place, {"tls": _tls(keys.server)})
-    settings = settings.model_copy(update={"revoked": member_files(keys.server).revoked})
+    server = member_files(keys.server)
+    settings = server_settings(spec, place, {"tls": server.tls})
+    settings = settings.model_copy(update={"revoked": server.revoked})
     config = place.folder / "server.toml"
     write_atomic(config, settings_text(settings).encode())
-    with serving(config, place.folder) as server:
+    with serving(config, place.folder) as process:
         connection = {
-            "address": server.address,
+            "address": process.address,
             "codec": spec.codec,
-            "tls": _tls(keys.clients[_OWNER]),
+            "tls": member_files(keys.clients[_OWNER]).tls,
         }
         table = {**owner.model_dump(), "connection": connection}
         yield parse_settings(ClientSettings, table, "the owner's process")
-
-
-def _tls(member: Path) -> dict[str, str]:
-    files = member_files(member)
-    return {name: str(getattr(files, name)) for name in ("certificate", "key", "authority")}
-
-
-def _say_nothing(text: str) -> None:
-    """Nobody watches."""

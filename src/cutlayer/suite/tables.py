@@ -84,8 +84,7 @@ def cut_arms(sheet: Sheet) -> list[Arm]:
     Empty where fewer than two cuts were run: nothing is compared then.
     """
     by_cut: dict[tuple[int, int], Arm] = {}
-    plain = [arm for arm in sheet.arms if arm.is_plain_split and arm.spec.adapter == "lora"]
-    for arm in sorted(plain, key=lambda arm: arm.spec.in_processes):
+    for arm in sorted(sheet.plain_splits, key=lambda arm: arm.spec.in_processes):
         by_cut[arm.spec.head_blocks, arm.spec.tail_blocks] = arm
     return [by_cut[cut] for cut in sorted(by_cut)] if len(by_cut) > 1 else []
 

@@ -20,14 +20,20 @@ from cutlayer.simulation.owners import OwnerRows
 from cutlayer.simulation.parties import Owner, Parties, parties
 from cutlayer.simulation.results import Training
 from cutlayer.simulation.settings import SimulationSettings
-from cutlayer.simulation.timeline import Timeline
-from cutlayer.simulation.worlds import thread_world
 from cutlayer.storage.files import explain_os_errors, private_folder, write_atomic
 from cutlayer.suite.compute import Compute
 from cutlayer.suite.recipe import CLIP_NORM, open_model, train_settings
 from cutlayer.suite.result import Figures
 from cutlayer.suite.sharing import rows_of_owners
-from cutlayer.suite.sides import Answers, Place, answers, check_test, history_of, owner_table
+from cutlayer.suite.sides import (
+    Answers,
+    Place,
+    answers,
+    check_test,
+    history_of,
+    loopback_world,
+    owner_table,
+)
 from cutlayer.suite.spec import RunSpec
 
 __all__ = ["federation_table", "run_together"]
@@ -182,7 +188,7 @@ def _run(everybody: Parties, task: TaskFolder) -> tuple[list[Training], tuple[in
     """Train all at once; any owner has the common adapters then, so the first answers."""
     owners = {owner.name: owner.together for owner in everybody.owners}
     first = next(iter(owners))
-    with thread_world(everybody.server, Timeline(None), _say_nothing) as world:
+    with loopback_world(everybody.server) as world:
         trained = world.train(owners, _KIND)
         num_bytes = world.num_bytes
         with world.clients({first: owners[first]}) as clients:
@@ -199,7 +205,3 @@ def _mean_loss(records: Sequence[StepRecord]) -> float:
     """Over the scored tokens of one step, all owners' together."""
     num_scored = sum(record.num_scored for record in records)
     return sum(record.loss * record.num_scored for record in records) / max(1, num_scored)
-
-
-def _say_nothing(text: str) -> None:
-    """Nobody watches."""

@@ -24,8 +24,8 @@ import msgspec
 from cutlayer.errors import ConfigError, CutlayerError
 from cutlayer.storage.files import explain_os_errors, private_folder, write_atomic
 from cutlayer.suite.compute import Compute
-from cutlayer.suite.origin import origin_of
-from cutlayer.suite.result import Figures, Origin, RunResult
+from cutlayer.suite.origin import machine_of, origin_of
+from cutlayer.suite.result import Figures, RunResult
 from cutlayer.suite.spec import Method, RunSpec
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def run_one(spec: RunSpec, folder: Path, options: WorkOptions) -> RunResult:
         options: how.
     """
     began, start_s = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    found = RunResult(spec=spec, origin=_origin(options, began))
+    origin = origin_of(options.command, options.compute.threads, began)
+    found = RunResult(spec=spec, origin=origin)
     try:
         found = _measured(found, folder, options)
     except CutlayerError as error:
@@ -77,8 +78,9 @@ def run_one(spec: RunSpec, folder: Path, options: WorkOptions) -> RunResult:
         found = msgspec.structs.replace(found, error=_defect(error))
     # Asked again: by now torch is there to say whether there is an accelerator. The commit is that
     # of the beginning: a checkout may have moved on.
-    machine, seconds = _origin(options, began).machine, time.monotonic() - start_s
-    origin = msgspec.structs.replace(found.origin, machine=machine)
+    machine = machine_of(options.compute.threads)
+    origin = msgspec.structs.replace(origin, machine=machine)
+    seconds = time.monotonic() - start_s
     return msgspec.structs.replace(found, origin=origin, seconds=round(seconds, 3))
 
 
@@ -140,10 +142,6 @@ def _defect(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(place.filename).name}:{place.lineno}"
     return f"a defect: {type(error).__name__} at {where}; the log has more"
-
-
-def _origin(options: WorkOptions, began: str) -> Origin:
-    return origin_of(options.command, options.compute.threads, began)
 
 
 def _numbers(result: RunResult) -> str:

@@ -9,18 +9,7 @@ from cutlayer.evaluation.published.task_files import TaskFolder
 from cutlayer.suite import audited
 from cutlayer.suite.audited import run_audited
 from cutlayer.suite.spec import Method, RunSpec
-from tests.tiny_models import tiny_llama_folder
-from tests.unit.suite.tiny_tasks import ONE_THREAD, tiny_spec, tiny_task
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> TaskFolder:
-    return tiny_task(tmp_path_factory.mktemp("task"))
+from tests.unit.suite.tiny_tasks import ONE_THREAD, tiny_spec
 
 
 @pytest.fixture

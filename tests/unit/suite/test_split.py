@@ -11,18 +11,7 @@ from cutlayer.suite.result import Figures
 from cutlayer.suite.sides import CLIPS, privacy_settings
 from cutlayer.suite.spec import Method, RunSpec
 from cutlayer.suite.split import run_split
-from tests.tiny_models import tiny_llama_folder
 from tests.unit.suite.tiny_tasks import ONE_THREAD, SIZES, tiny_replies, tiny_spec, tiny_task
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> TaskFolder:
-    return tiny_task(tmp_path_factory.mktemp("task"))
 
 
 @pytest.fixture

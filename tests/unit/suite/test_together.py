@@ -17,21 +17,10 @@ from cutlayer.suite.result import Figures
 from cutlayer.suite.spec import Method, RunSpec
 from cutlayer.suite.split import run_split
 from cutlayer.suite.together import federation_table, run_together
-from tests.tiny_models import tiny_llama_folder
 from tests.unit.suite.tiny_tasks import ONE_THREAD, SIZES, tiny_spec, tiny_task
 
 ALL_ROWS = {"rows_per_step": 24, "micro_batch_rows": 12}
 """Every row in every step: it does not matter then who has which."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> TaskFolder:
-    return tiny_task(tmp_path_factory.mktemp("task"))
 
 
 @pytest.fixture

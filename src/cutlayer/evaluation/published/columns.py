@@ -10,7 +10,16 @@ from cutlayer.errors import DataError
 from cutlayer.evaluation.published.original_files import records_of
 from cutlayer.evaluation.published.question import Question, Split
 
-__all__ = ["NO_YES", "inner", "inners", "integer", "named_label", "read_distinct"]
+__all__ = [
+    "NO_YES",
+    "inner",
+    "inners",
+    "integer",
+    "named_label",
+    "read_distinct",
+    "text_question",
+    "text_questions",
+]
 
 NO_YES = ("no", "yes")
 """The choices of a task whose labels are false and true, in the order of 0 and 1."""
@@ -101,6 +110,39 @@ def read_distinct(
             )
         by_key[question.key] = question
     return list(by_key.values())
+
+
+def text_questions(records: Iterable[Record], names: Sequence[str], split: Split) -> list[Question]:
+    """A question per record with columns `text` and `label`; keys are the split and a number.
+
+    Args:
+        records: of one split.
+        names: of the labels, in the order of their numbers.
+        split: whose records they are.
+
+    Raises:
+        DataError: no text, or a label that is none of these.
+    """
+    return [
+        text_question(
+            f"{split.value}/{number}",
+            record.text("text"),
+            named_label(record, names, split),
+            names,
+        )
+        for number, record in enumerate(records, start=1)
+    ]
+
+
+def text_question(key: str, text: str, label: str | None, names: Sequence[str]) -> Question:
+    """Which of some labels a text has; `label` is None where the authors keep it back."""
+    return Question(
+        key=key,
+        fields={"text": text},
+        choices=tuple(names),
+        answers=() if label is None else (label,),
+        label=label or "",
+    )
 
 
 def _name_of(value: object, names: Sequence[str]) -> str | None:

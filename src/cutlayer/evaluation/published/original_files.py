@@ -90,10 +90,8 @@ def records_of(values: object, where: str) -> list[Record]:
     Raises:
         DataError: no list, or a member that is no object.
     """
-    if not isinstance(values, list):
-        raise DataError(f"{where} is no list; fetch the file again")
     records = []
-    for number, value in enumerate(values):
+    for number, value in enumerate(_listed(values, where)):
         if not isinstance(value, dict):
             raise DataError(f"{where}[{number}] is no object; fetch the file again")
         records.append(Record(value, f"{where}[{number}]"))
@@ -110,11 +108,15 @@ def texts_of(values: object, where: str) -> list[str]:
     Raises:
         DataError: no list, or a member that is no text.
     """
-    if not isinstance(values, list):
-        raise DataError(f"{where} is no list; fetch the file again")
-    named = {str(number): value for number, value in enumerate(values)}
+    named = {str(number): value for number, value in enumerate(_listed(values, where))}
     record = Record(named, where)
     return [record.text(name) for name in named]
+
+
+def _listed(values: object, where: str) -> list[object]:
+    if not isinstance(values, list):
+        raise DataError(f"{where} is no list; fetch the file again")
+    return values
 
 
 def _nothing_found(folder: Path, names: Sequence[str]) -> str:

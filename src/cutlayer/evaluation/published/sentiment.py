@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cutlayer.data.domains import SENTIMENTS, DomainRecord, distinct_records, snippets
 from cutlayer.data.sources import Record
-from cutlayer.evaluation.published.columns import named_label
+from cutlayer.evaluation.published.columns import text_question, text_questions
 from cutlayer.evaluation.published.own_split import own_split, text_key
 from cutlayer.evaluation.published.question import (
     TASKS,
@@ -48,36 +48,20 @@ class Sentiment:
             for score, text in snippets(folder, "movies")
             if score
         )
-        rows = own_split(list(distinct_records(scored)), _text, split, f"sentiment in {folder}")
-        return [_question(text_key(split, row.text), row.text, row.sentiment) for row in rows]
+        rows = own_split(
+            list(distinct_records(scored)), lambda row: row.text, split, f"sentiment in {folder}"
+        )
+        return [
+            text_question(text_key(split, row.text), row.text, row.sentiment, SENTIMENTS)
+            for row in rows
+        ]
 
     def read_records(self, records: Iterable[Record], split: Split) -> list[Question]:
         """Records with columns text and label: 0 or negative, 1 or positive."""
-        return [
-            _question(
-                f"{split.value}/{number}",
-                record.text("text"),
-                named_label(record, SENTIMENTS, split),
-            )
-            for number, record in enumerate(records, start=1)
-        ]
+        return text_questions(records, SENTIMENTS, split)
 
     def score(self, questions: Sequence[Question], predictions: Sequence[Prediction]) -> Scored:
         """Accuracy."""
         from cutlayer.evaluation.published.scores import score_choices
 
         return score_choices(questions, predictions)
-
-
-def _question(key: str, text: str, sentiment: str | None) -> Question:
-    return Question(
-        key=key,
-        fields={"text": text},
-        choices=SENTIMENTS,
-        answers=() if sentiment is None else (sentiment,),
-        label=sentiment or "",
-    )
-
-
-def _text(row: DomainRecord) -> str:
-    return row.text

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cutlayer.data.sources import Record
-from cutlayer.data.topics import TOPICS, TopicRecord, openings
-from cutlayer.evaluation.published.columns import named_label
+from cutlayer.data.topics import TOPICS, openings
+from cutlayer.evaluation.published.columns import text_question, text_questions
 from cutlayer.evaluation.published.own_split import own_split, text_key
 from cutlayer.evaluation.published.question import (
     TASKS,
@@ -42,34 +42,17 @@ class Topics:
         the test split; the training split is what follows, without beginnings that resemble one of
         the test split.
         """
-        rows = own_split(openings(folder), _text, split, f"topics in {folder}")
-        return [_question(text_key(split, row.text), row.text, row.topic) for row in rows]
+        rows = own_split(openings(folder), lambda row: row.text, split, f"topics in {folder}")
+        return [
+            text_question(text_key(split, row.text), row.text, row.topic, TOPICS) for row in rows
+        ]
 
     def read_records(self, records: Iterable[Record], split: Split) -> list[Question]:
         """Records with columns text and label, a topic or its number in `TOPICS`."""
-        return [
-            _question(
-                f"{split.value}/{number}", record.text("text"), named_label(record, TOPICS, split)
-            )
-            for number, record in enumerate(records, start=1)
-        ]
+        return text_questions(records, TOPICS, split)
 
     def score(self, questions: Sequence[Question], predictions: Sequence[Prediction]) -> Scored:
         """Accuracy."""
         from cutlayer.evaluation.published.scores import score_choices
 
         return score_choices(questions, predictions)
-
-
-def _question(key: str, text: str, topic: str | None) -> Question:
-    return Question(
-        key=key,
-        fields={"text": text},
-        choices=TOPICS,
-        answers=() if topic is None else (topic,),
-        label=topic or "",
-    )
-
-
-def _text(row: TopicRecord) -> str:
-    return row.text
