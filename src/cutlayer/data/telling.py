@@ -42,15 +42,18 @@ def mark_withheld(
 
 
 def tell(rows: Sequence[Example]) -> dict[int, float]:
-    """What the presence of a token tells about the completion, in bits of mutual information.
+    """What the presence of a token tells about the completion, in bits of surprise.
 
-    With K = the token is in the row and A = the completion, over the rows given:
-    I(K; A) = sum over k, a of P(k, a) log2(P(k, a) / (P(k) P(a))).
+    With A = the completion, over the rows that have the token t:
+    i(t) = sum over a of P(a | t) log2(P(a | t) / P(a)), and `_MIN_ROWS` rows more with average
+    completions, so that few rows do not pass for certainty. Mutual information weighs a token by
+    how many rows have it; here the row that has it is given.
 
     Raises:
         ConfigError: more different completions than a table is of use for.
 
-    Source: Manning, Raghavan and Schuetze, Introduction to Information Retrieval (2008), 13.5.1.
+    Source: DeWeese and Meister, How to measure the information gained from one symbol (1999),
+    the specific surprise.
     """
     answers = Counter(_answer(row) for row in rows)
     if len(answers) > _MAX_ANSWERS:
@@ -64,20 +67,20 @@ def tell(rows: Sequence[Example]) -> dict[int, float]:
         for token in {row.tokens[place] for place in _choosable(row)}:
             with_token[token] += 1
             together[token, _answer(row)] += 1
+    shares = {answer: number / len(rows) for answer, number in answers.items()}
     return {
-        token: _bits(number, len(rows), [(together[token, a], n) for a, n in answers.items()])
+        token: _bits(number, [(together[token, a], share) for a, share in shares.items()])
         for token, number in with_token.items()
         if number >= _MIN_ROWS
     }
 
 
-def _bits(num_with: int, num_rows: int, answers: Iterable[tuple[int, int]]) -> float:
-    """Mutual information; per answer how many of its rows have the token, and how many it has."""
+def _bits(num_with: int, answers: Iterable[tuple[int, float]]) -> float:
+    """Specific surprise; per answer how many rows have it and the token, and its share of all."""
     bits = 0.0
-    for num_both, num_answer in answers:
-        for both, of_token in ((num_both, num_with), (num_answer - num_both, num_rows - num_with)):
-            if both:
-                bits += both / num_rows * math.log2(both * num_rows / (of_token * num_answer))
+    for num_both, share in answers:
+        given = (num_both + _MIN_ROWS * share) / (num_with + _MIN_ROWS)
+        bits += given * math.log2(given / share)
     return bits
 
 

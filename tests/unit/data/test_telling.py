@@ -1,5 +1,7 @@
 """The few tokens that may leave: those that tell the answer, never rare ones, never the answer."""
 
+import math
+
 import pytest
 
 from cutlayer.data.batches import batch
@@ -24,9 +26,23 @@ def _rows() -> list[Example]:
 
 def test_bits_are_those_of_the_definition() -> None:
     bits = tell(_rows())
-    assert bits[GOOD] == pytest.approx(1.0)
-    assert bits[BAD] == pytest.approx(1.0)
+    # Six of six rows, and five more of which half say each: (6 + 2.5) / 11 and 2.5 / 11.
+    likely, unlikely = 8.5 / 11, 2.5 / 11
+    surprise = likely * math.log2(2 * likely) + unlikely * math.log2(2 * unlikely)
+    assert bits[GOOD] == pytest.approx(surprise)
+    assert bits[BAD] == pytest.approx(surprise)
     assert bits[THE] == pytest.approx(0.0)
+
+
+def test_a_sure_sign_of_few_rows_goes_before_a_vague_one_of_many() -> None:
+    """In the row that has it, it tells more, though over all rows it tells less."""
+    sure, vague = 50, 51
+    rows = [_row(n, sure, vague, answer=8) for n in range(6)]
+    rows += [_row(n, vague, answer=8) for n in range(6, 40)]
+    rows += [_row(n, THE, answer=9) for n in range(40, 70)]
+    rows += [_row(n, vague, answer=9) for n in range(70, 80)]
+    (first, *_), _ = mark_withheld(rows, [], 0.5)
+    assert first.is_withheld[:2] == [False, True]
 
 
 def test_what_few_rows_have_is_never_chosen() -> None:
