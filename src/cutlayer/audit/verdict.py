@@ -16,6 +16,7 @@ from cutlayer.audit.attack import ATTACKS, Aim
 from cutlayer.audit.results import PRIOR, Trial
 from cutlayer.client.settings import ClientSettings
 from cutlayer.data.assets import cache_folder
+from cutlayer.data.telling import RULE
 from cutlayer.model.agreement import hash_leaves
 from cutlayer.settings import settings_digest
 from cutlayer.storage.files import explain_os_errors, write_atomic
@@ -89,7 +90,11 @@ def verdict_key(settings: ClientSettings, leaves: Mapping[str, str]) -> str:
         "adapter": settings_digest(settings.adapter),
     }
     # Only where they are used: verdicts from before them keep their names.
-    others: dict[str, object] = {"keep_share": privacy.keep_share, "denoiser": privacy.denoiser}
+    others: dict[str, object] = {
+        "keep_share": privacy.keep_share,
+        "kept_by": RULE if privacy.keep_share else None,
+        "denoiser": privacy.denoiser,
+    }
     facts |= {name: value for name, value in others.items() if value}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -12,7 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from cutlayer.data.template import NOT_SCORED, Example
 from cutlayer.errors import ConfigError
 
-__all__ = ["mark_withheld", "tell"]
+__all__ = ["RULE", "mark_withheld", "tell"]
+
+RULE = "specific-surprise"
+"""Name of the way in which tokens are chosen: what was measured of another says nothing of this."""
 
 _MIN_ROWS = 5
 """A token that fewer training rows have is never chosen."""
