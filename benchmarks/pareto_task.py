@@ -60,7 +60,7 @@ STANDARD = Sizes(
     rows_per_step=12,
     lr=1e-3,
     attacked_rows=20,
-    seconds_per_setting=300.0,
+    seconds_per_setting=900.0,
     control_steps=240,
 )
 SMOKE = Sizes(
@@ -75,10 +75,9 @@ SMOKE = Sizes(
     control_steps=2,
 )
 POINTS = (
-    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.05"),
     Point(cut=(0, 29), rule="none", withhold="none"),
-    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.06", num_times=3),
-    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.055", num_times=5),
+    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.05", num_times=5),
+    Point(cut=(0, 29), rule="none", withhold="private keep_share=0.045", num_times=5),
 )
 SMOKE_POINTS = (
     Point(cut=(0, 5), rule="none", withhold="none"),
