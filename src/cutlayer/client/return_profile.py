@@ -9,6 +9,8 @@ Shapes: N = vectors of a call, D = hidden size, S = sampled vectors.
 import hashlib
 import math
 from collections import OrderedDict, deque
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +27,10 @@ _MAX_SAMPLED = 64
 _NUM_ECHOES = 256
 _SKETCH = 8
 _OTHER = 0.01
-"""Distance of two sketches from which something else was sent."""
+"""Distance of two sketches of whole calls from which something else was sent."""
+_OTHER_END = 0.05
+"""The same of two vectors. Not 0: where a token was guessed or computed beside others, its last
+bits are others, and an honest reply may round away what a codec's last bit changed."""
 _SPREADS = 10.0
 """Standard deviations that an honest call may be away."""
 _LEAST_SPREAD = math.log(4)
@@ -109,18 +114,39 @@ class Likeness:
         return usual.is_known and usual.mean > _CLEAR and value < usual.mean - allowed
 
 
+class _Asked(NamedTuple):
+    """What is kept of a call's vectors; none can be read from it."""
+
+    ends_2K: Tensor
+    """Of the first and the last."""
+    whole_K: Tensor | None
+    """Of all; None where there are no others. Calls may begin and end with the same words."""
+
+    def is_other(self, asked: "_Asked") -> bool:
+        """Whether another call was made of other vectors, of which there are as many."""
+        ends = (self.ends_2K - asked.ends_2K).norm(dim=1)
+        if float(ends.max()) > _OTHER_END:
+            return True
+        if self.whole_K is None or asked.whole_K is None:
+            return False
+        return float((self.whole_K - asked.whole_K).norm()) > _OTHER
+
+
 class Echoes:
     """Recognises a reply that was given before to something else."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, tuple[bytes, Tensor]] = OrderedDict()
+        self._known: OrderedDict[bytes, _Asked] = OrderedDict()
 
     def is_echo(self, sent_ND: Tensor, returned_ND: Tensor) -> bool:
         """Whether these very vectors were the answer to other ones; remembers the pair."""
+        asked = _Asked(
+            ends_2K=_sketch_of_each(sent_ND if len(sent_ND) == 1 else sent_ND[[0, -1]]),
+            whole_K=_sketch(sent_ND) if len(sent_ND) > 2 else None,
+        )
         key = _digest(returned_ND)
-        ends, asked_K = _digest(torch.cat([sent_ND[:1], sent_ND[-1:]])), _sketch(sent_ND)
-        known_ends, known_K = self._known.setdefault(key, (ends, asked_K))
-        if known_ends != ends or float((known_K - asked_K).norm()) > _OTHER:
+        known = self._known.setdefault(key, asked)
+        if known is not asked and known.is_other(asked):
             return True
         self._known.move_to_end(key)
         if len(self._known) > _NUM_ECHOES:
@@ -141,9 +167,9 @@ class OutputWatch:
             sent_ND: what was released, as the server has it.
             returned_ND: the reply, finite.
         """
-        norms_N = returned_ND.norm(dim=1).clamp_min(1e-30).log()
-        level = float(norms_N.median())
-        found = self._size_fault(norms_N, level, sent_ND)
+        norms = sorted(returned_ND.norm(dim=1).clamp_min_(1e-30).log_().tolist())
+        level = norms[(len(norms) - 1) // 2]
+        found = self._size_fault(norms, level, sent_ND)
         found = found or _constant_fault(sent_ND, returned_ND)
         if found is None and self._echoes.is_echo(sent_ND, returned_ND):
             found = "the same vectors were returned for others before (a replay)"
@@ -152,14 +178,14 @@ class OutputWatch:
             found = self._belonging_fault(sent_ND, returned_ND)
         return found
 
-    def _size_fault(self, norms_N: Tensor, level: float, sent_ND: Tensor) -> str | None:
+    def _size_fault(self, norms: list[float], level: float, sent_ND: Tensor) -> str | None:
         usual = self._level.mean if self._level.is_known else level
         sent = float(sent_ND.norm(dim=1).max())
         if sent > 0 and abs(level - math.log(sent)) > _FURTHEST:
             return "its vectors and those that were sent differ in size by more than a million"
-        if float(norms_N.max()) > usual + _HIGHEST or float(norms_N.min()) < usual - _LOWEST:
+        if norms[-1] > usual + _HIGHEST or norms[0] < usual - _LOWEST:
             return "a vector is a thousand times smaller or ten thousand times larger than usual"
-        if len(norms_N) >= _MIN_VECTORS and self._level.strays(level):
+        if len(norms) >= _MIN_VECTORS and self._level.strays(level):
             factor = math.exp(level - usual)
             return f"its vectors are {factor:.3g} times as large as in earlier replies"
         return None
@@ -207,14 +233,24 @@ def _digest(x_ND: Tensor) -> bytes:
 
 
 def _sketch(x_ND: Tensor) -> Tensor:
-    """A few sums over the directions of all vectors, of size 1; no vector can be read from them.
-
-    Calls may begin and end with the same words of a template. Not compared to the bit: an honest
-    reply may round away what a codec's last bit changed.
-    """
+    """A few sums over the directions of all vectors, of size 1."""
     count, width = x_ND.shape
     k_K1 = torch.arange(1, _SKETCH + 1)[:, None]
     by_place_KN = torch.cos(k_K1 * torch.arange(1, count + 1))
-    by_value_KD = torch.cos(math.sqrt(2) * k_K1 * torch.arange(1, width + 1))
     directions_ND = torch.nn.functional.normalize(x_ND, dim=1) / math.sqrt(max(1, count))
-    return ((by_place_KN @ directions_ND) * by_value_KD).sum(dim=1)
+    return ((by_place_KN @ directions_ND) * _by_value(width).T).sum(dim=1)
+
+
+def _sketch_of_each(x_ND: Tensor) -> Tensor:
+    """A few sums over each vector's direction, of size 1, and the logarithm of its size."""
+    norms_N1 = x_ND.norm(dim=1, keepdim=True).clamp_min_(1e-30)
+    return torch.cat([(x_ND / norms_N1) @ _by_value(x_ND.shape[1]), norms_N1.log_()], dim=1)
+
+
+@lru_cache(maxsize=8)
+def _by_value(width: int) -> Tensor:
+    """Weights [D, K] of the sums."""
+    # Made in inference mode, no gradient could ever pass by them.
+    with torch.inference_mode(False):
+        k_1K = torch.arange(1, _SKETCH + 1)[None]
+        return torch.cos(math.sqrt(2) * k_1K * torch.arange(1, width + 1)[:, None])

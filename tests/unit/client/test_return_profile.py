@@ -1,5 +1,6 @@
 """What a profile of the trunk's replies notices, and what it lets pass."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -37,3 +38,21 @@ def test_a_last_bit_that_a_reply_rounds_away_is_no_replay() -> None:
     two[3, 5] *= 1 + 2**-8
     assert not echoes.is_echo(one, _trunk(one))
     assert not echoes.is_echo(two, _trunk(one))
+
+
+def test_a_token_that_is_sent_again_with_other_last_bits_is_no_replay() -> None:
+    """As where it was guessed once and not the second time, and its reply rounded to two bytes."""
+    one, echoes = _vectors(0, 1), Echoes()
+    assert not echoes.is_echo(one, _trunk(one))
+    for place in range(one.shape[1]):
+        two = one.clone()
+        two[0, place] *= 1 + 2**-8
+        assert not echoes.is_echo(two, _trunk(one))
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0, 1.1])
+def test_a_single_vector_is_known_by_direction_and_size(factor: float) -> None:
+    one, echoes = _vectors(0, 1), Echoes()
+    assert not echoes.is_echo(one, _trunk(one))
+    assert echoes.is_echo(factor * one, _trunk(one)) is (factor != 1.0)
+    assert echoes.is_echo(_vectors(1, 1), _trunk(one))
