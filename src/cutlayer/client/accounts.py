@@ -4,7 +4,7 @@ It keeps nothing (`privacy.account`).
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from cutlayer.model.partition import Part
 from cutlayer.privacy.account import ACCOUNT_FILE, OwnerAccount
 from cutlayer.privacy.budget import BudgetedBoundary
 from cutlayer.privacy.hop_names import at_hop
-from cutlayer.privacy.ledger_line import parse_line, payment_of
+from cutlayer.privacy.ledger_line import LedgerLine, lost_line, parse_line, payment_of
 from cutlayer.privacy.report import PrivacyReport, budget_states, privacy_report
 from cutlayer.privacy.run_privacy import LEDGER_FILE, RunPrivacy
 from cutlayer.privacy.spending import BoundaryTotals, RunSpending
 from cutlayer.storage.log import read_log
-from cutlayer.storage.vault import open_run_vault, open_vault
+from cutlayer.storage.vault import Vault, open_run_vault, open_vault
 
 __all__ = [
     "account_path",
@@ -139,12 +139,22 @@ def report_from_files(settings: ClientSettings) -> PrivacyReport:
         raise ConfigError(f"{folder} holds no run (no {LEDGER_FILE}); check run.folder")
     vault = open_run_vault(folder, open_vault(settings.run.key_file))
     spending, num_vectors, run = RunSpending(), Counter[str](), ""
-    for number, record in enumerate(read_log(folder / LEDGER_FILE, vault)):
-        line = parse_line(record, f"{folder / LEDGER_FILE} line {number + 1}")
+    for line in _lines(folder / LEDGER_FILE, vault):
         spending.take(spending.after(payment_of(line)))
         num_vectors[line.boundary] += line.vectors
         run = line.run
     return _report(settings, spending.boundaries(), num_vectors, run, is_tight=True)
+
+
+def _lines(path: Path, vault: Vault) -> Iterator[LedgerLine]:
+    """All that a ledger counts."""
+    line: LedgerLine | None = None
+    for number, record in enumerate(read_log(path, vault)):
+        line = parse_line(record, f"{path} line {number + 1}")
+        yield line
+    lost = None if line is None else lost_line(line)
+    if lost is not None:
+        yield lost
 
 
 def report_of_run(settings: ClientSettings, run: RunPrivacy, run_id: str) -> PrivacyReport:

@@ -6,7 +6,7 @@ come from here on the meta device.
 Shapes: N = tokens of all rows, D = hidden size, V = vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -31,6 +31,7 @@ from cutlayer.model.row_prefix import PrefixSource, RowPrefix, ends_of, shifted_
 from cutlayer.model.rows import Rows
 from cutlayer.model.threads import FEW_TOKENS, with_threads
 from cutlayer.model.views import BaseViews
+from cutlayer.model.walk import Inputs, Walk, learn_walk, says_only
 
 __all__ = ["Cut", "Head", "Part", "PartModule", "Tail", "Trunk", "build_part"]
 
@@ -65,6 +66,7 @@ class PartModule(nn.Module):
         self._windows = None if whole is None else whole[blocks.start : blocks.stop]
         self._context = getattr(self.config, "max_position_embeddings", None)
         self._shared_rope_limit = rotates_by_batch(self.config)
+        self._walks: dict[tuple[range, str], Walk | None] = {}
         self._slice()
         self._views = BaseViews(self.base, layout.blocks, blocks)
 
@@ -112,18 +114,37 @@ class PartModule(nn.Module):
         prefixes, limit = self._prefixes_of(rows), self._shared_rope_limit
         if limit is not None and rows.num_rows > 1 and max(ends_of(rows, prefixes)) > limit:
             return self._run_one_by_one(inputs, rows, caches, blocks)
-        packed = PackedRows(rows, self._kernel, len(blocks), self._windows, caches, prefixes)
+
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+
+        def prepared() -> dict[str, object]:
+            packed = PackedRows(rows, self._kernel, len(blocks), self._windows, caches, prefixes)
+            return {
+                name: inputs[None],
+                "position_ids": shifted_positions(rows, prefixes).to(inputs.device)[None],
+                "use_cache": False,
+                "packed_rows": packed,
+            }
+
         is_decode = caches is not None and rows.num_tokens <= FEW_TOKENS
         with with_threads(self.decode_threads if is_decode else None):
-            output = self._views.of(blocks)(
-                **{name: inputs[None]},
-                position_ids=shifted_positions(rows, prefixes).to(inputs.device)[None],
-                use_cache=False,
-                packed_rows=packed,
-            )
-        packed.finish()
-        return cast(Tensor, output.last_hidden_state[0])
+            base, walk = self._views.of(blocks), None
+            if is_decode:
+                walk = self._walk(base, (blocks, name), prepared)
+            given = prepared()
+            states = base(**given).last_hidden_state if walk is None else walk(given)
+        cast(PackedRows, given["packed_rows"]).finish()
+        return cast(Tensor, states[0])
+
+    def _walk(
+        self, base: PreTrainedModel, key: tuple[range, str], prepared: Callable[[], Inputs]
+    ) -> Walk | None:
+        """The straight way through a base model for such inputs, learnt when first asked for."""
+        if key not in self._walks:
+            blocks = getattr(base, self.layout.blocks)
+            others = [child for child in base.children() if child is not blocks]
+            self._walks[key] = learn_walk(base, [*blocks, *others], prepared)
+        return self._walks[key]
 
     def _prefixes_of(self, rows: Rows) -> Sequence[RowPrefix | None] | None:
         """What stands before each row, which must leave room for it in the model's context."""
@@ -251,6 +272,8 @@ class Tail(PartModule):
         super().__init__(model, layout, blocks)
         self.lm_head: nn.Module = getattr(model, layout.lm_head)
         setattr(model, layout.prefix, _NormedStates())
+        self._is_bare: bool | None = None
+        """Whether logits are what the LM head says and nothing else; None while nobody knows."""
         # In a tuple, so that the LM head is registered once.
         self._causal_lm = (model,)
 
@@ -277,7 +300,13 @@ class Tail(PartModule):
         # An adapter may have wrapped the registered one.
         if getattr(model, self.layout.lm_head) is not self.lm_head:
             setattr(model, self.layout.lm_head, self.lm_head)
-        return cast(Tensor, model(inputs_embeds=normed_ND[None], use_cache=False).logits[0])
+        normed_1ND = normed_ND[None]
+        if torch.is_inference_mode_enabled():
+            if self._is_bare is None:
+                self._is_bare = says_only(model, self.lm_head, normed_1ND)
+            if self._is_bare:
+                return cast(Tensor, self.lm_head(normed_1ND)[0])
+        return cast(Tensor, model(inputs_embeds=normed_1ND, use_cache=False).logits[0])
 
 
 def build_part(config: PreTrainedConfig, cut: Cut, part: Part) -> PartModule:

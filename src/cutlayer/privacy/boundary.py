@@ -9,6 +9,7 @@ Shapes: N = vectors of all rows together, M = those that leave, D = values of on
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
 from typing import Never
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, StorageError
 from cutlayer.model.rows import Rows
 from cutlayer.privacy.budget import SessionBudget
 from cutlayer.privacy.hop_names import without_hop
@@ -226,6 +227,17 @@ class Boundary:
             gate=_GATE,
         )
         return noised_MD, released
+
+    def go_ahead(self, num_vectors: int, version: str) -> None:
+        """While there is time, see to it that the next release need not wait for the disk.
+
+        Args:
+            num_vectors: how many it is likely to have; see `Ledger.go_ahead`.
+            version: identifier of the weights that will make them.
+        """
+        # A disk that fails now fails the next release too, before anything leaves.
+        with suppress(StorageError):
+            self._ledger.go_ahead(self.name, self.mechanism.event(num_vectors), version)
 
     def _check(self, x_ND: Tensor, rows: Rows, row_ids: Sequence[str], version: str) -> None:
         if x_ND.ndim != 2 or x_ND.shape[0] != rows.num_tokens or len(row_ids) != rows.num_rows:

@@ -4,21 +4,32 @@ It does not decide what may leave nor add noise (`boundary`), and holds no conte
 its rows by keyed digests that nobody without the run secret can connect to a row or compare with a
 guess. A release whose rows are all in the ledger already is a replay: the same bytes leave again,
 nobody learns more, and no line is written. Lines are never changed, removed or rolled back; a
-crash between the line and the frame leaves a release counted that may never have left.
+crash between the line and the frame leaves a release counted that may never have left. The line may
+also come first and the names after it (`go_ahead`): what the last line allowed then counts.
 """
 
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 
 import msgspec
 
+from cutlayer.errors import StorageError
 from cutlayer.privacy.account import Charge, Guard, LedgerView
 from cutlayer.privacy.budget import SessionBudget, check_day, check_sessions
-from cutlayer.privacy.ledger_line import LedgerLine, Release, line_of, parse_line, payment_of
+from cutlayer.privacy.ledger_line import (
+    LedgerLine,
+    Release,
+    line_of,
+    lost_line,
+    parse_line,
+    payment_of,
+    rule_of,
+)
 from cutlayer.privacy.mechanism import PrivacyEvent
 from cutlayer.privacy.spending import BoundaryTotals, RunSpending, Staged
 from cutlayer.storage.log import Anchor, DurableLog
@@ -69,9 +80,18 @@ class Ledger:
         self._spending = RunSpending()
         self._guard: Guard | None = None
         self._account: Anchor | None = None
+        self._allowed: LedgerLine | None = None
+        """The last line, where it lets vectors leave; `ahead` is what is left of them."""
+        self._unwritten: LedgerLine | None = None
+        """What has left on it; it has been counted."""
+        line: LedgerLine | None = None
         for record in log.read():
             line = parse_line(record, f"{log.path} line {self._num_lines + 1}")
             self._take(line, self._spending.after(payment_of(line)))
+            self._num_lines += 1
+        lost = None if line is None else lost_line(line)
+        if lost is not None:
+            self._write(lost, self._now().astimezone(UTC))
 
     def __enter__(self) -> "Ledger":
         return self
@@ -92,7 +112,7 @@ class Ledger:
         releases: Sequence[Release],
         max_day_vectors: int | None = None,
     ) -> bool:
-        """Write down what is about to leave; it is on disk when this returns.
+        """Write down what is about to leave; it is on disk when this returns, or counted ahead.
 
         Args:
             boundary: name of the gate.
@@ -119,14 +139,48 @@ class Ledger:
                     spent = self._num_day_vectors[boundary, _day(now.isoformat())]
                     check_day(boundary, num_fresh, spent, max_day_vectors, now)
                 line = line_of(now, self._run_id, boundary, event, version, list(fresh.values()))
-                staged = self._spending.after(payment_of(line))
-                line = self._charged(line, staged, now)
-                self._log.append(msgspec.to_builtins(line))
-                self._take(line, staged)
+                if self._is_allowed(line):
+                    self._put_off(line)
+                else:
+                    self._catch_up()
+                    self._write(line, now)
                 for budget, num_vectors in paying.items():
                     budget.spend(num_vectors)
             self._num_replayed_vectors += event.num_vectors - num_fresh
             return not fresh
+
+    def go_ahead(self, boundary: str, event: PrivacyEvent, version: str) -> None:
+        """Let vectors leave before their line: it is then written while nobody waits for the disk.
+
+        Until the next line so many fresh vectors of this gate, rule and UTC day are released
+        without one. This line names what left on the one before. Nothing happens where the rule has
+        an epsilon or an account is asked: there each release waits for its own line.
+
+        Args:
+            boundary: name of a gate whose rows are not told apart.
+            event: noise rule, and how many vectors may leave.
+            version: weights that will make them.
+
+        Raises:
+            StorageError: the line cannot be written.
+        """
+        with self._lock:
+            if self._guard is not None or event.form is not None:
+                return
+            now = self._now().astimezone(UTC)
+            line = line_of(now, self._run_id, boundary, event, version, [])
+            line = msgspec.structs.replace(line, vectors=0, ahead=event.num_vectors)
+            left = self._unwritten
+            if left is None and self._is_allowed(msgspec.structs.replace(line, vectors=line.ahead)):
+                return
+            if left is not None and rule_of(left) == rule_of(line):
+                line = msgspec.structs.replace(line, keys=left.keys, vectors=left.vectors)
+            else:
+                self._catch_up()
+            # Should the disk fail here, nothing more goes ahead.
+            self._allowed = None
+            self._append(line)
+            self._allowed, self._unwritten = line, None
 
     def summary(self) -> LedgerSummary:
         """Totals now."""
@@ -146,6 +200,7 @@ class Ledger:
             StorageError: the account or this ledger was edited, cut back, removed or replaced.
         """
         with self._lock:
+            self._catch_up()
             view = LedgerView(anchor=self._log.anchor, account=self._account, check=self._log.check)
             now = self._now().astimezone(UTC)
             guard.meet(self._run_id, self._spending.boundaries(), view, now)
@@ -162,8 +217,53 @@ class Ledger:
             return self._spending.boundaries()
 
     def close(self) -> None:
-        """Release the file."""
+        """Name what has left, and release the file."""
+        # Where that fails, what the last line allowed counts when the ledger is opened again.
+        with self._lock, suppress(StorageError):
+            self._catch_up()
         self._log.close()
+
+    def _is_allowed(self, line: LedgerLine) -> bool:
+        """Whether vectors may leave before this line of theirs is written."""
+        allowed = self._allowed
+        return (
+            allowed is not None
+            and self._guard is None
+            and rule_of(allowed) == rule_of(line)
+            and line.vectors <= allowed.ahead
+            and not line.rows
+        )
+
+    def _put_off(self, line: LedgerLine) -> None:
+        """Count a release whose line comes later."""
+        assert self._allowed is not None
+        ahead = self._allowed.ahead - line.vectors
+        self._allowed = msgspec.structs.replace(self._allowed, ahead=ahead)
+        self._count(line, self._spending.after(payment_of(line)))
+        before = self._unwritten
+        if before is not None:
+            keys, vectors = [*before.keys, *line.keys], before.vectors + line.vectors
+            line = msgspec.structs.replace(before, keys=keys, vectors=vectors)
+        self._unwritten = line
+
+    def _catch_up(self) -> None:
+        """Name what has left without a line; nothing more does until the next is allowed."""
+        allowed, left, self._allowed = self._allowed, self._unwritten, None
+        if left is not None:
+            self._append(left)
+        elif allowed is not None:
+            self._append(msgspec.structs.replace(allowed, keys=[], vectors=0, ahead=0))
+        self._unwritten = None
+
+    def _append(self, line: LedgerLine) -> None:
+        self._log.append(msgspec.to_builtins(line))
+        self._num_lines += 1
+
+    def _write(self, line: LedgerLine, now: datetime) -> None:
+        staged = self._spending.after(payment_of(line))
+        line = self._charged(line, staged, now)
+        self._append(line)
+        self._take(line, staged)
 
     def _charged(self, line: LedgerLine, staged: Staged, now: datetime) -> LedgerLine:
         """The account first: a crash in between leaves a release counted that never left."""
@@ -181,13 +281,15 @@ class Ledger:
         return msgspec.structs.replace(line, account=(anchor.num_lines, anchor.last_hash))
 
     def _take(self, line: LedgerLine, staged: Staged) -> None:
-        self._spending.take(staged)
+        self._count(line, staged)
         if line.account is not None:
             self._account = Anchor(*line.account)
+
+    def _count(self, line: LedgerLine, staged: Staged) -> None:
+        self._spending.take(staged)
         self._known.update(bytes.fromhex(key) for key in line.keys)
         self._num_vectors[line.boundary] += line.vectors
         self._num_day_vectors[line.boundary, _day(line.time)] += line.vectors
-        self._num_lines += 1
         scale = "" if line.scale is None else f" scale={line.scale!r}"
         clip = "" if line.clip is None else f" clip={line.clip!r}"
         self._rules.add(f"{line.mechanism}{scale}{clip}")

@@ -15,7 +15,15 @@ from cutlayer.privacy.mechanism import NoiseForm, PrivacyEvent, ReleaseUnit
 from cutlayer.privacy.spending import Payment
 from cutlayer.privacy.spent import spent_once
 
-__all__ = ["LedgerLine", "Release", "line_of", "parse_line", "payment_of"]
+__all__ = [
+    "LedgerLine",
+    "Release",
+    "line_of",
+    "lost_line",
+    "parse_line",
+    "payment_of",
+    "rule_of",
+]
 
 _DIGEST_BYTES = 16
 
@@ -55,6 +63,9 @@ class LedgerLine(
     """Vectors of each row."""
     account: tuple[int, str] | None = None
     """Lines of the owner's account with this release, and the hash of the last one."""
+    ahead: int = 0
+    """Vectors that may leave by the same rule before the next line, which names those that did. In
+    a ledger's last line they count as released: a crash came before their line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +137,18 @@ def parse_line(record: Mapping[str, object], where: str) -> LedgerLine:
         ) from error
 
 
+def rule_of(line: LedgerLine) -> tuple[object, ...]:
+    """What vectors have in common that one line may name."""
+    return line.boundary, line.mechanism, line.scale, line.clip, line.version, line.time[:10]
+
+
+def lost_line(last: LedgerLine) -> LedgerLine | None:
+    """What has left, at most, after the last line of a ledger that nobody closed."""
+    if not last.ahead:
+        return None
+    return msgspec.structs.replace(last, keys=[], vectors=last.ahead, ahead=0)
+
+
 def payment_of(line: LedgerLine) -> Payment:
     """What a line costs.
 
@@ -161,5 +184,7 @@ def _check(line: LedgerLine) -> None:
         raise ValueError(f"{len(line.rows)} rows and {len(line.row_vectors)} numbers of vectors")
     if line.row_vectors and sum(line.row_vectors) != line.vectors:
         raise ValueError("its rows do not add up to its vectors")
+    if line.ahead and (line.ahead < 0 or line.rows or line.form is not None):
+        raise ValueError("only vectors without a guarantee, of rows not told apart, go ahead")
     if line.form is not None and not line.row_vectors:
         raise ValueError("a rule with a guarantee names the vectors of each row")
