@@ -94,7 +94,7 @@ class BatchSettings(Settings):
     """A forward waits this long for other clients that are active; alone, it does not wait."""
     backward_window_ms: float = Field(default=50.0, ge=0)
     """A joint backward waits this long for each further gradient; later ones run by themselves."""
-    decode_patience: float = Field(default=0.5, ge=0, le=1)
+    decode_patience: float = Field(default=0.75, ge=0, le=1)
     """Share of the time between two of its tokens that a stream may wait for others that are about
     to come, so that they share a call; 0 never waits, and a lone stream never does."""
     prefill_tokens: int = Field(default=256, ge=1)
