@@ -140,7 +140,8 @@ def report_from_files(settings: ClientSettings) -> PrivacyReport:
     vault = open_run_vault(folder, open_vault(settings.run.key_file))
     spending, num_vectors, run = RunSpending(), Counter[str](), ""
     for line in _lines(folder / LEDGER_FILE, vault):
-        spending.take(spending.after(payment_of(line)))
+        if line.vectors:
+            spending.take(spending.after(payment_of(line)))
         num_vectors[line.boundary] += line.vectors
         run = line.run
     return _report(settings, spending.boundaries(), num_vectors, run, is_tight=True)

@@ -9,7 +9,6 @@ Shapes: N = vectors of a call, D = hidden size, S = sampled vectors.
 import hashlib
 import math
 from collections import OrderedDict, deque
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,9 +25,10 @@ _MIN_VECTORS = 16
 _MAX_SAMPLED = 64
 _NUM_ECHOES = 256
 _SKETCH = 8
-_OTHER = 0.01
-"""Distance of two sketches of whole calls from which something else was sent."""
-_OTHER_END = 0.05
+_OTHER, _OTHER_VECTOR = 0.01, 0.2
+"""Distance of two sketches of whole calls from which something else was sent, and what one other
+vector among N makes of it, times the root of N; the larger counts."""
+_OTHER_END = 0.1
 """The same of two vectors. Not 0: where a token was guessed or computed beside others, its last
 bits are others, and an honest reply may round away what a codec's last bit changed."""
 _SPREADS = 10.0
@@ -121,15 +121,17 @@ class _Asked(NamedTuple):
     """Of the first and the last."""
     whole_K: Tensor | None
     """Of all; None where there are no others. Calls may begin and end with the same words."""
+    num_vectors: int
 
     def is_other(self, asked: "_Asked") -> bool:
         """Whether another call was made of other vectors, of which there are as many."""
         ends = (self.ends_2K - asked.ends_2K).norm(dim=1)
-        if float(ends.max()) > _OTHER_END:
+        if not bool((ends <= _OTHER_END).all()):
             return True
         if self.whole_K is None or asked.whole_K is None:
             return False
-        return float((self.whole_K - asked.whole_K).norm()) > _OTHER
+        limit = max(_OTHER, _OTHER_VECTOR / math.sqrt(self.num_vectors))
+        return not float((self.whole_K - asked.whole_K).norm()) <= limit
 
 
 class Echoes:
@@ -137,12 +139,17 @@ class Echoes:
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, _Asked] = OrderedDict()
+        self._weights_DK = torch.empty(0, _SKETCH)
 
     def is_echo(self, sent_ND: Tensor, returned_ND: Tensor) -> bool:
         """Whether these very vectors were the answer to other ones; remembers the pair."""
+        if len(self._weights_DK) != sent_ND.shape[1]:
+            self._weights_DK = _weights(sent_ND.shape[1])
+        ends_2D = sent_ND if len(sent_ND) == 1 else sent_ND[[0, -1]]
         asked = _Asked(
-            ends_2K=_sketch_of_each(sent_ND if len(sent_ND) == 1 else sent_ND[[0, -1]]),
-            whole_K=_sketch(sent_ND) if len(sent_ND) > 2 else None,
+            ends_2K=_sketch_of_each(ends_2D, self._weights_DK),
+            whole_K=_sketch(sent_ND, self._weights_DK) if len(sent_ND) > 2 else None,
+            num_vectors=len(sent_ND),
         )
         key = _digest(returned_ND)
         known = self._known.setdefault(key, asked)
@@ -232,23 +239,22 @@ def _digest(x_ND: Tensor) -> bytes:
     return hashlib.blake2b(x_ND.contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
-def _sketch(x_ND: Tensor) -> Tensor:
+def _sketch(x_ND: Tensor, weights_DK: Tensor) -> Tensor:
     """A few sums over the directions of all vectors, of size 1."""
-    count, width = x_ND.shape
+    count = len(x_ND)
     k_K1 = torch.arange(1, _SKETCH + 1)[:, None]
     by_place_KN = torch.cos(k_K1 * torch.arange(1, count + 1))
     directions_ND = torch.nn.functional.normalize(x_ND, dim=1) / math.sqrt(max(1, count))
-    return ((by_place_KN @ directions_ND) * _by_value(width).T).sum(dim=1)
+    return ((by_place_KN @ directions_ND) * weights_DK.T).sum(dim=1)
 
 
-def _sketch_of_each(x_ND: Tensor) -> Tensor:
+def _sketch_of_each(x_ND: Tensor, weights_DK: Tensor) -> Tensor:
     """A few sums over each vector's direction, of size 1, and the logarithm of its size."""
     norms_N1 = x_ND.norm(dim=1, keepdim=True).clamp_min_(1e-30)
-    return torch.cat([(x_ND / norms_N1) @ _by_value(x_ND.shape[1]), norms_N1.log_()], dim=1)
+    return torch.cat([(x_ND / norms_N1) @ weights_DK, norms_N1.log_()], dim=1)
 
 
-@lru_cache(maxsize=8)
-def _by_value(width: int) -> Tensor:
+def _weights(width: int) -> Tensor:
     """Weights [D, K] of the sums."""
     # Made in inference mode, no gradient could ever pass by them.
     with torch.inference_mode(False):

@@ -163,10 +163,10 @@ class GenerationSession:
         except BaseException:
             self._undo(feeds, starts)
             raise
+        pending = Pending(feeds=feeds, passed=passed, released=released, call=call)
         if 0 < sum(wanted) <= _MOST_AHEAD:
-            # The disk works while the server does.
-            self._model.boundary.go_ahead(sum(wanted), self._model.version)
-        return Pending(feeds=feeds, passed=passed, released=released, call=call)
+            self._go_ahead(pending, sum(wanted))
+        return pending
 
     @torch.inference_mode()
     def finish(self, pending: Pending) -> list[Tensor]:
@@ -221,6 +221,14 @@ class GenerationSession:
         """Give the server's caches back."""
         self._rows.clear()
         self._far.close()
+
+    def _go_ahead(self, pending: Pending, num_vectors: int) -> None:
+        """The disk works while the server does."""
+        try:
+            self._model.boundary.go_ahead(num_vectors, self._model.version)
+        except BaseException:
+            self.drop(pending)
+            raise
 
     def _release(self, feeds: Sequence[Feed], rows: Sequence[CachedRow]) -> tuple[Passed, Released]:
         """Through head and gate; with noise each piece by itself."""

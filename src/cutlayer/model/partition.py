@@ -7,13 +7,14 @@ Shapes: N = tokens of all rows, D = hidden size, V = vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from cutlayer.errors import ConfigError, DataError
+from cutlayer.errors import ConfigError, CutlayerError, DataError
 from cutlayer.model.attention import PACKED_ATTENTION, PackedRows, row_kernel
 from cutlayer.model.cut import Cut, Part
 from cutlayer.model.families import (
@@ -31,7 +32,7 @@ from cutlayer.model.row_prefix import PrefixSource, RowPrefix, ends_of, shifted_
 from cutlayer.model.rows import Rows
 from cutlayer.model.threads import FEW_TOKENS, with_threads
 from cutlayer.model.views import BaseViews
-from cutlayer.model.walk import Inputs, Walk, learn_walk, says_only
+from cutlayer.model.walk import Inputs, Walk, drawn_like, learn_walk, says_only
 
 __all__ = ["Cut", "Head", "Part", "PartModule", "Tail", "Trunk", "build_part"]
 
@@ -117,7 +118,7 @@ class PartModule(nn.Module):
 
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
 
-        def prepared() -> dict[str, object]:
+        def prepared(inputs: Tensor = inputs) -> dict[str, object]:
             packed = PackedRows(rows, self._kernel, len(blocks), self._windows, caches, prefixes)
             return {
                 name: inputs[None],
@@ -129,8 +130,8 @@ class PartModule(nn.Module):
         is_decode = caches is not None and rows.num_tokens <= FEW_TOKENS
         with with_threads(self.decode_threads if is_decode else None):
             base, walk = self._views.of(blocks), None
-            if is_decode:
-                walk = self._walk(base, (blocks, name), prepared)
+            if is_decode and torch.is_inference_mode_enabled():
+                walk = self._walk(base, (blocks, name), lambda: prepared(drawn_like(inputs)))
             given = prepared()
             states = base(**given).last_hidden_state if walk is None else walk(given)
         cast(PackedRows, given["packed_rows"]).finish()
@@ -143,7 +144,10 @@ class PartModule(nn.Module):
         if key not in self._walks:
             blocks = getattr(base, self.layout.blocks)
             others = [child for child in base.children() if child is not blocks]
-            self._walks[key] = learn_walk(base, [*blocks, *others], prepared)
+            self._walks[key] = None
+            # What fails here fails again below, where it is told, or was for want of room.
+            with suppress(CutlayerError):
+                self._walks[key] = learn_walk(base, [*blocks, *others], prepared)
         return self._walks[key]
 
     def _prefixes_of(self, rows: Rows) -> Sequence[RowPrefix | None] | None:
@@ -303,7 +307,7 @@ class Tail(PartModule):
         normed_1ND = normed_ND[None]
         if torch.is_inference_mode_enabled():
             if self._is_bare is None:
-                self._is_bare = says_only(model, self.lm_head, normed_1ND)
+                self._is_bare = says_only(model, self.lm_head, drawn_like(normed_1ND))
             if self._is_bare:
                 return cast(Tensor, self.lm_head(normed_1ND)[0])
         return cast(Tensor, model(inputs_embeds=normed_1ND, use_cache=False).logits[0])

@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Inputs", "Walk", "learn_walk", "says_only"]
+__all__ = ["Inputs", "Walk", "drawn_like", "learn_walk", "says_only"]
 
 Inputs = Mapping[str, object]
 """Keyword arguments of the base model."""
@@ -77,7 +77,8 @@ def learn_walk(
     Args:
         base: is called once, and its pieces once more for comparison.
         pieces: its children, with each of its blocks by itself.
-        make_inputs: the same inputs each time, fit for another call.
+        make_inputs: the same inputs each time, fit for another call; states as `drawn_like` gives
+            them.
     """
     inputs = make_inputs()
     steps: list[_Step | None] = []
@@ -103,7 +104,7 @@ def says_only(model: nn.Module, lm_head: nn.Module, normed_1ND: Tensor) -> bool:
     Args:
         model: whose base model passes states on.
         lm_head: of the model.
-        normed_1ND: [1, N, D], for one call of the model and one of its LM head.
+        normed_1ND: [1, N, D] as `drawn_like` gives it.
     """
     seen: list[object] = []
 
@@ -114,6 +115,14 @@ def says_only(model: nn.Module, lm_head: nn.Module, normed_1ND: Tensor) -> bool:
         logits: Tensor = model(inputs_embeds=normed_1ND, use_cache=False).logits
     # As in `learn_walk`, the second call shows what was changed in place.
     return len(seen) == 1 and seen[0] is logits and torch.equal(logits, lm_head(normed_1ND))
+
+
+def drawn_like(inputs: Tensor) -> Tensor:
+    """States to learn by: no peer has chosen them, and a scale or a shift would show. Ids as is."""
+    if not inputs.is_floating_point():
+        return inputs
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(inputs.shape, generator=generator).to(inputs)
 
 
 @contextmanager

@@ -80,8 +80,11 @@ class Ledger:
         self._spending = RunSpending()
         self._guard: Guard | None = None
         self._account: Anchor | None = None
+        self._last: LedgerLine | None = None
+        """The last line on disk, of those since the ledger was opened."""
         self._allowed: LedgerLine | None = None
-        """The last line, where it lets vectors leave; `ahead` is what is left of them."""
+        """The same, while it lets vectors leave; `ahead` is what is left of them."""
+        self._goes_ahead = True
         self._unwritten: LedgerLine | None = None
         """What has left on it; it has been counted."""
         line: LedgerLine | None = None
@@ -142,6 +145,7 @@ class Ledger:
                 if self._is_allowed(line):
                     self._put_off(line)
                 else:
+                    self._take_turns(line)
                     self._catch_up()
                     self._write(line, now)
                 for budget, num_vectors in paying.items():
@@ -165,7 +169,7 @@ class Ledger:
             StorageError: the line cannot be written.
         """
         with self._lock:
-            if self._guard is not None or event.form is not None:
+            if self._guard is not None or event.form is not None or not self._goes_ahead:
                 return
             now = self._now().astimezone(UTC)
             line = line_of(now, self._run_id, boundary, event, version, [])
@@ -200,7 +204,7 @@ class Ledger:
             StorageError: the account or this ledger was edited, cut back, removed or replaced.
         """
         with self._lock:
-            self._catch_up()
+            self._end_allowance()
             view = LedgerView(anchor=self._log.anchor, account=self._account, check=self._log.check)
             now = self._now().astimezone(UTC)
             guard.meet(self._run_id, self._spending.boundaries(), view, now)
@@ -220,7 +224,7 @@ class Ledger:
         """Name what has left, and release the file."""
         # Where that fails, what the last line allowed counts when the ledger is opened again.
         with self._lock, suppress(StorageError):
-            self._catch_up()
+            self._end_allowance()
         self._log.close()
 
     def _is_allowed(self, line: LedgerLine) -> bool:
@@ -231,6 +235,7 @@ class Ledger:
             and self._guard is None
             and rule_of(allowed) == rule_of(line)
             and line.vectors <= allowed.ahead
+            and line.form is None
             and not line.rows
         )
 
@@ -246,17 +251,28 @@ class Ledger:
             line = msgspec.structs.replace(before, keys=keys, vectors=vectors)
         self._unwritten = line
 
+    def _take_turns(self, line: LedgerLine) -> None:
+        """Where gates take turns, as those of a chain, no allowance lives to be used."""
+        is_unused = self._allowed is not None and self._unwritten is None
+        if is_unused and self._allowed is not None and self._allowed.boundary != line.boundary:
+            self._goes_ahead = False
+
     def _catch_up(self) -> None:
         """Name what has left without a line; nothing more does until the next is allowed."""
-        allowed, left, self._allowed = self._allowed, self._unwritten, None
-        if left is not None:
-            self._append(left)
-        elif allowed is not None:
-            self._append(msgspec.structs.replace(allowed, keys=[], vectors=0, ahead=0))
-        self._unwritten = None
+        self._allowed = None
+        if self._unwritten is not None:
+            self._append(self._unwritten)
+            self._unwritten = None
+
+    def _end_allowance(self) -> None:
+        """The same, and what the last line allowed and nobody used does not count either."""
+        self._catch_up()
+        if self._last is not None and self._last.ahead:
+            self._append(msgspec.structs.replace(self._last, keys=[], vectors=0, ahead=0))
 
     def _append(self, line: LedgerLine) -> None:
         self._log.append(msgspec.to_builtins(line))
+        self._last = line
         self._num_lines += 1
 
     def _write(self, line: LedgerLine, now: datetime) -> None:
@@ -286,7 +302,8 @@ class Ledger:
             self._account = Anchor(*line.account)
 
     def _count(self, line: LedgerLine, staged: Staged) -> None:
-        self._spending.take(staged)
+        if line.vectors:
+            self._spending.take(staged)
         self._known.update(bytes.fromhex(key) for key in line.keys)
         self._num_vectors[line.boundary] += line.vectors
         self._num_day_vectors[line.boundary, _day(line.time)] += line.vectors

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.client.return_profile import Echoes, OutputWatch
+from cutlayer.wire.codec import decode, encode
 
 
 def _vectors(seed: int, count: int = 6) -> Tensor:
@@ -50,9 +51,26 @@ def test_a_token_that_is_sent_again_with_other_last_bits_is_no_replay() -> None:
         assert not echoes.is_echo(two, _trunk(one))
 
 
-@pytest.mark.parametrize("factor", [1.0, -1.0, 1.1])
+@pytest.mark.parametrize("factor", [1.0, -1.0, 1.2])
 def test_a_single_vector_is_known_by_direction_and_size(factor: float) -> None:
     one, echoes = _vectors(0, 1), Echoes()
     assert not echoes.is_echo(one, _trunk(one))
     assert echoes.is_echo(factor * one, _trunk(one)) is (factor != 1.0)
     assert echoes.is_echo(_vectors(1, 1), _trunk(one))
+
+
+@pytest.mark.parametrize("codec", ["raw", "bf16", "fp8", "int8"])
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_what_a_codec_makes_of_last_bits_is_no_other_call(codec: str, count: int) -> None:
+    for seed in range(40):
+        jitter = 1 + 2**-9 * (torch.rand(count, 32, generator=torch.Generator().manual_seed(seed)))
+        one = _vectors(seed, count)
+        echoes = Echoes()
+        assert not echoes.is_echo(decode(encode(one, codec)).float(), _trunk(one))
+        assert not echoes.is_echo(decode(encode(one * jitter, codec)).float(), _trunk(one))
+
+
+def test_vectors_too_large_for_a_norm_are_still_told_apart() -> None:
+    one, echoes = 1e30 * _vectors(0, 1), Echoes()
+    assert not echoes.is_echo(one, _trunk(_vectors(0, 1)))
+    assert echoes.is_echo(1e30 * _vectors(1, 1), _trunk(_vectors(0, 1)))
