@@ -162,9 +162,10 @@ def _identity(bench: Bench, client: ClientSettings) -> str:
     material = bench.material
     shared = {"threat", "passes", "train_steps", "seconds_per_setting", "seed", "show_examples"}
     sections = {"adapter", "data", "train", "connection"}
+    dtype = client.model.trunk_weights.told(client.model.dtype)
     facts: dict[str, object] = {
         "client": client.model_dump(mode="json", include=sections),
-        "model": [str(client.model.path), client.model.dtype],
+        "model": [str(client.model.path), dtype],
         "gradients": client.privacy.gradient_rule().label,
         "rows": dataset_digest([*material.rows, *material.heldout]),
         "public": _digest([list(row) for row in bench.public_rows]),

@@ -83,7 +83,7 @@ def verdict_key(settings: ClientSettings, leaves: Mapping[str, str]) -> str:
     facts: dict[str, object] = {
         "model": hash_leaves(leaves),
         "cut": [settings.model.lower, settings.model.upper],
-        "dtype": settings.model.dtype,
+        "dtype": settings.model.trunk_weights.told(settings.model.dtype),
         "rule": privacy.activation_rule().label,
         "gradient_rule": privacy.gradient_rule().label,
         "withhold": str(privacy.withhold),

@@ -24,7 +24,9 @@ from cutlayer.identity.check import check_kit
 from cutlayer.model.checkpoint import DTYPES, check_dtype
 from cutlayer.model.folder import HubFolder, ModelFolder, resolve_model
 from cutlayer.model.manifest import names_by_leaf
+from cutlayer.model.part_settings import TrunkWeights
 from cutlayer.model.partition import Cut, Part
+from cutlayer.model.quantised import bits_of, require_library
 from cutlayer.server.settings import ServerSettings, TrunkSettings
 from cutlayer.tee.private_model.label import is_sealed
 from cutlayer.wire.endpoints import TlsFiles, read_tls
@@ -95,6 +97,8 @@ def check_server(settings: ServerSettings) -> list[Finding]:
         found += _link("attestation", lambda: check_evidence(tee))
     model = settings.model
     found += _dtype(model.dtype, model.device)
+    if model.trunk_weights is not TrunkWeights.FULL:
+        found += _link("weights", lambda: _library_for(model.trunk_weights))
     if is_sealed(model.path):
         text = f"{model.path} is sealed; its owner's key comes when the server starts"
         found.append(Finding(name="model", status=Status.WARN, text=text))
@@ -213,6 +217,11 @@ def _dtype(dtype: str, device: str) -> Iterator[Finding]:
     yield Finding(name="dtype", status=status, text=warning or f"{dtype} on {device}")
 
 
+def _library_for(weights: TrunkWeights) -> str:
+    require_library()
+    return f"{weights}: bitsandbytes is installed"
+
+
 def _model(
     folder: ModelFolder, settings: ModelSettings | TrunkSettings, parts: tuple[Part, ...]
 ) -> Iterator[Finding]:
@@ -229,12 +238,13 @@ def _model(
         text = "hub model: sizes are known when its parts are downloaded"
         yield Finding(name="memory", status=Status.WARN, text=text)
     elif settings.dtype in DTYPES:
-        yield _memory(folder, cut, parts, settings.dtype)
+        weights = TrunkWeights.FULL if Part.HEAD in parts else settings.trunk_weights
+        yield _memory(folder, cut, parts, bits_of(DTYPES[settings.dtype], weights))
 
 
-def _memory(folder: ModelFolder, cut: Cut, parts: tuple[Part, ...], dtype: str) -> Finding:
+def _memory(folder: ModelFolder, cut: Cut, parts: tuple[Part, ...], bits: float) -> Finding:
     try:
-        needed = _num_weights(folder, cut, parts) * DTYPES[dtype].itemsize
+        needed = _num_weights(folder, cut, parts) * bits / 8
     except CutlayerError as error:
         return Finding(name="memory", status=Status.FAIL, text=str(error))
     free = psutil.virtual_memory().available

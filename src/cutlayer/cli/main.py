@@ -33,6 +33,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     # Libraries' notes to programmers say nothing to whoever types a command.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # It misses a kernel that we do not use, and PEFT imports it with every command.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -121,6 +121,8 @@ def _announce(
     out.say(
         f"serving blocks {spec.lower} to {spec.upper - 1} of {spec.n_block} ({spec.model_type})"
     )
+    if server.model.weight_bytes is not None:
+        out.say(f"weights      {server.model.weight_bytes / 1e6:,.1f} MB, {spec.dtype}")
     out.say(f"address      {address}")
     if server.assurance() != "none":
         out.say(f"attestation  {server.assurance()}")
@@ -139,6 +141,8 @@ def _announce(
             "model_digest": digest,
             "lower": spec.lower,
             "upper": spec.upper,
+            "dtype": spec.dtype,
+            "weight_bytes": server.model.weight_bytes,
             "replicas": num_replicas,
             "assurance": server.assurance(),
         }

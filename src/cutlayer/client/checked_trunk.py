@@ -50,6 +50,7 @@ def _public_trunk(settings: ClientSettings, folder: ModelFolder) -> PublicTrunk 
             cut=Cut(model.lower, model.upper),
             dtype=model.dtype,
             device=model.device,
+            weights=model.trunk_weights,
             codec=settings.connection.codec,
             adapter=settings.adapter,
             optimizer=(settings.train or TrainSettings(steps=1)).optimizer,

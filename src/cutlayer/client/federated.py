@@ -40,12 +40,12 @@ def fingerprint(
     settings: ClientSettings, own: OwnModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, str]:
     """What all members must have in common; the coordinator names the entries that differ."""
-    model, spec = settings.model, own.spec
+    spec = own.spec
     return {
         "model": f"{spec.model_type}, {spec.n_block} blocks, hidden size {spec.hidden_size}",
         "weights": hash_leaves(own.manifest.leaves),
         "cut": f"{spec.lower}:{spec.upper}",
-        "dtype": model.dtype,
+        "dtype": spec.dtype,
         "tokenizer": vocabulary_digest(tokenizer),
         **{f"adapter.{key}": value for key, value in _adapter_entries(settings.adapter).items()},
     }

@@ -79,7 +79,7 @@ def own_model(settings: ClientSettings, folder: ModelFolder, loaded: Mapping[str
         lower=settings.model.lower,
         upper=settings.model.upper,
         hidden_size=config.hidden_size,
-        dtype=settings.model.dtype,
+        dtype=settings.model.trunk_weights.told(settings.model.dtype),
         codec_up=codec,
         codec_down=codec,
     )
@@ -108,7 +108,7 @@ def model_identity(settings: ClientSettings, leaves: Mapping[str, str]) -> dict[
         "cut": f"{model.lower}:{model.upper}",
         "privacy": settings_digest(settings.privacy.noise()),
         "model": hash_leaves(leaves),
-        "dtype": model.dtype,
+        "dtype": model.trunk_weights.told(model.dtype),
     }
 
 

@@ -13,7 +13,7 @@ from cutlayer.data.settings import DataSettings
 from cutlayer.errors import ConfigError
 from cutlayer.model.adapters import AdapterSettings
 from cutlayer.model.optimizer import AdamWSettings
-from cutlayer.model.part_settings import PartSettings
+from cutlayer.model.part_settings import PartSettings, TrunkWeights
 from cutlayer.privacy.mechanism import PrivacySettings
 from cutlayer.settings import Settings
 from cutlayer.tee.masked.settings import MaskedSettings
@@ -50,6 +50,9 @@ class ModelSettings(PartSettings):
     """Blocks in the head; 0 leaves the embedding alone."""
     upper: int
     """First block of the tail."""
+    trunk_weights: TrunkWeights = TrunkWeights.FULL
+    """How the server keeps the trunk's linear layers: full, int8 or nf4, which answer less exactly;
+    another server is refused. docs/quantised.md."""
 
 
 class RunSettings(Settings):

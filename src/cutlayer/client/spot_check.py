@@ -19,6 +19,7 @@ from cutlayer.model.adapters import AdapterSettings, AdapterState, attach
 from cutlayer.model.checkpoint import load_part
 from cutlayer.model.folder import ModelFolder
 from cutlayer.model.optimizer import AdamWSettings
+from cutlayer.model.part_settings import TrunkWeights
 from cutlayer.model.partition import Cut, Part
 from cutlayer.model.rows import Rows
 
@@ -27,7 +28,7 @@ __all__ = ["CheckedModel", "PublicTrunk", "Sample", "largest_move"]
 _TOLERANCES = {"raw": 2e-3, "bf16": 2e-2, "int8": 0.1, "fp8": 0.15}
 """Relative error of a row by codec: that of honest replies is at most a third."""
 _HALF_TOLERANCE = 0.1
-"""Where weights have 16 bits and another machine sums in another order."""
+"""Where weights have 16 bits or fewer and another machine sums or rounds in another order."""
 _ROUNDING = 1.05
 
 
@@ -39,6 +40,7 @@ class CheckedModel:
     cut: Cut
     dtype: str
     device: str
+    weights: TrunkWeights
     codec: str
     """Of what the server returns."""
     adapter: AdapterSettings
@@ -73,13 +75,16 @@ class PublicTrunk:
             ConfigError: dropout, which only the server draws, would change what is returned.
             ModelError: the folder does not have the trunk's weights.
         """
-        self._trunk = load_part(model.folder, model.cut, Part.TRUNK, model.dtype, model.device)
+        self._trunk = load_part(
+            model.folder, model.cut, Part.TRUNK, model.dtype, model.device, model.weights
+        )
         self._adapter = attach(self._trunk, model.adapter)
         self._declared = self._adapter.state()
         self._declared_step = 0
         self._optimizer = model.optimizer
         tolerance = _TOLERANCES[model.codec]
-        self._tolerance = tolerance if model.dtype == "float32" else tolerance + _HALF_TOLERANCE
+        is_exact = model.dtype == "float32" and model.weights is TrunkWeights.FULL
+        self._tolerance = tolerance if is_exact else tolerance + _HALF_TOLERANCE
         if model.adapter.dropout > 0:
             raise ConfigError(
                 f"adapter.dropout={model.adapter.dropout}: the server draws what is dropped, so no "

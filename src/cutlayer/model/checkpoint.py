@@ -2,7 +2,8 @@
 
 It does not find or download models (`folder`), cut them (`partition`) or train them. Each tensor is
 read, hashed, converted and let go before the next; nothing is initialised at random. Loaded
-weights are frozen and parts are in eval mode: what trains is an adapter.
+weights are frozen and parts are in eval mode: what trains is an adapter. Leaves are hashes of what
+the files say, whether it is quantised afterwards or not.
 """
 
 import re
@@ -17,9 +18,11 @@ from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.families import build_buffers, meta_model, read_layout
 from cutlayer.model.folder import ModelFolder, resolve_model
 from cutlayer.model.manifest import hash_config, hash_leaf, names_by_leaf
+from cutlayer.model.part_settings import TrunkWeights
 from cutlayer.model.partition import Cut, Head, Part, PartModule, Tail, Trunk, build_part
 from cutlayer.model.placement import Placement, Target, place_all
 from cutlayer.model.probe import check_blocks, check_ends
+from cutlayer.model.quantised import check_quantisable, quantise_block
 
 __all__ = ["DTYPES", "check_dtype", "load_client_parts", "load_part", "load_parts"]
 
@@ -41,6 +44,7 @@ def load_part(
     part: Part,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
+    weights: TrunkWeights = TrunkWeights.FULL,
 ) -> PartModule:
     """One part with its weights; `.leaves` holds the manifest leaves of what was read.
 
@@ -50,12 +54,16 @@ def load_part(
         part: which part.
         dtype: of the weights; a few that the architecture keeps in float32 stay so.
         device: where they go.
+        weights: how a trunk's linear layers are kept; the other parts' are never quantised.
 
     Raises:
-        ConfigError: unknown dtype or device, or the cut exceeds the model.
+        ConfigError: unknown dtype or device, the cut exceeds the model, or weights that are to be
+            quantised cannot be.
         ModelError: the architecture cannot be cut; a tensor is missing, extra or of a wrong shape.
     """
-    return _Reader(source, dtype, device).read(cut, part)
+    if part is not Part.TRUNK and weights is not TrunkWeights.FULL:
+        raise ConfigError(f"the {part} keeps its weights in full, not as {weights}")
+    return _Reader(source, dtype, device).read(cut, part, weights=weights)
 
 
 def load_parts(
@@ -122,10 +130,18 @@ class _Reader:
         self._placement = self._place(model, layout.prefix, ends if self._is_tied else ())
         self._alias = {end: other for end, other in (ends, ends[::-1]) if self._lacks(end)}
 
-    def read(self, cut: Cut, part: Part, head: Head | None = None) -> PartModule:
+    def read(
+        self,
+        cut: Cut,
+        part: Part,
+        head: Head | None = None,
+        weights: TrunkWeights = TrunkWeights.FULL,
+    ) -> PartModule:
         """Build a part and fill it; a tail takes tied tensors from `head`."""
         module = build_part(self._config, cut, part)
         check_blocks(module)
+        if weights is not TrunkWeights.FULL:
+            check_quantisable(module)
         local = {module.global_name(name): name for name in module.state_dict()}
         source = {name: self._alias.get(name, name) for name in local}
         filled: dict[str, Tensor] = {}
@@ -139,7 +155,12 @@ class _Reader:
             else:
                 stream = self._stream(names[leaf], frozenset(source.values()), filled)
                 leaves[leaf] = hash_leaf(stream)
-        _fill(module, {local[name]: filled[source[name]] for name in local}, self._device)
+            if weights is not TrunkWeights.FULL:
+                _quantise(module, leaf, filled, weights)
+        if weights is TrunkWeights.FULL:
+            _fill(module, {local[name]: filled[source[name]] for name in local}, self._device)
+        else:
+            _finish(module, self._device)
         if head is not None and self._is_tied:
             _share(head, cast(Tail, module))
         module.leaves = leaves
@@ -198,8 +219,25 @@ class _Reader:
         target.of(filled[target.name]).copy_(tensor)
 
 
+def _quantise(
+    module: PartModule, leaf: str, filled: dict[str, Tensor], weights: TrunkWeights
+) -> None:
+    """Fill and quantise a block of a trunk before the next is read: one alone is here in full."""
+    place = int(leaf.removeprefix("block.")) - module.block_range.start
+    path = f"base.{module.layout.blocks}.{place}"
+    block = module.get_submodule(path)
+    names = {name: module.global_name(f"{path}.{name}") for name in block.state_dict()}
+    state = {name: filled.pop(source) for name, source in names.items()}
+    block.load_state_dict(state, strict=True, assign=True)
+    quantise_block(block, weights)
+
+
 def _fill(module: PartModule, state: dict[str, Tensor], device: torch.device) -> None:
     module.load_state_dict(state, strict=True, assign=True)
+    _finish(module, device)
+
+
+def _finish(module: PartModule, device: torch.device) -> None:
     build_buffers(module.base, module.config, device)
     module.requires_grad_(False)
     module.eval()

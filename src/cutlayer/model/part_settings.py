@@ -3,11 +3,25 @@
 Which blocks the part has says each role's own class. It does not load anything.
 """
 
+from enum import StrEnum
+
 from pydantic import Field
 
 from cutlayer.settings import Settings
 
-__all__ = ["PartSettings"]
+__all__ = ["PartSettings", "TrunkWeights"]
+
+
+class TrunkWeights(StrEnum):
+    """How the frozen linear layers of a trunk's blocks are kept."""
+
+    FULL = "full"
+    INT8 = "int8"
+    NF4 = "nf4"
+
+    def told(self, dtype: str) -> str:
+        """What the sides compare of a trunk: its compute type, and how its weights are kept."""
+        return dtype if self is TrunkWeights.FULL else f"{dtype}/{self}"
 
 
 class PartSettings(Settings):

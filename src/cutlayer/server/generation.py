@@ -150,7 +150,8 @@ class Generation:
 
     def _passage(self, blocks: range) -> Passage:
         if blocks not in self._passages:
-            dtype = next(self._trunk.parameters()).dtype
+            # Not a parameter's: that of quantised weights is no type of keys.
+            dtype = self._trunk.zeros_ND(0).dtype
             token_bytes = bytes_per_token(self._trunk, dtype, blocks)
             self._passages[blocks] = Passage(blocks=blocks, bytes_per_token=token_bytes)
         return self._passages[blocks]

@@ -30,6 +30,8 @@ class ServedModel:
     software: str
     has_one_cut: bool = False
     """Whether clients must cut just where the trunk begins and ends, not within it."""
+    weight_bytes: int | None = None
+    """Memory of the blocks' weights in this process; None where others have them."""
 
 
 @dataclass(frozen=True, kw_only=True)

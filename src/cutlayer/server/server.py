@@ -13,6 +13,7 @@ from cutlayer.federation.trunk_pool import TrunkPool
 from cutlayer.metrics import ServerMetrics
 from cutlayer.model.agreement import known_manifest
 from cutlayer.model.partition import Cut, Trunk
+from cutlayer.model.quantised import weight_bytes
 from cutlayer.model.threads import set_threads
 from cutlayer.server.attestation import attestation_of
 from cutlayer.server.audit import Audit
@@ -224,7 +225,7 @@ def _load(settings: ServerSettings) -> tuple[Trunk, ServedModel]:
     attester = None if settings.tee is None else settings.tee.attester
     private, is_masked = settings.private_model, settings.masked is not None
     folder = open_model(model.path, model.revision, private, attester, is_masked)
-    trunk = parallel_trunk(folder, cut, model.dtype, model.device)
+    trunk = parallel_trunk(folder, cut, model.dtype, model.device, weights=model.trunk_weights)
     mask_parts(settings.masked, trunk)
     manifest = known_manifest(folder, trunk.leaves)
     return trunk, ServedModel(
@@ -234,7 +235,7 @@ def _load(settings: ServerSettings) -> tuple[Trunk, ServedModel]:
             lower=cut.lower,
             upper=cut.upper,
             hidden_size=trunk.hidden_size,
-            dtype=model.dtype,
+            dtype=model.trunk_weights.told(model.dtype),
             codec_up="raw",
             codec_down="raw",
         ),
@@ -243,4 +244,5 @@ def _load(settings: ServerSettings) -> tuple[Trunk, ServedModel]:
         boot_id=secrets.token_hex(16),
         software=f"cutlayer {version('cutlayer')}",
         has_one_cut=is_parallel(),
+        weight_bytes=weight_bytes(trunk),
     )

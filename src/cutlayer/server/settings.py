@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from cutlayer.federation.settings import FederationSettings
-from cutlayer.model.part_settings import PartSettings
+from cutlayer.model.part_settings import PartSettings, TrunkWeights
 from cutlayer.server.replica_settings import ReplicaSettings
 from cutlayer.server.sessions import SessionLimits
 from cutlayer.server.tee_settings import ServerTeeSettings
@@ -28,6 +28,9 @@ class TrunkSettings(PartSettings):
     """First block of the trunk."""
     upper: int
     """Block after the trunk's last."""
+    trunk_weights: TrunkWeights = TrunkWeights.FULL
+    """How the frozen linear layers are kept: full, int8 or nf4 (4 bits); clients have to agree.
+    int8 and nf4 need the extra quantised; docs/quantised.md."""
 
 
 class LimitSettings(Settings):
@@ -155,6 +158,15 @@ class ServerSettings(Settings):
     """The web page, and `/metrics`, for whoever has the token; absent serves none."""
     drain_s: float = 30.0
     """After SIGTERM, calls in flight get this long."""
+
+    @model_validator(mode="after")
+    def _multiplies_in_one_way(self) -> Self:
+        if self.masked is not None and self.model.trunk_weights is not TrunkWeights.FULL:
+            raise ValueError(
+                f'model.trunk_weights = "{self.model.trunk_weights}" keeps the linear layers that '
+                '[masked] puts elsewhere in full; set it to "full", or remove [masked]'
+            )
+        return self
 
     @model_validator(mode="after")
     def _keeps_adapters_in_hand(self) -> Self:

@@ -20,12 +20,13 @@ import msgspec
 import torch
 from torch import Tensor
 
-from cutlayer.errors import CutlayerError, TransportError
+from cutlayer.errors import ConfigError, CutlayerError, TransportError
 from cutlayer.model.adapter_mirror import AdapterChange, AdapterCopies, AdapterSource
 from cutlayer.model.checkpoint import DTYPES, load_part
 from cutlayer.model.collectives import Ranks, join_ranks, own_device
 from cutlayer.model.folder import ModelFolder, resolve_model
 from cutlayer.model.kv_cache import RowCache
+from cutlayer.model.part_settings import TrunkWeights
 from cutlayer.model.partition import Cut, Part, Trunk
 from cutlayer.model.rows import Rows
 from cutlayer.model.tensor_parallel import ParallelTrunk, load_parallel_trunk
@@ -63,6 +64,7 @@ def parallel_trunk(
     device: str | torch.device = "cpu",
     timeout_s: float = DEFAULT_TIMEOUT_S,
     ranks: Ranks | None = None,
+    weights: TrunkWeights = TrunkWeights.FULL,
 ) -> Trunk:
     """The trunk of this process: whole where it is alone, its share where `torchrun` started more.
 
@@ -73,16 +75,22 @@ def parallel_trunk(
         device: plain "cuda" is the GPU that torchrun counts for this process.
         timeout_s: a process that is silent for longer within one call is lost.
         ranks: processes that have met already; None meets those that torchrun started.
+        weights: as `checkpoint.load_part`.
 
     Raises:
-        ConfigError: as `checkpoint.load_part`.
+        ConfigError: as `checkpoint.load_part`; or weights of several processes are not full.
         ModelError: also where the family has no plan, or its heads cannot be shared out.
         TransportError: the processes did not meet.
     """
     if ranks is None and not is_parallel():
-        trunk = load_part(source, cut, Part.TRUNK, dtype, device)
+        trunk = load_part(source, cut, Part.TRUNK, dtype, device, weights)
         assert isinstance(trunk, Trunk)
         return trunk
+    if weights is not TrunkWeights.FULL:
+        raise ConfigError(
+            f'model.trunk_weights = "{weights}" is for a trunk in one process, and torchrun shares '
+            'this one out over several: set it to "full", or start the server without torchrun'
+        )
     place = own_device(device)
     ranks = ranks or join_ranks(place, timeout_s)
     shared = load_parallel_trunk(source, cut, dtype, place, ranks)
@@ -106,7 +114,7 @@ def follow_leader(model: TrunkSettings) -> None:
     set_threads(model.threads)
     folder = resolve_model(model.path, model.revision)
     cut = Cut(model.lower, model.upper)
-    trunk = parallel_trunk(folder, cut, model.dtype, model.device)
+    trunk = parallel_trunk(folder, cut, model.dtype, model.device, weights=model.trunk_weights)
     trunk.decode_threads = model.decode_threads
     try:
         follow(trunk)

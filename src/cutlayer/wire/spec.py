@@ -27,7 +27,8 @@ class Spec:
     """First block after the trunk."""
     hidden_size: int
     dtype: str
-    """Type in which the trunk computes, such as "float32"."""
+    """Type in which the trunk computes, such as "float32"; of a trunk with quantised weights also
+    how they are kept, such as "float32/nf4"."""
     codec_up: str
     """Codec of tensors from the client to the server."""
     codec_down: str
@@ -72,7 +73,8 @@ _HINTS = {
     "lower": _CUT,
     "upper": _CUT,
     "hidden_size": _MODEL,
-    "dtype": "set the same dtype for the trunk on both sides",
+    "dtype": "set the same model.dtype and model.trunk_weights on both sides; quantised weights, "
+    "named after a slash, give other numbers than full ones",
     "codec_up": "set the same codec on both sides",
     "codec_down": "set the same codec on both sides",
 }

@@ -1,6 +1,7 @@
 """Doctor finds what is wrong, says it in one table, and exits with 2."""
 
 import socket
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -61,6 +62,18 @@ def test_a_client_meets_its_server_in_a_real_handshake(
     assert "SpecMismatch" in cut.out
     assert "upper" in cut.out
     assert "SpecMismatch" in digest.out
+
+
+def test_quantised_weights_need_their_library(
+    world: CliWorld, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("doctor", "-c", world.server, "--set", "model.trunk_weights=nf4", "--json")
+    assert _findings(run_command(capsys, *command))["weights"] == {"ok"}
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    ran = run_command(capsys, *command)
+    assert ran.code == 2
+    assert _findings(ran)["weights"] == {"fail"}
+    assert "cutlayer[quantised]" in ran.out
 
 
 def test_nobody_at_the_address_is_a_failure_and_leaves_no_run(

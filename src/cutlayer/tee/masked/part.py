@@ -64,6 +64,8 @@ def _masked(
 ) -> MaskedLinear:
     weight, bias_O = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
+    if not weight.is_floating_point():
+        raise ModelError(f"{name} is quantised ({weight.dtype}); mask a part with full weights")
     assert bias_O is None or isinstance(bias_O, Tensor)
     weight_OI = weight.mT if isinstance(layer, Conv1D) else weight
     if "forward" in vars(layer):
