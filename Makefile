@@ -15,6 +15,9 @@ setup: .venv/.ready
 	# torch first and by its exact version: the CPU build, without several GB of CUDA packages
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# apart: PEFT imports it wherever it finds it, which costs each process a second
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps \
+		--target .venv/beside bitsandbytes
 	touch $@
 
 demo: setup

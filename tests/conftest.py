@@ -4,13 +4,17 @@ It does not hold fixtures of any one room.
 """
 
 import os
+import sys
 from collections.abc import Generator
+from pathlib import Path
 
 # Before torch is imported: spinning OpenMP barriers slow every other process of a small machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What `make setup` keeps apart from other processes, as its import takes a second.
+sys.path.append(str(Path(sys.prefix) / "beside"))
 
 import pytest
 import torch

@@ -1,6 +1,8 @@
 """A server with quantised weights and its clients: who agrees is served, who did not is refused."""
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -192,8 +194,12 @@ def test_clients_in_joint_calls_get_what_each_gets_alone(weights: str, tmp_path:
 
 
 def test_server_and_client_as_processes_over_mutual_tls(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     world = make_world(model, tmp_path)
     text = world.server.read_text()
     assert 'trunk_weights = "full"' in text
