@@ -115,7 +115,6 @@ class PartModule(nn.Module):
         prefixes, limit = self._prefixes_of(rows), self._shared_rope_limit
         if limit is not None and rows.num_rows > 1 and max(ends_of(rows, prefixes)) > limit:
             return self._run_one_by_one(inputs, rows, caches, blocks)
-
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
 
         def prepared(inputs: Tensor = inputs) -> dict[str, object]:

@@ -85,6 +85,7 @@ class Ledger:
         self._allowed: LedgerLine | None = None
         """The same, while it lets vectors leave; `ahead` is what is left of them."""
         self._goes_ahead = True
+        """False once gates were seen to take turns."""
         self._unwritten: LedgerLine | None = None
         """What has left on it; it has been counted."""
         line: LedgerLine | None = None
@@ -253,8 +254,8 @@ class Ledger:
 
     def _take_turns(self, line: LedgerLine) -> None:
         """Where gates take turns, as those of a chain, no allowance lives to be used."""
-        is_unused = self._allowed is not None and self._unwritten is None
-        if is_unused and self._allowed is not None and self._allowed.boundary != line.boundary:
+        allowed = self._allowed
+        if allowed is not None and self._unwritten is None and allowed.boundary != line.boundary:
             self._goes_ahead = False
 
     def _catch_up(self) -> None:
