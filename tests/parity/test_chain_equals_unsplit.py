@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from cutlayer.client.settings import SamplingSettings
 from tests.chain_worlds import (
@@ -17,7 +18,7 @@ from tests.chain_worlds import (
     six_blocks,
 )
 from tests.parity.test_generation_equals_unsplit import PROMPTS, _unsplit
-from tests.parity.test_training_equals_unsplit import _unsplit_losses
+from tests.unsplit_worlds import unsplit_losses
 from tests.worlds import client_of, client_settings, running_server
 
 GREEDY = SamplingSettings(max_new_tokens=10)
@@ -35,7 +36,8 @@ def test_losses_norms_and_export_equal_those_of_unsplit_peft(
     ):
         history = client.train().history
         client.export(tmp_path / "first", step=0)
-        losses, norms = _unsplit_losses(client, tmp_path / "first", model)
+        base = AutoModelForCausalLM.from_pretrained(model)
+        losses, norms = unsplit_losses(client, tmp_path / "first", base)
     assert [record.loss for record in history] == pytest.approx(losses, rel=1e-5)
     assert [record.grad_norm for record in history] == pytest.approx(norms, rel=1e-5)
     assert history[-1].loss < 0.85 * history[0].loss
