@@ -164,7 +164,8 @@ class GenerationSession:
             self._undo(feeds, starts)
             raise
         pending = Pending(feeds=feeds, passed=passed, released=released, call=call)
-        if 0 < sum(wanted) <= _MOST_AHEAD:
+        # After a replay the next call is likely to be one, which needs no line.
+        if 0 < sum(wanted) <= _MOST_AHEAD and not released.is_replay:
             self._go_ahead(pending, sum(wanted))
         return pending
 
