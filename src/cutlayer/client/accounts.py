@@ -140,8 +140,7 @@ def report_from_files(settings: ClientSettings) -> PrivacyReport:
     vault = open_run_vault(folder, open_vault(settings.run.key_file))
     spending, num_vectors, run = RunSpending(), Counter[str](), ""
     for line in _lines(folder / LEDGER_FILE, vault):
-        if line.vectors:
-            spending.take(spending.after(payment_of(line)))
+        spending.take(spending.after(payment_of(line)))
         num_vectors[line.boundary] += line.vectors
         run = line.run
     return _report(settings, spending.boundaries(), num_vectors, run, is_tight=True)
@@ -153,8 +152,7 @@ def _lines(path: Path, vault: Vault) -> Iterator[LedgerLine]:
     for number, record in enumerate(read_log(path, vault)):
         line = parse_line(record, f"{path} line {number + 1}")
         yield line
-    lost = None if line is None else lost_line(line)
-    if lost is not None:
+    if lost := lost_line(line):
         yield lost
 
 

@@ -81,20 +81,19 @@ class Ledger:
         self._guard: Guard | None = None
         self._account: Anchor | None = None
         self._last: LedgerLine | None = None
-        """The last line on disk, of those since the ledger was opened."""
+        """The last line on disk."""
         self._allowed: LedgerLine | None = None
         """The same, while it lets vectors leave; `ahead` is what is left of them."""
         self._goes_ahead = True
         """False once gates were seen to take turns."""
         self._unwritten: LedgerLine | None = None
         """What has left on it; it has been counted."""
-        line: LedgerLine | None = None
         for record in log.read():
             line = parse_line(record, f"{log.path} line {self._num_lines + 1}")
             self._take(line, self._spending.after(payment_of(line)))
+            self._last = line
             self._num_lines += 1
-        lost = None if line is None else lost_line(line)
-        if lost is not None:
+        if lost := lost_line(self._last):
             self._write(lost, self._now().astimezone(UTC))
 
     def __enter__(self) -> "Ledger":
@@ -143,7 +142,7 @@ class Ledger:
                     spent = self._num_day_vectors[boundary, _day(now.isoformat())]
                     check_day(boundary, num_fresh, spent, max_day_vectors, now)
                 line = line_of(now, self._run_id, boundary, event, version, list(fresh.values()))
-                if self._is_allowed(line):
+                if self._is_allowed(line, line.vectors):
                     self._put_off(line)
                 else:
                     self._take_turns(line)
@@ -174,9 +173,9 @@ class Ledger:
                 return
             now = self._now().astimezone(UTC)
             line = line_of(now, self._run_id, boundary, event, version, [])
-            line = msgspec.structs.replace(line, vectors=0, ahead=event.num_vectors)
+            line = msgspec.structs.replace(line, ahead=event.num_vectors)
             left = self._unwritten
-            if left is None and self._is_allowed(msgspec.structs.replace(line, vectors=line.ahead)):
+            if left is None and self._is_allowed(line, line.ahead):
                 return
             if left is not None and rule_of(left) == rule_of(line):
                 line = msgspec.structs.replace(line, keys=left.keys, vectors=left.vectors)
@@ -228,14 +227,14 @@ class Ledger:
             self._end_allowance()
         self._log.close()
 
-    def _is_allowed(self, line: LedgerLine) -> bool:
-        """Whether vectors may leave before this line of theirs is written."""
+    def _is_allowed(self, line: LedgerLine, num_vectors: int) -> bool:
+        """Whether so many vectors may leave before a line like this one is written."""
         allowed = self._allowed
         return (
             allowed is not None
             and self._guard is None
             and rule_of(allowed) == rule_of(line)
-            and line.vectors <= allowed.ahead
+            and num_vectors <= allowed.ahead
             and line.form is None
             and not line.rows
         )
@@ -303,8 +302,7 @@ class Ledger:
             self._account = Anchor(*line.account)
 
     def _count(self, line: LedgerLine, staged: Staged) -> None:
-        if line.vectors:
-            self._spending.take(staged)
+        self._spending.take(staged)
         self._known.update(bytes.fromhex(key) for key in line.keys)
         self._num_vectors[line.boundary] += line.vectors
         self._num_day_vectors[line.boundary, _day(line.time)] += line.vectors

@@ -142,9 +142,9 @@ def rule_of(line: LedgerLine) -> tuple[object, ...]:
     return line.boundary, line.mechanism, line.scale, line.clip, line.version, line.time[:10]
 
 
-def lost_line(last: LedgerLine) -> LedgerLine | None:
-    """What has left, at most, after the last line of a ledger that nobody closed."""
-    if not last.ahead:
+def lost_line(last: LedgerLine | None) -> LedgerLine | None:
+    """What has left, at most, after the last line of a ledger, if nobody closed it."""
+    if last is None or not last.ahead:
         return None
     return msgspec.structs.replace(last, keys=[], vectors=last.ahead, ahead=0)
 

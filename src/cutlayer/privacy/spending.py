@@ -148,6 +148,8 @@ class Staged:
     day: str
     ever: _Change
     today: _Change
+    is_nothing: bool
+    """No vector is paid for: taken, it changes nothing."""
 
     @property
     def totals(self) -> BoundaryTotals:
@@ -173,10 +175,13 @@ class RunSpending:
             day=day,
             ever=self._ever.get(boundary, _Tally()).after(payment),
             today=(today or _Tally()).after(payment),
+            is_nothing=not any(count for _, count in payment.rows),
         )
 
     def take(self, staged: Staged) -> None:
         """Count what `after` computed; nothing else may have been taken in between."""
+        if staged.is_nothing:
+            return
         if staged.day != self._day:
             self._day, self._today = staged.day, {}
         self._ever.setdefault(staged.boundary, _Tally()).take(staged.ever)
